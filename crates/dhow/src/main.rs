@@ -1,0 +1,41 @@
+//! The `dhow` command.
+//!
+//! A process is a command of a user or, internally, the supervisor of one container (`dhow supervise`) or a hand in
+//! its user namespace (`dhow inside`). These are looked for first: the one is on the way of every start, and the other
+//! must have but one thread.
+#![forbid(unsafe_code)]
+// Doc comments of flags are their help texts, for terminals: `<key>` and `[:PORT]` are meant as they stand.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+mod args;
+mod cli;
+mod format;
+mod printer;
+mod progress;
+mod stream;
+mod verbs;
+
+use std::ffi::OsString;
+
+fn main() {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let code = match args.split_first() {
+        Some((first, rest)) if first == "supervise" => engine::supervise(rest, HELLO),
+        Some((first, rest)) if first == "inside" => engine::inside(rest),
+        _ => cli::run(args),
+    };
+    std::process::exit(code);
+}
+
+/// The program of the embedded image `hello`.
+const HELLO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hello"));
+
+/// What this program is.
+const BUILD: engine::BuildInfo = engine::BuildInfo {
+    version: env!("CARGO_PKG_VERSION"),
+    commit: match option_env!("DHOW_GIT_COMMIT") {
+        Some(commit) => commit,
+        None => "unknown",
+    },
+    compiler: env!("CARGO_PKG_RUST_VERSION"),
+};

@@ -1,0 +1,89 @@
+//! All output goes through here: results to stdout and nothing else, everything said to the user to stderr.
+
+use std::io::{self, IsTerminal, Write};
+
+/// The one way to stdout and stderr.
+pub struct Printer(());
+
+impl Printer {
+    /// There is one per command.
+    pub fn new() -> Self {
+        Self(())
+    }
+
+    /// One line of a result.
+    pub fn line(&self, line: &str) -> io::Result<()> {
+        let mut text = String::with_capacity(line.len() + 1);
+        text.push_str(line);
+        text.push('\n');
+        self.raw(text.as_bytes())
+    }
+
+    /// A result as it is, flushed.
+    pub fn raw(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        out.flush()
+    }
+
+    /// Something that went wrong.
+    pub fn error(&self, text: &str) {
+        self.note(&format!("dhow: {}", without_numbers(text)));
+    }
+
+    /// Something the user should know.
+    pub fn warning(&self, text: &str) {
+        self.note(&format!("WARNING: {text}"));
+    }
+
+    /// Anything else for the user's eyes. A closed stderr is no reason to fail.
+    pub fn note(&self, text: &str) {
+        let mut err = io::stderr().lock();
+        let _ = writeln!(err, "{text}");
+    }
+
+    /// Asks a question; anything but yes is no.
+    pub fn confirm(&self, question: &str) -> io::Result<bool> {
+        let mut out = io::stdout().lock();
+        write!(out, "{question}\nAre you sure you want to continue? [y/N] ")?;
+        out.flush()?;
+        drop(out);
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        Ok(matches!(answer.trim(), "y" | "Y"))
+    }
+
+    /// Whether stdout is a terminal.
+    pub fn is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+}
+
+/// Takes away the numbers that the standard library puts behind the kernel's words: `(os error 13)`.
+fn without_numbers(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        out.push_str(before);
+        match after.split_once(')') {
+            Some((number, tail)) if number.bytes().all(|b| b.is_ascii_digit()) => rest = tail,
+            _ => {
+                out.push_str(" (os error ");
+                rest = after;
+            }
+        }
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_read_as_words() {
+        assert_eq!(without_numbers("a: Permission denied (os error 13): b"), "a: Permission denied: b");
+        assert_eq!(without_numbers("x (os error"), "x (os error");
+        assert_eq!(without_numbers("x (os error a) y"), "x (os error a) y");
+    }
+}

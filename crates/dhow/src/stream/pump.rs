@@ -1,0 +1,266 @@
+//! The loop between our stdio and a supervisor's stream.
+//!
+//! One thread, one `poll`. Output goes straight from the frame to the descriptor; a reader that is slow slows the
+//! workload, as a pipe would. Input is sent only while the supervisor has room, so that two full pipes never wait for
+//! each other.
+
+use super::signals::{Arrived, Signals, ends};
+use super::terminal::{self, Raw};
+use crate::args::keys::Watcher;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use sandbox::client::{ClientError, Filled, Stream};
+use sandbox::protocol::Frame;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// One read of stdin: small enough to fit into a socket that polls as writable.
+const INPUT: usize = 32 << 10;
+
+/// Interrupts after which the user surely means us.
+const PATIENCE: u32 = 3;
+
+/// How the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The process ended with this code.
+    Exited(i32),
+    /// The user typed the detach keys.
+    Detached,
+    /// The supervisor hung up without a word.
+    Gone,
+    /// A signal asked us, not the workload, to end.
+    Signaled(i32),
+    /// Whoever read our output has gone.
+    BrokenPipe,
+}
+
+/// What is copied, and how.
+pub struct Options<'a> {
+    /// Our stdin goes there.
+    pub stdin: bool,
+    /// Its stdout comes here.
+    pub stdout: bool,
+    /// Its stderr comes here.
+    pub stderr: bool,
+    /// The process has a terminal: ours becomes raw, sizes are passed on.
+    pub tty: bool,
+    /// Keys that detach.
+    pub keys: Vec<u8>,
+    /// Takes the signals that we get; none if they are meant for us.
+    pub proxy: Option<&'a dyn Fn(i32)>,
+}
+
+/// Copies until one side ends.
+pub fn pump(mut stream: Stream, options: &Options<'_>) -> Result<End, ClientError> {
+    let raw = if options.tty && options.stdin { Raw::enter().map_err(ClientError::Io)? } else { None };
+    let end = run(&mut stream, options, raw.is_some());
+    drop(raw);
+    if matches!(end, Ok(End::Detached)) {
+        // The supervisor tells a client that left on purpose from one that died.
+        let _ = stream.detach();
+    }
+    end
+}
+
+fn run(stream: &mut Stream, options: &Options<'_>, raw: bool) -> Result<End, ClientError> {
+    let mut signals = if options.proxy.is_some() || raw || options.tty {
+        Some(Signals::catch(options.proxy.is_some(), options.tty).map_err(ClientError::Io)?)
+    } else {
+        None
+    };
+    let mut input = Input::new(options, raw);
+    let mut interrupts = 0;
+    // What an answer to the request brought along is there already, and no poll would tell.
+    if let Some(end) = output(stream, options)? {
+        return Ok(end);
+    }
+    loop {
+        let ready = wait(stream, &input, signals.as_ref())?;
+        if ready.signal
+            && let Some(s) = &mut signals
+        {
+            for arrived in s.pending() {
+                match (arrived, options.proxy) {
+                    (Arrived::Resized, _) => {
+                        if let Some((rows, columns)) = terminal::size() {
+                            // A process that just ended has no terminal any more; its exit code follows.
+                            let _ = stream.resize(rows, columns);
+                        }
+                    }
+                    (Arrived::Signal(n), None) => return Ok(End::Signaled(n)),
+                    (Arrived::Signal(n), Some(proxy)) => {
+                        interrupts += u32::from(ends(n));
+                        if interrupts >= PATIENCE {
+                            return Ok(End::Signaled(n));
+                        }
+                        proxy(n);
+                    }
+                }
+            }
+        }
+        if ready.output {
+            match stream.fill()? {
+                Filled::End => return Ok(output(stream, options)?.unwrap_or(End::Gone)),
+                Filled::Some | Filled::Nothing => {
+                    if let Some(end) = output(stream, options)? {
+                        return Ok(end);
+                    }
+                }
+            }
+        }
+        if ready.input && input.step(stream)? {
+            return Ok(End::Detached);
+        }
+    }
+}
+
+struct Ready {
+    output: bool,
+    input: bool,
+    signal: bool,
+}
+
+fn wait(stream: &Stream, input: &Input, signals: Option<&Signals>) -> Result<Ready, ClientError> {
+    let stdin = io::stdin();
+    let some = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+    loop {
+        let interest = if input.is_waiting() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let mut fds = vec![PollFd::from_borrowed_fd(stream.as_fd(), interest)];
+        let signal_at = signals.map(|s| {
+            fds.push(PollFd::from_borrowed_fd(s.fd(), PollFlags::IN));
+            fds.len() - 1
+        });
+        let stdin_at = input.wants_stdin().then(|| {
+            fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
+            fds.len() - 1
+        });
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            Err(e) => return Err(ClientError::Io(e.into())),
+            Ok(_) => {}
+        }
+        let got = |i: Option<usize>| i.and_then(|i| fds.get(i)).is_some_and(|f| !f.revents().is_empty());
+        let own = fds.first().map_or(PollFlags::empty(), PollFd::revents);
+        return Ok(Ready {
+            output: own.intersects(some),
+            input: got(stdin_at) || (input.is_waiting() && own.contains(PollFlags::OUT)),
+            signal: got(signal_at),
+        });
+    }
+}
+
+/// Writes all frames that are there.
+fn output(stream: &mut Stream, options: &Options<'_>) -> Result<Option<End>, ClientError> {
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    while let Some(frame) = stream.frame()? {
+        let written = match frame {
+            Frame::Stdout(bytes) if options.stdout => write_all(stdout.as_fd(), bytes),
+            Frame::Stderr(bytes) if options.stderr => write_all(stderr.as_fd(), bytes),
+            Frame::Exit(code) => return Ok(Some(End::Exited(code))),
+            _ => Ok(()),
+        };
+        match written {
+            Ok(()) => {}
+            Err(Errno::PIPE) => return Ok(Some(End::BrokenPipe)),
+            Err(e) => return Err(ClientError::Io(e.into())),
+        }
+    }
+    Ok(None)
+}
+
+/// Past Rust's own buffer, which would look for line ends.
+fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::write(fd, bytes) {
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                // Someone gave us a descriptor that does not block.
+                let _ = poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], None);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Our stdin, read only as fast as it can be sent.
+struct Input {
+    open: bool,
+    watcher: Option<Watcher>,
+    buffer: Vec<u8>,
+    /// Read, but not yet sent.
+    pending: Vec<u8>,
+    /// The end was read, but not yet told.
+    end: bool,
+    detached: bool,
+}
+
+impl Input {
+    fn new(options: &Options<'_>, raw: bool) -> Self {
+        let watcher = (raw && options.stdin).then(|| Watcher::new(options.keys.clone()));
+        Self {
+            open: options.stdin,
+            watcher,
+            buffer: if options.stdin { vec![0; INPUT] } else { Vec::new() },
+            pending: Vec::new(),
+            end: false,
+            detached: false,
+        }
+    }
+
+    /// Whether there is something to send.
+    fn is_waiting(&self) -> bool {
+        !self.pending.is_empty() || self.end || self.detached
+    }
+
+    fn wants_stdin(&self) -> bool {
+        self.open && !self.is_waiting()
+    }
+
+    /// Reads once, or sends once. True: the user detached.
+    fn step(&mut self, stream: &Stream) -> Result<bool, ClientError> {
+        if self.is_waiting() {
+            return self.send(stream);
+        }
+        let n = match rustix::io::read(io::stdin(), &mut self.buffer[..]) {
+            Ok(n) => n,
+            Err(Errno::INTR | Errno::AGAIN) => return Ok(false),
+            // A terminal that was hung up.
+            Err(Errno::IO) => 0,
+            Err(e) => return Err(ClientError::Io(e.into())),
+        };
+        let bytes = self.buffer.get(..n).unwrap_or_default();
+        if n == 0 {
+            (self.open, self.end) = (false, true);
+        } else if let Some(watcher) = &mut self.watcher {
+            self.detached = watcher.feed(bytes, &mut self.pending);
+        } else {
+            self.pending.extend_from_slice(bytes);
+        }
+        Ok(self.detached && self.pending.is_empty())
+    }
+
+    fn send(&mut self, stream: &Stream) -> Result<bool, ClientError> {
+        let sent = if !self.pending.is_empty() {
+            stream.write_stdin_some(&self.pending).map(|n| {
+                self.pending.drain(..n.min(self.pending.len()));
+            })
+        } else if self.end {
+            self.end = false;
+            stream.end_stdin()
+        } else {
+            Ok(())
+        };
+        match sent {
+            // It ended; its exit code is on the way.
+            Err(ClientError::Gone) => {
+                self.pending.clear();
+                (self.open, self.end) = (false, false);
+            }
+            other => other?,
+        }
+        Ok(self.detached && self.pending.is_empty())
+    }
+}

@@ -1,0 +1,20 @@
+//! The verbs: flags of each, the one engine call behind it, and what is printed.
+
+pub mod archive;
+pub mod attach;
+pub mod common;
+pub mod completion;
+pub mod cp;
+pub mod events;
+pub mod images;
+pub mod inspect;
+pub mod lifecycle;
+pub mod logs;
+pub mod look;
+pub mod ps;
+pub mod registry;
+pub mod run;
+pub mod stats;
+pub mod system;
+pub mod update;
+pub mod volume;

@@ -1,0 +1,147 @@
+//! `cp`, `diff` and `export`: a container's files, running or not.
+//!
+//! A running one is entered by `/proc/PID/root`, so that its volumes are seen; an ended one is mounted for the
+//! occasion, and a path below one of its mounts is looked for where that would come from. Every path is resolved beneath that root by the kernel (CVE-2018-15664,
+//! CVE-2019-14271): no program and no library of the image is run.
+
+use crate::recover::Liveness;
+use crate::store::Container;
+use crate::{Engine, EngineError, Result, inside, mounts, users};
+use rootfs::{Access, MountOptions, PathStat, UnpackOptions};
+use std::ffi::OsStr;
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use sys::Root;
+use types::RunState;
+use types::docker::FilesystemChange;
+
+impl Engine {
+    /// Runs `work` on the root of a container's files. It is told the state of one that runs in a user namespace of its
+    /// own: then owners are not to be read or written from here, but [`mod@inside`]. On the disk they are the inside's.
+    fn with_root<T>(
+        &self,
+        name: &str,
+        path: &Path,
+        write: bool,
+        work: impl FnOnce(&Root, &Path, Option<&RunState>) -> Result<T>,
+    ) -> Result<T> {
+        let container = self.find(name)?;
+        match self.settled(&container)? {
+            Liveness::Supervised(state) if state.pid > 0 => {
+                let root_path = format!("/proc/{}/root", state.pid);
+                let root = Root::open(&root_path).map_err(|e| match e.kind() {
+                    ErrorKind::NotFound => EngineError::NotRunning(container.name.clone()),
+                    _ => EngineError::io("cannot open", root_path.as_ref())(e),
+                })?;
+                // Asked with the root in hand: the pid may have become another's, whose root is the host's.
+                if !sys::host::is_running(state.pid, state.pid_start) {
+                    return Err(EngineError::NotRunning(container.name.clone()));
+                }
+                work(&root, path, Some(&*state).filter(|_| users::is_private(&container.host)))
+            }
+            Liveness::Supervised(_) => Err(EngineError::Conflict(format!(
+                "container {} is restarting, wait until the container is running",
+                container.name
+            ))),
+            Liveness::Ended(_, _lock) => {
+                if let Some((root, rest)) = self.below_mount(&container, path, write)? {
+                    return work(&root, &rest, None);
+                }
+                let access = if write { Access::ReadWrite } else { Access::ReadOnly };
+                self.with_mounted(&container, access, |root| work(root, path, None))
+            }
+        }
+    }
+
+    /// The source of the mount that a path of an ended container lies below, and the rest of the path: what is copied
+    /// beneath a mount point would be hidden by the mount at the next start.
+    fn below_mount(&self, c: &Container, path: &Path, write: bool) -> Result<Option<(Root, PathBuf)>> {
+        let Some(path) = mounts::clean(&Path::new("/").join(path)) else { return Ok(None) };
+        let Some(mount) = c.mounts.iter().rev().find(|m| path.starts_with(&m.target)) else {
+            return Ok(None);
+        };
+        self.prepare_volumes(c)?;
+        let source = match mount.kind {
+            mounts::Kind::Tmpfs => return Ok(None),
+            mounts::Kind::Volume => self.paths.volume(&mount.volume),
+            mounts::Kind::Bind => mount.source.clone(),
+        };
+        if !source.is_dir() {
+            return Ok(None);
+        }
+        if write && mount.read_only {
+            return Err(EngineError::Conflict(format!(
+                "mounted volume {} is marked read-only",
+                mount.target.display()
+            )));
+        }
+        let rest = path.strip_prefix(&mount.target).unwrap_or(&path);
+        let root = Root::open(&source).map_err(EngineError::io("cannot open", &source))?;
+        Ok(Some((root, Path::new("/").join(rest))))
+    }
+
+    fn with_mounted<T>(
+        &self,
+        c: &Container,
+        access: Access,
+        work: impl FnOnce(&Root) -> Result<T>,
+    ) -> Result<T> {
+        let plan = self.rootfs_plan(c)?;
+        rootfs::prepare(&plan)?;
+        let mounted = rootfs::mount(&plan, &MountOptions { access, ..Default::default() })?;
+        let fd = mounted.fd().try_clone_to_owned();
+        let root = Root::from_fd(fd.map_err(EngineError::io("cannot open", &plan.writable))?);
+        let out = work(&root);
+        drop(root);
+        mounted.release()?;
+        out
+    }
+
+    /// Looks at a path inside, without following a link at its end.
+    pub fn stat_path(&self, name: &str, path: &Path) -> Result<PathStat> {
+        self.with_root(name, path, false, |root, path, _| Ok(rootfs::stat(root, path)?))
+    }
+
+    /// Writes a path inside as a tar, its entries named after `rename` if given.
+    pub fn copy_from(
+        &self,
+        name: &str,
+        path: &Path,
+        rename: Option<&OsStr>,
+        out: &mut dyn Write,
+    ) -> Result<()> {
+        self.with_root(name, path, false, |root, path, apart| match apart {
+            Some(state) => inside::read(state, Some(path), rename, out),
+            None => Ok(rootfs::pack(root, path, rename, out)?),
+        })
+    }
+
+    /// Unpacks a tar into a directory inside.
+    pub fn copy_to(&self, name: &str, dir: &Path, tar: &mut dyn Read, options: &UnpackOptions) -> Result<()> {
+        let container = self.find(name)?;
+        let read_only = container.host.readonly_rootfs.unwrap_or(false);
+        let on_mount = container.mounts.iter().any(|m| dir.starts_with(&m.target) && !m.read_only);
+        if read_only && !on_mount {
+            return Err(EngineError::Conflict("container rootfs is marked read-only".into()));
+        }
+        self.with_root(name, dir, true, |root, dir, apart| match apart {
+            Some(state) => inside::write(state, dir, tar, options),
+            None => Ok(rootfs::unpack(root, dir, tar, options)?),
+        })
+    }
+
+    /// What changed against the image.
+    pub fn changes(&self, name: &str) -> Result<Vec<FilesystemChange>> {
+        let container = self.find(name)?;
+        let plan = self.rootfs_plan(&container)?;
+        Ok(rootfs::changes(&plan)?)
+    }
+
+    /// Writes all files of a container as a tar.
+    pub fn export(&self, name: &str, out: &mut dyn Write) -> Result<()> {
+        self.with_root(name, Path::new("/"), false, |root, _, apart| match apart {
+            Some(state) => inside::read(state, None, None, out),
+            None => Ok(rootfs::export(root, out)?),
+        })
+    }
+}

@@ -1,0 +1,227 @@
+//! `create`: from a request to a row in the database.
+
+use crate::mounts::{self, UserMount};
+use crate::request::{CreateRequest, Created, PullPolicy};
+use crate::spec::invalid;
+use crate::store::{self, Container};
+use crate::{Engine, EngineError, Result, config, merge, names};
+use image::{Image, ImageError, Progress};
+use std::collections::HashMap;
+use types::docker::{ContainerConfig, HostConfig};
+use types::{ContainerId, ImageRef, RestartPolicy};
+
+/// Attempts at a made-up name before giving up.
+const NAME_ATTEMPTS: u32 = 50;
+
+impl Engine {
+    /// Creates a container: fetches its image if need be, checks all that can be checked, and remembers it.
+    pub fn create(&self, request: CreateRequest, progress: &dyn Progress) -> Result<Created> {
+        if let Some(name) = &request.name
+            && !names::is_valid(name)
+        {
+            return Err(EngineError::Invalid(format!(
+                "invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+            )));
+        }
+        refuse_unsupported(&request.host)?;
+        let image = self.image_for(&request, progress)?;
+        let mut warnings = Vec::new();
+        if request.platform.is_none() && !types::Platform::host().accepts(&image.platform) {
+            let host = types::Platform::host();
+            warnings.push(format!(
+                "the image's platform ({}) is not this host's ({host}), and no platform was asked for",
+                image.platform
+            ));
+        }
+        let mut config = merge::merge(request.config, &image.config.config);
+        config.image = Some(request.image.clone());
+        let mut host = request.host;
+        fill_in(&mut host);
+        let mounts = self.mounts_of(&config, &host)?;
+        let mut container = Container {
+            id: new_id()?,
+            name: request.name.clone().unwrap_or_default(),
+            created_ns: sys::host::now_ns(),
+            image_id: image.id.to_string(),
+            image: request.image,
+            config,
+            host,
+            networking: request.networking.unwrap_or_default(),
+            mounts,
+        };
+        self.check(&container, &mut warnings)?;
+        self.commit_new(&mut container, &image, request.name.is_none())?;
+        self.event(&container, "create", &[]);
+        Ok(Created { id: container.id, warnings })
+    }
+
+    /// The image, fetched as the policy says.
+    fn image_for(&self, request: &CreateRequest, progress: &dyn Progress) -> Result<Image> {
+        let platform = request.platform.as_ref();
+        let local = || self.images.resolve(&request.image, platform);
+        if request.pull != PullPolicy::Always {
+            match local() {
+                Err(ImageError::NotFound(_) | ImageError::Platform { .. })
+                    if self.is_hello(&request.image) =>
+                {
+                    return Ok(self.images.ensure_hello(self.hello)?);
+                }
+                Err(ImageError::NotFound(_) | ImageError::Platform { .. })
+                    if request.pull == PullPolicy::Missing => {}
+                other => return Ok(other?),
+            }
+            progress.status(&format!("Unable to find image '{}' locally", familiar(&request.image)));
+        } else if self.is_hello(&request.image) {
+            return Ok(self.images.ensure_hello(self.hello)?);
+        }
+        let reference = ImageRef::parse(&request.image).map_err(ImageError::from)?;
+        let access = image::registry::Access { insecure: insecure_registries(), ..Default::default() };
+        let options = image::PullOptions { platform: request.platform.clone(), access };
+        Ok(self.images.pull(&reference, &options, progress)?.image)
+    }
+
+    fn is_hello(&self, name: &str) -> bool {
+        !self.hello.is_empty() && matches!(name, image::HELLO | "hello:latest")
+    }
+
+    fn mounts_of(&self, config: &ContainerConfig, host: &HostConfig) -> Result<Vec<UserMount>> {
+        let mut from = Vec::new();
+        for spec in host.volumes_from.iter().flatten() {
+            let (name, mode) = spec.split_once(':').unwrap_or((spec, "rw"));
+            if !matches!(mode, "ro" | "rw" | "z" | "Z") {
+                return Err(invalid(format!("invalid mode {mode:?} of --volumes-from {spec:?}")));
+            }
+            for mut mount in store::find(&self.db, name)?.mounts {
+                mount.read_only |= mode == "ro";
+                from.push(mount);
+            }
+        }
+        let mut new_name = || Ok(new_id()?.as_str().to_owned());
+        mounts::gather(config, host, from, &self.paths, &mut new_name)
+    }
+
+    /// Builds what a start would build, so that a wrong request fails now and not at the start.
+    fn check(&self, container: &Container, warnings: &mut Vec<String>) -> Result<()> {
+        config::log_config(container)?;
+        let restart = config::restart_policy(&container.host)?;
+        crate::signals::stop_signal(&container.config)?;
+        crate::config::health_check(&container.config)?;
+        crate::network::check(container)?;
+        crate::users::check(&container.host)?;
+        let ipam =
+            container.networking.endpoints_config.iter().flatten().find_map(|(_, e)| e.ipam_config.as_ref());
+        if ipam.is_some_and(|i| i.ipv4_address.is_some() || i.ipv6_address.is_some()) {
+            return Err(invalid(
+                "--ip and --ip6 need a user-defined network: leave them out on the default one",
+            ));
+        }
+        crate::spec::resources_of(&container.host)?;
+        crate::spec::arguments(&container.config)?;
+        if let Some(dir) = container.config.working_dir.as_deref().filter(|d| !d.is_empty())
+            && !dir.starts_with('/')
+        {
+            return Err(invalid(format!(
+                "the working directory {dir:?} is invalid, it needs to be an absolute path"
+            )));
+        }
+        if let Some(name) = container.config.hostname.as_deref().filter(|h| !h.is_empty())
+            && (name.len() > 64 || name.contains(['/', '\0', ' ', '\n']))
+        {
+            return Err(invalid(format!("invalid hostname {name:?}: at most 64 bytes of a host name")));
+        }
+        if container.host.auto_remove.unwrap_or(false) && restart != RestartPolicy::No {
+            return Err(EngineError::Invalid(
+                "conflicting options: cannot specify both --restart and --rm".into(),
+            ));
+        }
+        // Two things that are checked for their errors and warnings only, where nothing of other containers is needed.
+        if crate::network::joined_names(container).is_empty() {
+            let cx = crate::spec::Context {
+                container,
+                mounts: &[],
+                paths: &self.paths,
+                joined: &HashMap::new(),
+                own_names: true,
+                user_ids: Some(crate::users::FIRST_ID),
+            };
+            warnings.extend(crate::spec::build(&cx)?.warnings);
+        }
+        Ok(())
+    }
+
+    /// Commits the container with its volumes; finds a free name if none was given.
+    fn commit_new(&self, container: &mut Container, image: &Image, made_up: bool) -> Result<()> {
+        for attempt in 0..NAME_ATTEMPTS {
+            if made_up {
+                let random = sys::host::random().map_err(EngineError::io("getrandom", "".as_ref()))?;
+                container.name = names::made_up(random, attempt);
+            }
+            let done = self.db.write(|tx| {
+                // It may have been removed since it was resolved; within this transaction it cannot be.
+                self.images.id(&image.id.to_string())?;
+                container.insert(tx)?;
+                crate::volumes::claim(tx, container)
+            });
+            match done {
+                Err(EngineError::NameInUse { .. }) if made_up => {}
+                other => return other,
+            }
+        }
+        Err(EngineError::Conflict("no free name was found: give one with --name".into()))
+    }
+}
+
+/// Registries that are spoken to without TLS, beyond those on this host: `DHOW_INSECURE_REGISTRIES`, separated by
+/// commas.
+pub fn insecure_registries() -> Vec<String> {
+    let variable = std::env::var("DHOW_INSECURE_REGISTRIES").unwrap_or_default();
+    variable.split(',').map(|r| r.trim().to_owned()).filter(|r| !r.is_empty()).collect()
+}
+
+fn familiar(name: &str) -> String {
+    ImageRef::parse(name).map_or_else(|_| name.to_owned(), |r| r.familiar())
+}
+
+pub(crate) fn new_id() -> Result<ContainerId> {
+    let bytes = sys::host::random().map_err(EngineError::io("getrandom", "".as_ref()))?;
+    Ok(ContainerId::from_random(bytes))
+}
+
+fn refuse_unsupported(host: &HostConfig) -> Result<()> {
+    match host.runtime.as_deref().unwrap_or("") {
+        "" | "runc" | "dhow" | "container" => {}
+        "vm" | "dhow-vm" => {
+            return Err(EngineError::Unsupported(
+                "--isolation vm: this version of dhow has no microVM hull; run it as a container".into(),
+            ));
+        }
+        other => return Err(EngineError::Invalid(format!("unknown or invalid runtime name: {other}"))),
+    }
+    if host.links.as_ref().is_some_and(|l| !l.is_empty()) {
+        return Err(EngineError::Unsupported(
+            "--link is not supported: use the address or --add-host".into(),
+        ));
+    }
+    if host.device_requests.as_ref().is_some_and(|d| !d.is_empty()) {
+        return Err(EngineError::Unsupported(
+            "--gpus is not supported: give the device nodes with --device".into(),
+        ));
+    }
+    if host.storage_opt.as_ref().is_some_and(|s| !s.is_empty()) {
+        return Err(EngineError::Unsupported("--storage-opt is not supported".into()));
+    }
+    Ok(())
+}
+
+/// Defaults that `inspect` shows.
+fn fill_in(host: &mut HostConfig) {
+    let mode = host.network_mode.get_or_insert_with(|| "bridge".into());
+    if matches!(mode.as_str(), "" | "default") {
+        *mode = "bridge".into();
+    }
+    host.ipc_mode.get_or_insert_with(|| "private".into());
+    host.cgroupns_mode.get_or_insert(types::docker::HostConfigCgroupnsModeEnum::PRIVATE);
+    host.shm_size.get_or_insert(64 << 20);
+    host.runtime.get_or_insert_with(|| "dhow".into());
+    host.log_config.get_or_insert_default().typ.get_or_insert_with(|| "json-file".into());
+}

@@ -1,0 +1,71 @@
+//! Events: what happens to containers and images, as Docker tells it.
+
+use crate::filters;
+use crate::request::EventOptions;
+use crate::store::Container;
+use crate::{Engine, EngineError, Result};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use types::{Event, EventType};
+
+/// Attributes that events carry of a container.
+pub(crate) fn event_attributes(
+    name: &str,
+    image: &str,
+    labels: impl Iterator<Item = (String, String)>,
+) -> BTreeMap<String, String> {
+    let mut out: BTreeMap<String, String> = labels.collect();
+    out.insert("name".into(), name.to_owned());
+    out.insert("image".into(), image.to_owned());
+    out
+}
+
+impl Engine {
+    /// Tells an event of a container.
+    pub(crate) fn event(&self, container: &Container, action: &str, more: &[(&str, String)]) {
+        let labels = container.config.labels.clone().unwrap_or_default();
+        let mut attributes = event_attributes(&container.name, &container.image, labels.into_iter());
+        attributes.extend(more.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
+        self.tell(EventType::Container, action, container.id.as_str(), attributes);
+    }
+
+    /// Tells an event of an image.
+    pub fn image_event(&self, action: &str, id: &str, name: &str) {
+        self.tell(EventType::Image, action, id, [("name".to_owned(), name.to_owned())].into());
+    }
+
+    fn tell(&self, kind: EventType, action: &str, id: &str, attributes: BTreeMap<String, String>) {
+        let event = Event {
+            kind,
+            action: action.to_owned(),
+            id: id.to_owned(),
+            attributes,
+            time_ns: sys::host::now_ns(),
+        };
+        // What was done is done, whether it could be told or not.
+        let _ = self.events.append(&event);
+    }
+
+    /// Gives the events that match to `sink`, until the asked time or until `sink` or `idle` breaks.
+    pub fn events(
+        &self,
+        options: &EventOptions,
+        sink: &mut dyn FnMut(Event) -> ControlFlow<()>,
+        idle: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<()> {
+        const KNOWN: &[&str] =
+            &["container", "image", "volume", "network", "event", "type", "label", "scope", "daemon"];
+        filters::check(&options.filters, KNOWN)?;
+        let span = state::Follow { since_ns: options.since_ns, until_ns: options.until_ns };
+        let mut matching = |event: Event| {
+            if filters::event_matches(&options.filters, &event) {
+                sink(event)
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        self.events
+            .follow(span, &mut matching, idle)
+            .map_err(EngineError::io("cannot read the events in", &self.paths.run))
+    }
+}

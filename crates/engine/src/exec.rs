@@ -1,0 +1,86 @@
+//! `exec`: another command in a running container.
+
+use crate::recover::{Liveness, set_user};
+use crate::request::ExecRequest;
+use crate::spec::{exec_process, invalid};
+use crate::{Engine, EngineError, Result};
+use sandbox::client::{ExecInfo, ExecOptions, Stream};
+use types::Status;
+
+impl Engine {
+    /// Runs a command beside the main process. The stream ends with its exit code; a detached one has none. The id
+    /// names the session.
+    pub fn exec(&self, name: &str, request: &ExecRequest) -> Result<(String, Option<Stream>)> {
+        let config = &request.config;
+        if config.cmd.as_ref().is_none_or(|c| c.first().is_none_or(String::is_empty)) {
+            return Err(invalid("no exec command specified"));
+        }
+        let container = self.find(name)?;
+        let state = match self.settled(&container)? {
+            Liveness::Supervised(state) => state,
+            Liveness::Ended(..) => return Err(EngineError::NotRunning(container.id.to_string())),
+        };
+        match state.status {
+            Status::Paused => {
+                return Err(EngineError::Conflict(format!(
+                    "container {} is paused, unpause the container before exec",
+                    container.name
+                )));
+            }
+            Status::Restarting => {
+                return Err(EngineError::Conflict(format!(
+                    "container {} is restarting, wait until the container is running",
+                    container.name
+                )));
+            }
+            _ => {}
+        }
+        let spec = self.read_bundle(&container)?.spec;
+        let root_path = format!("/proc/{}/root", state.pid);
+        let root = sys::Root::open(&root_path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => EngineError::NotRunning(container.id.to_string()),
+            _ => EngineError::io("cannot open", root_path.as_ref())(e),
+        })?;
+        let main_user = container.config.user.as_deref().unwrap_or("");
+        let user_name = config.user.as_deref().filter(|u| !u.is_empty()).unwrap_or(main_user);
+        let none = Vec::new();
+        let groups = container.host.group_add.as_ref().unwrap_or(&none);
+        let user = process::resolve_user(&root, user_name, groups).map_err(invalid)?;
+        let mut process = exec_process(&spec, config, user.clone(), user_name)?;
+        set_user(&root, &mut process, user);
+        let id = crate::create::new_id()?.to_string();
+        let options = ExecOptions {
+            id: id.clone(),
+            process,
+            stdin: config.attach_stdin.unwrap_or(false),
+            stdout: config.attach_stdout.unwrap_or(false),
+            stderr: config.attach_stderr.unwrap_or(false),
+            tty: config.tty.unwrap_or(false),
+            console_size: request.console_size,
+            detach: request.detach,
+        };
+        use sandbox::client::ClientError;
+        let stream = self.client(&container)?.exec(options).map_err(|e| match e {
+            ClientError::Refused(failure) => {
+                EngineError::Start { message: failure.message, code: failure.exit_code }
+            }
+            other => self.refused(&container, other),
+        })?;
+        Ok((id, stream))
+    }
+
+    /// The exec sessions of a container, running and lately ended.
+    pub fn execs(&self, name: &str) -> Result<Vec<ExecInfo>> {
+        let container = self.find(name)?;
+        match self.liveness(&container)? {
+            Liveness::Supervised(_) => Ok(self.client(&container)?.execs()?),
+            Liveness::Ended(..) => Ok(Vec::new()),
+        }
+    }
+
+    /// Sets the size of the terminal of an exec session.
+    pub fn resize_exec(&self, name: &str, exec: &str, rows: u16, columns: u16) -> Result<()> {
+        let container = self.find(name)?;
+        Ok(self.client(&container)?.resize(Some(exec), rows, columns)?)
+    }
+}

@@ -1,0 +1,162 @@
+//! `--filter key=value`: which containers and events match.
+
+use crate::request::Filters;
+use crate::spec::invalid;
+use crate::store::Container;
+use crate::{Engine, Result};
+use types::{Event, RunState, Status};
+
+/// Refuses keys that nobody knows.
+pub(crate) fn check(filters: &Filters, known: &[&str]) -> Result<()> {
+    match filters.keys().find(|k| !known.contains(&k.as_str())) {
+        Some(key) => Err(invalid(format!("invalid filter {key:?}: {} are known", known.join(", ")))),
+        None => Ok(()),
+    }
+}
+
+/// `label=key`, `label=key=value`; with `!` the other way round.
+fn label_matches<'a>(wanted: &str, get: impl Fn(&str) -> Option<&'a String>) -> bool {
+    match wanted.split_once('=') {
+        Some((key, value)) => get(key).is_some_and(|v| v == value),
+        None => get(wanted).is_some(),
+    }
+}
+
+pub(crate) fn event_matches(filters: &Filters, event: &Event) -> bool {
+    filters.iter().all(|(key, values)| {
+        values.is_empty()
+            || values.iter().any(|v| match key.as_str() {
+                "type" | "scope" | "daemon" => key != "type" || event.kind.as_str() == v,
+                // `health_status` stands for all of `health_status: …`.
+                "event" => event.action == *v || event.action.split(':').next() == Some(v),
+                "label" => label_matches(v, |k| event.attributes.get(k)),
+                "image" if event.kind.as_str() == "container" => {
+                    event.attributes.get("image").is_some_and(|i| i == v || i.split(':').next() == Some(v))
+                }
+                kind => {
+                    event.kind.as_str() == kind
+                        && (event.id == *v
+                            || v.len() >= 4 && event.id.starts_with(v.as_str())
+                            || event.attributes.get("name") == Some(v))
+                }
+            })
+    })
+}
+
+/// Keys of `ps --filter`.
+pub(crate) const CONTAINER: &[&str] = &[
+    "id", "name", "label", "exited", "status", "ancestor", "before", "since", "volume", "network", "publish",
+    "expose", "health", "is-task",
+];
+
+impl Engine {
+    /// Whether a container matches.
+    pub(crate) fn container_matches(
+        &self,
+        filters: &Filters,
+        c: &Container,
+        state: &RunState,
+    ) -> Result<bool> {
+        for (key, values) in filters {
+            let mut any = values.is_empty();
+            for value in values {
+                any |= self.one_matches(key, value, c, state)?;
+            }
+            if !any {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn one_matches(&self, key: &str, value: &str, c: &Container, state: &RunState) -> Result<bool> {
+        let labels = c.config.labels.as_ref();
+        Ok(match key {
+            "id" => c.id.as_str().starts_with(value),
+            "name" => {
+                c.name.contains(value.trim_start_matches(['/', '^']).trim_end_matches('$'))
+                    && anchored(value, &c.name)
+            }
+            "label" => label_matches(value, |k| labels.and_then(|l| l.get(k))),
+            "exited" => {
+                let code: i32 =
+                    value.parse().map_err(|_| invalid(format!("invalid filter exited={value}")))?;
+                state.status == Status::Exited && state.exit_code == code
+            }
+            "status" => {
+                const KNOWN: &[&str] =
+                    &["created", "running", "paused", "restarting", "removing", "exited", "dead"];
+                if !KNOWN.contains(&value) {
+                    return Err(invalid(format!(
+                        "invalid filter status={value}: {} are known",
+                        KNOWN.join(", ")
+                    )));
+                }
+                state.status.as_str() == value
+            }
+            "ancestor" => {
+                c.image == value
+                    || c.image_id == value
+                    || self.images.id(value).is_ok_and(|id| id.to_string() == c.image_id)
+            }
+            "before" => c.created_ns < self.find(value)?.created_ns,
+            "since" => c.created_ns > self.find(value)?.created_ns,
+            "volume" => c.mounts.iter().any(|m| m.volume == value || m.target.to_str() == Some(value)),
+            "network" => c.host.network_mode.as_deref() == Some(value),
+            "publish" => ports_match(value, c.host.port_bindings.iter().flatten().map(|(p, _)| p)),
+            "expose" => ports_match(value, c.config.exposed_ports.iter().flatten()),
+            "health" => match &state.health {
+                Some(health) => health.status.as_str() == value,
+                None => value == "none",
+            },
+            "is-task" => value == "false",
+            _ => false,
+        })
+    }
+}
+
+fn anchored(pattern: &str, name: &str) -> bool {
+    let bare = pattern.trim_start_matches(['^', '/']).trim_end_matches('$');
+    (!pattern.starts_with('^') || name.starts_with(bare)) && (!pattern.ends_with('$') || name.ends_with(bare))
+}
+
+fn ports_match<'a>(wanted: &str, mut ports: impl Iterator<Item = &'a String>) -> bool {
+    let (range, protocol) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) else { return false };
+    ports.any(|p| {
+        let (number, proto) = p.split_once('/').unwrap_or((p, "tcp"));
+        proto == protocol && number.parse::<u16>().is_ok_and(|n| (first..=last).contains(&n))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::EventType;
+
+    #[test]
+    fn events_match_by_key() {
+        let event = Event {
+            kind: EventType::Container,
+            action: "health_status: healthy".into(),
+            id: "abcdef".into(),
+            attributes: [("name".to_owned(), "web".to_owned()), ("image".to_owned(), "nginx:1".to_owned())]
+                .into(),
+            time_ns: 0,
+        };
+        let of = |k: &str, v: &str| Filters::from([(k.to_owned(), vec![v.to_owned()])]);
+        for (key, value, want) in [
+            ("event", "health_status", true),
+            ("event", "start", false),
+            ("container", "web", true),
+            ("container", "abcd", true),
+            ("container", "db", false),
+            ("image", "nginx", true),
+            ("type", "image", false),
+        ] {
+            assert_eq!(event_matches(&of(key, value), &event), want, "{key}={value}");
+        }
+        assert!(check(&of("colour", "red"), CONTAINER).is_err());
+    }
+}

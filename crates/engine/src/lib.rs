@@ -1,0 +1,114 @@
+//! Dhow's front page: every verb of the command line and of the API is one method of [`Engine`].
+//!
+//! ```text
+//! create ─► resolve image ─► check everything ─► one row in state.db: the container exists
+//! start  ─► plan network ─► build the OCI spec ─► write the bundle ─► spawn a supervisor ─► attach
+//! ```
+//!
+//! The engine keeps no process and no memory between commands: what it knows is in the database, in the files of
+//! each sandbox, and with the supervisors, which it asks over their control sockets. Any command may die at any
+//! moment; the next one that meets what it left ([`recover`](Engine::recover)) finishes or undoes it.
+#![forbid(unsafe_code)]
+
+mod commit;
+mod config;
+mod copy;
+mod create;
+mod disk;
+mod error;
+mod events;
+mod exec;
+mod filters;
+mod images;
+mod info;
+mod inside;
+mod inspect;
+mod lifecycle;
+mod list;
+mod logs;
+mod merge;
+mod mounts;
+mod names;
+mod network;
+mod paths;
+mod prune;
+mod recover;
+mod remove;
+mod request;
+mod signals;
+mod spec;
+mod start;
+mod stats;
+mod store;
+mod supervise;
+mod users;
+mod volumes;
+
+pub use create::insecure_registries;
+pub use disk::Usage;
+pub use error::{EngineError, Result};
+pub use info::{BuildInfo, version};
+pub use inside::inside;
+pub use paths::Paths;
+pub use request::{
+    CommitOptions, CreateRequest, Created, EventOptions, ExecRequest, Filters, ListOptions, LogOptions,
+    Pruned, PullPolicy, RemoveOptions,
+};
+pub use supervise::supervise;
+pub use volumes::VolumeInfo;
+
+use state::{Db, EventLog};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// Where the state lies unless `--root` says otherwise.
+pub const DEFAULT_ROOT: &str = "/var/lib/dhow";
+/// Where what a reboot clears lies unless `--run` says otherwise.
+pub const DEFAULT_RUN: &str = "/run/dhow";
+
+/// How to open a store.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// [`DEFAULT_ROOT`] if none.
+    pub root: Option<PathBuf>,
+    /// [`DEFAULT_RUN`] if none; for another root, its `run` directory.
+    pub run: Option<PathBuf>,
+    /// The program of the embedded image `hello`; empty where there is none.
+    pub hello: &'static [u8],
+}
+
+/// One store, open.
+pub struct Engine {
+    paths: Paths,
+    db: Rc<Db>,
+    images: image::ImageStore,
+    events: EventLog,
+    hello: &'static [u8],
+}
+
+impl Engine {
+    /// Opens a store; a new one is made.
+    pub fn open(options: &OpenOptions) -> Result<Self> {
+        let absolute =
+            |p: &PathBuf| std::path::absolute(p).map_err(EngineError::io("cannot use the directory", p));
+        let root = options.root.as_ref().map_or_else(|| Ok(DEFAULT_ROOT.into()), absolute)?;
+        let run = match (&options.run, &options.root) {
+            (Some(run), _) => absolute(run)?,
+            (None, Some(_)) => root.join("run"),
+            (None, None) => DEFAULT_RUN.into(),
+        };
+        let paths = Paths { root, run };
+        paths.ensure()?;
+        let db = Rc::new(Db::open(&paths.db())?);
+        db.migrate("engine", store::SCHEMA)?;
+        let format = paths.layer_format();
+        let images = image::ImageStore::open_with(&paths.root, Rc::clone(&db), format)?;
+        let events = EventLog::new(&paths.run);
+        Ok(Self { paths, db, images, events, hello: options.hello })
+    }
+
+    /// Where this store lies.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+}

@@ -1,0 +1,237 @@
+//! Verbs on a container that exists: stop, restart, kill, pause, update, rename, wait, attach.
+
+use crate::recover::Liveness;
+use crate::spec::invalid;
+use crate::store::{self, Container, json};
+use crate::{Engine, EngineError, Result, config, names, signals, spec};
+use sandbox::client::{AttachOptions, Client, ClientError, Stream, WaitCondition};
+use types::docker::{ContainerUpdateBody, HostConfig};
+use types::{ErrorKind, Kinded, RunState, Status};
+
+/// How often a request is made again when the supervisor is killed while it answers.
+pub(crate) const ATTEMPTS: u32 = 5;
+
+impl Engine {
+    pub(crate) fn find(&self, name: &str) -> Result<Container> {
+        store::find(&self.db, name)
+    }
+
+    /// Full id of a container.
+    pub fn id(&self, name: &str) -> Result<types::ContainerId> {
+        Ok(self.find(name)?.id)
+    }
+
+    /// A connection to a container that runs.
+    fn running(&self, name: &str) -> Result<(Container, Box<RunState>, Client)> {
+        let container = self.find(name)?;
+        match self.liveness(&container)? {
+            Liveness::Supervised(state) => {
+                let client = self.client(&container)?;
+                Ok((container, state, client))
+            }
+            Liveness::Ended(..) => Err(EngineError::NotRunning(name.to_owned())),
+        }
+    }
+
+    /// Asks a container to end, and kills it after `timeout` seconds (-1 waits for ever). One that does not run is
+    /// left alone.
+    pub fn stop(&self, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
+        let signal = signal.map(signals::parse).transpose()?;
+        let container = self.find(name)?;
+        self.stop_container(&container, signal, timeout)
+    }
+
+    pub(crate) fn stop_container(
+        &self,
+        container: &Container,
+        signal: Option<i32>,
+        timeout: Option<i64>,
+    ) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let stopped = self.running(container.id.as_str()).and_then(|(_, _, mut client)| {
+                client.stop(signal, timeout).map_err(|e| self.refused(container, e))
+            });
+            match stopped {
+                Ok(_) | Err(EngineError::NotRunning(_)) => return Ok(()),
+                // The supervisor was killed, and the container goes on without it.
+                Err(EngineError::Client(ClientError::Gone)) => {}
+                Err(EngineError::Client(e)) if e.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+        Err(ClientError::Gone.into())
+    }
+
+    /// Stops it, if it runs, and starts it.
+    pub fn restart(&self, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
+        let signal = signal.map(signals::parse).transpose()?;
+        let container = self.find(name)?;
+        self.stop_container(&container, signal, timeout)?;
+        drop(self.ended(&container)?);
+        self.start_container(&container, None)?;
+        self.event(&container, "restart", &[]);
+        Ok(())
+    }
+
+    /// Sends a signal to the main process.
+    pub fn kill(&self, name: &str, signal: Option<&str>) -> Result<()> {
+        let signal = signals::parse(signal.unwrap_or("KILL"))?;
+        let killed = self.running(name).and_then(|(container, _, mut client)| {
+            client.signal(signal).map_err(|e| self.refused(&container, e))
+        });
+        killed.map_err(|e| match e {
+            EngineError::NotRunning(name) => {
+                EngineError::Conflict(format!("cannot kill container: {name}: container is not running"))
+            }
+            other => other,
+        })
+    }
+
+    /// Freezes it.
+    pub fn pause(&self, name: &str) -> Result<()> {
+        let (container, _, mut client) = self.running(name)?;
+        client.pause().map_err(|e| self.refused(&container, e))
+    }
+
+    /// Thaws it.
+    pub fn unpause(&self, name: &str) -> Result<()> {
+        let (container, _, mut client) = self.running(name)?;
+        client.resume().map_err(|e| self.refused(&container, e))
+    }
+
+    /// Attaches to the streams of a running container.
+    pub fn attach(&self, name: &str, options: AttachOptions) -> Result<Stream> {
+        let stopped = |e| match e {
+            EngineError::NotRunning(_) => {
+                EngineError::Conflict("you cannot attach to a stopped container, start it first".into())
+            }
+            other => other,
+        };
+        let (container, state, client) = self.running(name).map_err(stopped)?;
+        match state.status {
+            Status::Paused => {
+                Err(EngineError::Conflict("you cannot attach to a paused container, unpause it first".into()))
+            }
+            Status::Restarting => Err(EngineError::Conflict(
+                "you cannot attach to a restarting container, wait until it is running".into(),
+            )),
+            _ => client.attach(options).map_err(|e| stopped(self.refused(&container, e))),
+        }
+    }
+
+    /// Sets the size of a container's terminal.
+    pub fn resize(&self, name: &str, rows: u16, columns: u16) -> Result<()> {
+        Ok(self.running(name)?.2.resize(None, rows, columns)?)
+    }
+
+    /// Waits for a container's end and returns its exit code.
+    pub fn wait(&self, name: &str, condition: WaitCondition) -> Result<i64> {
+        let container = self.find(name)?;
+        match self.liveness(&container)? {
+            Liveness::Ended(state, _lock) if condition == WaitCondition::NotRunning => {
+                Ok(state.exit_code.into())
+            }
+            Liveness::Ended(state, _lock)
+                if condition == WaitCondition::Removed && self.find(name).is_err() =>
+            {
+                Ok(state.exit_code.into())
+            }
+            Liveness::Ended(..) => self.wait_for_next(&container, condition),
+            Liveness::Supervised(_) => match self.client(&container).and_then(|mut c| Ok(c.wait(condition)?))
+            {
+                Ok(code) => Ok(code.into()),
+                // It ended, or its supervisor was killed and the next one knows.
+                Err(EngineError::Client(ClientError::Gone)) => match self.settled(&container)? {
+                    Liveness::Ended(state, _) => Ok(state.exit_code.into()),
+                    Liveness::Supervised(_) => self.wait(container.id.as_str(), condition),
+                },
+                Err(EngineError::NotRunning(_)) => Ok(self.read_state(&container.id).exit_code.into()),
+                Err(e) => Err(e),
+            },
+        }
+    }
+
+    /// Nothing runs yet: waits until something does, or until the container is gone.
+    fn wait_for_next(&self, container: &Container, condition: WaitCondition) -> Result<i64> {
+        let id = container.id.as_str();
+        loop {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            let state = self.read_state(&container.id);
+            match self.find(id) {
+                Err(EngineError::NoSuchContainer(_)) => return Ok(state.exit_code.into()),
+                Err(e) => return Err(e),
+                Ok(_) if state.status.is_active() => return self.wait(id, condition),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Changes limits and restart policy, at once where it runs. Returns warnings.
+    pub fn update(&self, name: &str, change: &ContainerUpdateBody) -> Result<Vec<String>> {
+        let container = self.find(name)?;
+        let change = as_host_config(change)?;
+        let (host, mut resources) = spec::updated_resources(&container.host, &change)?;
+        let warnings = sandbox::container::cgroup::Cgroup::unsupported(&resources);
+        let restart = config::restart_policy(&host)?;
+        if restart != types::RestartPolicy::No && host.auto_remove.unwrap_or(false) {
+            return Err(EngineError::Conflict(
+                "restart policy cannot be updated because AutoRemove is enabled for the container".into(),
+            ));
+        }
+        if let Liveness::Supervised(_) = self.liveness(&container)? {
+            let mut client = self.client(&container)?;
+            client
+                .update(Some(&resources), change.restart_policy.is_some().then_some(restart))
+                .map_err(|e| self.refused(&container, e))?;
+            let mut bundle = self.read_bundle(&container)?;
+            let old = bundle.spec.linux().as_ref().and_then(|l| l.resources().clone());
+            resources.set_devices(old.and_then(|r| r.devices().clone()));
+            if let Some(linux) = bundle.spec.linux_mut() {
+                linux.set_resources(Some(resources));
+            }
+            bundle.restart = restart;
+            self.write_bundle(&bundle)?;
+        } else {
+            self.event(&container, "update", &[]);
+        }
+        self.db.write::<_, EngineError>(|tx| {
+            tx.execute(
+                "UPDATE containers SET host = ?1 WHERE id = ?2",
+                [json(&host), container.id.to_string()],
+            )?;
+            Ok(())
+        })?;
+        Ok(warnings)
+    }
+
+    /// Gives it another name.
+    pub fn rename(&self, name: &str, new: &str) -> Result<()> {
+        let container = self.find(name)?;
+        let new = new.strip_prefix('/').unwrap_or(new);
+        if !names::is_valid(new) {
+            return Err(invalid(format!(
+                "invalid container name ({new}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+            )));
+        }
+        if new == container.name {
+            return Err(invalid("renaming a container with the same name as its current name"));
+        }
+        self.db.write(|tx| {
+            if let Ok(owner) = store::find(&self.db, new)
+                && owner.name == new
+            {
+                return Err(EngineError::NameInUse { name: new.to_owned(), id: owner.id.to_string() });
+            }
+            tx.execute("UPDATE containers SET name = ?1 WHERE id = ?2", [new, container.id.as_str()])?;
+            Ok(())
+        })?;
+        let renamed = Container { name: new.to_owned(), ..container.clone() };
+        self.event(&renamed, "rename", &[("oldName", container.name)]);
+        Ok(())
+    }
+}
+
+/// The fields that an update may change, by way of their common JSON names.
+fn as_host_config(change: &ContainerUpdateBody) -> Result<HostConfig> {
+    serde_json::to_value(change).and_then(serde_json::from_value).map_err(invalid)
+}

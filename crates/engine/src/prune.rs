@@ -1,0 +1,161 @@
+//! `container prune`, `image prune`, `system prune`, `system reset`: takes only what nobody uses.
+
+use crate::images::{list_filters, until};
+use crate::recover::remove_tree;
+use crate::request::{Filters, Pruned, RemoveOptions};
+use crate::store::{self, Container};
+use crate::{Engine, EngineError, Result, filters};
+
+/// How long supervisors may take to unmount what they have used.
+const UNMOUNTED: std::time::Duration = std::time::Duration::from_secs(5);
+
+impl Engine {
+    /// Removes containers that do not run.
+    pub fn prune_containers(&self, filter: &Filters) -> Result<Pruned> {
+        filters::check(filter, &["until", "label", "label!"])?;
+        let mut out = Pruned::default();
+        for container in store::all(&self.db)? {
+            if !prunable(filter, &container)? || self.state(&container)?.status.is_active() {
+                continue;
+            }
+            let size = self.sizes(&container).map_or(0, |(rw, _)| rw as u64);
+            match self.remove(container.id.as_str(), RemoveOptions::default()) {
+                Ok(()) => {
+                    out.reclaimed += size;
+                    out.containers.push(container.id.to_string());
+                }
+                // It was started, or removed, meanwhile.
+                Err(EngineError::Conflict(_) | EngineError::NoSuchContainer(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Removes images without a name, or with `all` those without a container.
+    pub fn prune_images(&self, all: bool, filter: &Filters) -> Result<Pruned> {
+        let all = all || filter.get("dangling").is_some_and(|v| v.iter().any(|v| v == "false" || v == "0"));
+        let mut filter = filter.clone();
+        filter.remove("dangling");
+        let pruned = self.images.prune(all, &list_filters(&filter)?, &|id| self.users_of(id))?;
+        let items = pruned.items.into_iter().filter_map(|i| match (i.untagged, i.deleted) {
+            (Some(name), _) => Some(format!("untagged: {name}")),
+            (_, Some(id)) => Some(format!("deleted: {id}")),
+            _ => None,
+        });
+        Ok(Pruned { images: items.collect(), reclaimed: pruned.reclaimed, ..Pruned::default() })
+    }
+
+    /// Removes anonymous volumes that no container names; with `all` named ones too.
+    pub fn prune_volumes(&self, all: bool) -> Result<Pruned> {
+        let mut out = Pruned::default();
+        for volume in self.volumes()? {
+            if !volume.users.is_empty() || !(all || volume.anonymous) {
+                continue;
+            }
+            let size = rootfs::usage(&self.paths.volume(&volume.name)).unwrap_or(0);
+            match self.remove_volume(&volume.name) {
+                Ok(()) => {
+                    out.reclaimed += size;
+                    out.volumes.push(volume.name);
+                }
+                Err(EngineError::Conflict(_) | EngineError::NoSuchVolume(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(out)
+    }
+
+    /// All of these, after a recovery of whatever a crash left.
+    pub fn prune_system(&self, all_images: bool, volumes: bool, filter: &Filters) -> Result<Pruned> {
+        self.recover()?;
+        let mut out = self.prune_containers(filter)?;
+        if volumes {
+            let pruned = self.prune_volumes(false)?;
+            out.volumes = pruned.volumes;
+            out.reclaimed += pruned.reclaimed;
+        }
+        let pruned = self.prune_images(all_images, filter)?;
+        out.images = pruned.images;
+        out.reclaimed += pruned.reclaimed;
+        Ok(out)
+    }
+
+    /// Removes everything that this store has made: containers, images, volumes, its bridge, its directories.
+    pub fn reset(self) -> Result<()> {
+        for container in store::all(&self.db)? {
+            let options = RemoveOptions { force: true, volumes: true };
+            match self.remove(container.id.as_str(), options) {
+                Ok(()) | Err(EngineError::NoSuchContainer(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.recover()?;
+        if let Some(bridge) = self.stored_bridge()? {
+            net::remove_bridge(&bridge)?;
+        }
+        sandbox::container::cgroup::Cgroup::clean(&format!("/{}", self.cgroup_parent()))
+            .map_err(|e| EngineError::Conflict(e.to_string()))?;
+        let paths = self.paths.clone();
+        drop(self);
+        // Only what is ours: the directories themselves may have been made by somebody else.
+        for name in ["sandboxes", "volumes", "layers", "content", "run"] {
+            remove_tree(&paths.root.join(name))?;
+        }
+        for name in ["state.db", "state.db-wal", "state.db-shm"] {
+            remove_file(&paths.root.join(name))?;
+        }
+        remove_tree(&paths.run.join("sandboxes"))?;
+        remove_layer_mounts(&paths.layer_mounts())?;
+        for name in ["events.jsonl", "events.jsonl.1", "layer-format"] {
+            remove_file(&paths.run.join(name))?;
+        }
+        let _ = std::fs::remove_dir(&paths.run);
+        let _ = std::fs::remove_dir(&paths.root);
+        Ok(())
+    }
+}
+
+/// Supervisors that have answered already may still be unmounting.
+fn remove_layer_mounts(dir: &std::path::Path) -> Result<()> {
+    let begun = std::time::Instant::now();
+    loop {
+        rootfs::sweep(dir)?;
+        match remove_tree(dir) {
+            Err(_) if begun.elapsed() < UNMOUNTED => std::thread::sleep(std::time::Duration::from_millis(2)),
+            done => return done,
+        }
+    }
+}
+
+fn remove_file(path: &std::path::Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EngineError::io("cannot remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn prunable(filter: &Filters, c: &Container) -> Result<bool> {
+    let labels = c.config.labels.clone().unwrap_or_default();
+    let has = |wanted: &String| match wanted.split_once('=') {
+        Some((key, value)) => labels.get(key).is_some_and(|v| v == value),
+        None => labels.contains_key(wanted),
+    };
+    for (key, values) in filter {
+        let ok = match key.as_str() {
+            "until" => {
+                let mut ok = true;
+                for value in values {
+                    ok &= c.created_ns < until(value)?;
+                }
+                ok
+            }
+            "label" => values.iter().all(has),
+            _ => !values.iter().any(has),
+        };
+        if !ok {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,370 @@
+//! The truth about a container, whatever died.
+//!
+//! ```text
+//! state.json says   lock     main process   so
+//! ended             free     –              it ended
+//! active            held     –              its supervisor knows
+//! active            free     runs           adopt: a new supervisor takes over
+//! active            free     gone           clean up, note the end; start again if the policy says so
+//! ```
+
+use crate::paths::Paths;
+use crate::remove::ASIDE;
+use crate::store::{self, Container};
+use crate::{Engine, EngineError, Result};
+use sandbox::client::{Client, ClientError};
+use sandbox::container::ContainerHull;
+use sandbox::hull::Hull;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use sys::file::Lock;
+use types::{ContainerId, NetworkPlan, RestartPolicy, RunState, Status, oci};
+
+/// How long a supervisor may take from its lock to its socket, and from its last word to its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The exit code of a run whose end nobody saw, as Docker's daemon has it after a crash.
+const UNKNOWN: i32 = 255;
+
+/// What is true of a container right now.
+pub(crate) enum Liveness {
+    /// A supervisor runs it.
+    Supervised(Box<RunState>),
+    /// Nothing of it runs. The lock keeps it so while it is held.
+    Ended(Box<RunState>, Lock),
+}
+
+/// The state as the supervisor left it; that of a new container if there is none, or none that can be read.
+pub(crate) fn read_state(paths: &Paths, id: &ContainerId) -> RunState {
+    std::fs::read(paths.state(id)).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default()
+}
+
+impl Engine {
+    pub(crate) fn read_state(&self, id: &ContainerId) -> RunState {
+        read_state(&self.paths, id)
+    }
+
+    /// The state for showing: without a lock, unless something looks wrong.
+    pub(crate) fn state(&self, container: &Container) -> Result<RunState> {
+        let state = self.read_state(&container.id);
+        if !state.status.is_active() {
+            return Ok(state);
+        }
+        match self.liveness(container) {
+            Ok(Liveness::Supervised(state) | Liveness::Ended(state, _)) => Ok(*state),
+            Err(e @ EngineError::NoSuchContainer(_)) => Err(e),
+            // What is wrong with one is told to those who use it, and hides no other.
+            Err(_) => Ok(self.read_state(&container.id)),
+        }
+    }
+
+    /// Whether the supervisor left a state that can be read.
+    fn has_state(&self, id: &ContainerId) -> bool {
+        let bytes = std::fs::read(self.paths.state(id)).unwrap_or_default();
+        serde_json::from_slice::<RunState>(&bytes).is_ok()
+    }
+
+    /// Finds out what is true, and makes it so where a supervisor died.
+    pub(crate) fn liveness(&self, container: &Container) -> Result<Liveness> {
+        let id = &container.id;
+        let dir = self.paths.sandbox_run(id);
+        let seen_before = dir.is_dir();
+        if !seen_before {
+            use std::os::unix::fs::DirBuilderExt;
+            let make = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            make.map_err(EngineError::io("cannot create the directory", &dir))?;
+        }
+        let path = self.paths.lock(id);
+        let Some(lock) = Lock::try_exclusive(&path).map_err(EngineError::io("cannot lock", &path))? else {
+            return Ok(Liveness::Supervised(Box::new(self.read_state(id))));
+        };
+        let mut state = self.read_state(id);
+        if !state.status.is_active() {
+            // Its supervisor died on the last steps, after it had noted the end; or nobody knows what it noted.
+            if state.supervisor != 0 || (seen_before && !self.has_state(id)) {
+                self.clean_after_death(container)?;
+                state.supervisor = 0;
+                self.note_state(id, &state);
+            }
+            return Ok(Liveness::Ended(Box::new(state), lock));
+        }
+        let same_boot = sys::host::boot_id().is_ok_and(|b| b == state.boot_id);
+        // Without its bundle nobody can take it over: it is ended.
+        if same_boot
+            && sys::host::is_running(state.pid, state.pid_start)
+            && self.read_bundle(container).is_ok()
+        {
+            let (launch, socket) = sandbox::client::Launch::new(None)?;
+            crate::supervise::spawn(&self.paths, id, socket, lock, true)?;
+            launch.started()?;
+            return Ok(Liveness::Supervised(Box::new(state)));
+        }
+        self.clean_after_death(container)?;
+        state.status = Status::Exited;
+        state.exit_code = UNKNOWN;
+        state.pid = 0;
+        state.supervisor = 0;
+        state.finished_ns = sys::host::now_ns();
+        state.error = "its supervisor died with it".into();
+        self.note_state(id, &state);
+        self.event(container, "die", &[("exitCode", UNKNOWN.to_string())]);
+        if container.host.auto_remove.unwrap_or(false) {
+            self.remove_ended(id, true)?;
+            return Err(EngineError::NoSuchContainer(container.name.clone()));
+        }
+        let again = match crate::config::restart_policy(&container.host)? {
+            RestartPolicy::Always | RestartPolicy::UnlessStopped => !state.stopped_by_user,
+            RestartPolicy::OnFailure(max) => max == 0 || state.restart_count < max,
+            RestartPolicy::No => false,
+        };
+        // After a reboot `dhow system recover` does this, at boot; a command that only looks should not.
+        if again && same_boot {
+            drop(lock);
+            self.start_container(container, None)?;
+            return Ok(Liveness::Supervised(Box::new(self.read_state(id))));
+        }
+        Ok(Liveness::Ended(Box::new(state), lock))
+    }
+
+    /// What is true once nobody is between two states: a start under way has succeeded or failed, a supervisor on its
+    /// way out is gone, and a command that held the lock to work on the files has let go of it.
+    pub(crate) fn settled(&self, container: &Container) -> Result<Liveness> {
+        let begin = Instant::now();
+        loop {
+            match self.liveness(container)? {
+                Liveness::Supervised(state) if !state.status.is_active() => {
+                    if begin.elapsed() > PATIENCE {
+                        return Err(EngineError::Conflict(format!(
+                            "container {} is held by another command: try again when that has ended",
+                            container.name
+                        )));
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                settled => return Ok(settled),
+            }
+        }
+    }
+
+    /// What a request's failure means: a supervisor that hung up has most likely seen its container end.
+    pub(crate) fn refused(&self, container: &Container, e: ClientError) -> EngineError {
+        match e {
+            ClientError::Gone => match self.ended(container) {
+                Ok(_) | Err(EngineError::NoSuchContainer(_)) => {
+                    EngineError::NotRunning(container.name.clone())
+                }
+                Err(_) => e.into(),
+            },
+            other => other.into(),
+        }
+    }
+
+    /// Notes what was found. On a full or read-only disk the next command finds it again: looking and removing must
+    /// go on there.
+    fn note_state(&self, id: &ContainerId, state: &RunState) {
+        let _ = self.write_state(id, state);
+    }
+
+    pub(crate) fn write_state(&self, id: &ContainerId, state: &RunState) -> Result<()> {
+        let path = self.paths.state(id);
+        let io = EngineError::io("cannot write", &path);
+        serde_json::to_vec(state)
+            .map_err(Into::into)
+            .and_then(|j| sys::file::replace(&path, &j, false))
+            .map_err(io)
+    }
+
+    /// Removes what a dead supervisor and a dead workload left on the host.
+    fn clean_after_death(&self, container: &Container) -> Result<()> {
+        let bundle = self.read_bundle(container).ok();
+        let cgroup = bundle.as_ref().map_or_else(|| self.cgroup(container), |b| Ok(b.cgroup.clone()))?;
+        ContainerHull
+            .clean(container.id.as_str(), &cgroup)
+            .map_err(|e| EngineError::Start { message: e.to_string(), code: e.exit_code() })?;
+        if let Some(NetworkPlan::Bridge(attachment)) = bundle.as_ref().map(|b| &b.network) {
+            net::detach(attachment)?;
+        }
+        rootfs::sweep(&self.paths.layer_mounts())?;
+        Ok(())
+    }
+
+    /// A connection to the supervisor of a running container.
+    pub(crate) fn client(&self, container: &Container) -> Result<Client> {
+        let run = self.paths.sandbox_run(&container.id);
+        let begin = Instant::now();
+        loop {
+            match Client::connect(&run) {
+                Ok(client) => return Ok(client),
+                // It holds its lock a moment before it listens.
+                Err(ClientError::Connect { .. }) if begin.elapsed() < PATIENCE => {
+                    if let Liveness::Ended(..) = self.liveness(container)? {
+                        return Err(EngineError::NotRunning(container.name.clone()));
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// The lock of an ended container: waits for its supervisor's last breath.
+    pub(crate) fn ended(&self, container: &Container) -> Result<(RunState, Lock)> {
+        let begin = Instant::now();
+        loop {
+            match self.liveness(container)? {
+                Liveness::Ended(state, lock) => return Ok((*state, lock)),
+                Liveness::Supervised(state) if state.status.is_active() || begin.elapsed() > PATIENCE => {
+                    return Err(EngineError::Conflict(format!("container {} is running", container.name)));
+                }
+                Liveness::Supervised(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Looks at everything: adopts, cleans, finishes removals, sweeps what belongs to nobody. What one container's
+    /// recovery fails with does not keep the others from theirs.
+    pub fn recover(&self) -> Result<Vec<String>> {
+        let mut problems = Vec::new();
+        let containers = store::all(&self.db)?;
+        for container in &containers {
+            match self.liveness(container) {
+                Ok(Liveness::Ended(state, lock)) => {
+                    drop(lock);
+                    if container.host.auto_remove.unwrap_or(false)
+                        && state.finished_ns != 0
+                        && let Err(e) = self.remove_ended(&container.id, true)
+                    {
+                        problems.push(e.to_string());
+                    }
+                }
+                Ok(Liveness::Supervised(_)) | Err(EngineError::NoSuchContainer(_)) => {}
+                Err(e) => problems.push(format!("{}: {e}", container.name)),
+            }
+        }
+        self.sweep(&mut problems);
+        Ok(problems)
+    }
+
+    /// At boot: recovers, and starts what its restart policy wants to run.
+    pub fn recover_at_boot(&self) -> Result<Vec<String>> {
+        let mut problems = self.recover()?;
+        for container in store::all(&self.db)? {
+            let state = self.read_state(&container.id);
+            let wanted = match crate::config::restart_policy(&container.host)? {
+                RestartPolicy::Always => true,
+                RestartPolicy::UnlessStopped => !state.stopped_by_user,
+                RestartPolicy::OnFailure(_) | RestartPolicy::No => false,
+            };
+            if wanted
+                && !state.status.is_active()
+                && state.started_ns != 0
+                && let Err(e) = self.start_container(&container, None)
+            {
+                problems.push(format!("{}: {e}", container.name));
+            }
+        }
+        Ok(problems)
+    }
+
+    fn sweep(&self, problems: &mut Vec<String>) {
+        let mut note = |r: Result<()>| {
+            if let Err(e) = r {
+                problems.push(e.to_string());
+            }
+        };
+        note(self.sweep_directories());
+        note(rootfs::sweep(&self.paths.layer_mounts()).map(drop).map_err(Into::into));
+        note(self.sweep_network());
+        note(self.images.collect(&|id| self.users_of(id)).map(drop).map_err(Into::into));
+    }
+
+    /// Directories without a row: a removal that was cut short.
+    fn sweep_directories(&self) -> Result<()> {
+        for base in [self.paths.run.join("sandboxes"), self.paths.root.join("sandboxes")] {
+            for entry in std::fs::read_dir(&base).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let Some(name) = name.to_str() else { continue };
+                if name.strip_prefix(ASIDE).is_some_and(|id| ContainerId::parse(id).is_ok()) {
+                    // Its supervisor is removing it too, or was killed over it.
+                    remove_tree(&entry.path())?;
+                    continue;
+                }
+                let Ok(id) = ContainerId::parse(name) else { continue };
+                if self.exists(&id)? {
+                    continue;
+                }
+                let lock = self.paths.lock(&id);
+                if lock.exists() && Lock::try_exclusive(&lock).ok().flatten().is_none() {
+                    // Its supervisor is on its way out.
+                    continue;
+                }
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn exists(&self, id: &ContainerId) -> Result<bool> {
+        Ok(self.db.conn().prepare_cached("SELECT 1 FROM containers WHERE id = ?1")?.exists([id.as_str()])?)
+    }
+
+    fn sweep_network(&self) -> Result<()> {
+        let Some(bridge) = self.stored_bridge()? else { return Ok(()) };
+        net::sweep(&bridge, || self.attachments())?;
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// The attachments of all that runs or is being started: whoever holds its lock.
+    fn attachments(&self) -> Vec<types::Attachment> {
+        let containers = store::all(&self.db).unwrap_or_default();
+        let held = |c: &Container| {
+            let lock = self.paths.lock(&c.id);
+            lock.exists() && !matches!(Lock::try_exclusive(&lock), Ok(Some(_)))
+        };
+        let bundles = containers.iter().filter(|c| held(c)).filter_map(|c| self.read_bundle(c).ok());
+        bundles
+            .filter_map(|b| match b.network {
+                NetworkPlan::Bridge(attachment) => {
+                    let ports = self.read_state(&b.id).ports;
+                    Some(types::Attachment { ports, ..attachment })
+                }
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// Removes a directory tree that may be gone already.
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EngineError::io("cannot remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Annotations with the user and the additional groups as they were named, for [`resolve_user`].
+pub(crate) const USER: &str = "dhow.user";
+/// Separated by commas.
+pub(crate) const GROUPS: &str = "dhow.groups";
+
+/// Turns the names of user and groups into numbers, by the files of the root filesystem, and sets `HOME`.
+pub(crate) fn resolve_user(root: &sys::Root, spec: &mut oci::Spec) -> Result<(), process::UserError> {
+    let annotation = |key| spec.annotations().as_ref().and_then(|a| a.get(key)).map_or("", String::as_str);
+    let groups: Vec<String> =
+        annotation(GROUPS).split(',').filter(|g| !g.is_empty()).map(str::to_owned).collect();
+    let user = process::resolve_user(root, annotation(USER), &groups)?;
+    if let Some(process) = spec.process_mut() {
+        set_user(root, process, user);
+    }
+    Ok(())
+}
+
+/// Sets the user, and `HOME` where nobody set it.
+pub(crate) fn set_user(root: &sys::Root, process: &mut oci::Process, user: oci::User) {
+    let env = process.env_mut().get_or_insert_default();
+    if !env.iter().any(|e| e.starts_with("HOME=")) {
+        env.push(format!("HOME={}", process::home(root, user.uid())));
+    }
+    process.set_user(user);
+}

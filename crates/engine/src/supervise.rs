@@ -1,0 +1,293 @@
+//! The supervisor's side of the engine: how its process is made, and what it does around each run of its container.
+
+use crate::paths::Paths;
+use crate::{Engine, EngineError, Result, events, recover, start};
+use rustix::fs::{Mode, OFlags};
+use sandbox::container::ContainerHull;
+use sandbox::supervisor::{HookError, Hooks, Supervise};
+use state::EventLog;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use sys::file::Lock;
+use types::{Bundle, ContainerId, ErrorKind, Event, EventType, NetworkPlan, PortBinding, RunState};
+
+/// The hidden verb by which the binary becomes a supervisor.
+const VERB: &str = "supervise";
+/// From so many pages on the database's log is worth a sync of the disk.
+const LOG_FRAMES: u32 = 96;
+
+/// Starts the supervisor of a container. It inherits the answer's socket as descriptor 0 and the held lock as
+/// descriptor 1, the program as descriptor 2, and nothing else.
+pub(crate) fn spawn(paths: &Paths, id: &ContainerId, ready: OwnedFd, lock: Lock, adopt: bool) -> Result<()> {
+    // Executed through a read-only mount of its own: a workload that gets hold of `/proc/PID/exe` cannot write the
+    // binary (CVE-2019-5736).
+    let exe =
+        sys::exe::self_exe_sealed().map_err(EngineError::io("cannot open", "/proc/self/exe".as_ref()))?;
+    let program = format!("/proc/self/fd/{}", exe.as_raw_fd());
+    Command::new(&program)
+        .arg0("dhow")
+        .arg(VERB)
+        .args([&paths.root, &paths.run])
+        .args([id.as_str(), if adopt { "adopt" } else { "start" }])
+        .env_clear()
+        .stdin(Stdio::from(ready))
+        .stdout(Stdio::from(OwnedFd::from(lock)))
+        // Its last descriptor dissolves the mount, which waits for the kernel's readers: so the supervisor keeps one
+        // until its own end, and nobody waits.
+        .stderr(exe.try_clone().map_or_else(|_| Stdio::null(), Stdio::from))
+        .current_dir("/")
+        .spawn()
+        .map(drop)
+        .map_err(EngineError::io("cannot start the supervisor", program.as_ref()))
+}
+
+/// The supervisor's `main`: `supervise ROOT RUN ID start|adopt`. Returns the exit code of the process.
+pub fn supervise(args: &[std::ffi::OsString], hello: &'static [u8]) -> i32 {
+    let [root, run, id, how] = args else { return 125 };
+    let Some(Ok(id)) = id.to_str().map(ContainerId::parse) else { return 125 };
+    let paths = Paths { root: root.into(), run: run.into() };
+    match prepare(paths, &id, how == "adopt", hello) {
+        Ok((supervise, mut hooks)) => {
+            let code = sandbox::supervisor::supervise(supervise, &ContainerHull, &mut hooks);
+            // Whoever waits has been answered: this is time that nobody misses.
+            hooks.release_layers();
+            for dir in &hooks.aside {
+                let _ = recover::remove_tree(dir);
+            }
+            shorten_log(&hooks.paths);
+            code
+        }
+        // Whoever waits for the answer is told that the supervisor ended; why, only the system log can keep.
+        Err(e) => {
+            let _ = std::fs::write(
+                "/dev/kmsg",
+                format!("dhow: the supervisor of {} cannot start: {e}\n", id.short()),
+            );
+            125
+        }
+    }
+}
+
+/// Tidies the database now that everybody has their answer, so that no command need do it.
+fn shorten_log(paths: &Paths) {
+    if state::log_frames(&paths.db()) >= LOG_FRAMES
+        && let Ok(db) = state::Db::open(&paths.db())
+    {
+        // Somebody else is at it: the next one will.
+        let _ = db.checkpoint();
+    }
+}
+
+fn prepare(
+    paths: Paths,
+    id: &ContainerId,
+    adopt: bool,
+    hello: &'static [u8],
+) -> std::io::Result<(Supervise, EngineHooks)> {
+    let lock = Lock::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    let ready = Some(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let program = std::io::stderr().as_fd().try_clone_to_owned().ok();
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    rustix::thread::set_name(c"dhow")?;
+    let mut bundle: Bundle = serde_json::from_slice(&std::fs::read(paths.bundle(id))?)?;
+    let mut hooks = EngineHooks {
+        events: EventLog::new(&paths.run),
+        paths: paths.clone(),
+        hello,
+        layers: None,
+        let_go: None,
+        prepared: None,
+        published: None,
+        withdrawn: None,
+        aside: Vec::new(),
+        _program: program,
+    };
+    let state = adopt.then(|| recover::read_state(&paths, id));
+    match &state {
+        None => hooks.prepared = Some(hooks.complete(&mut bundle)),
+        // The layers are held again, so that nobody unmounts them, and the ports are served again.
+        Some(_) => hooks.resume(&bundle),
+    }
+    let supervise =
+        Supervise { dir: paths.sandbox(id), run: paths.sandbox_run(id), bundle, lock, ready, adopt: state };
+    Ok((supervise, hooks))
+}
+
+struct EngineHooks {
+    paths: Paths,
+    events: EventLog,
+    hello: &'static [u8],
+    layers: Option<rootfs::Layers>,
+    /// Of the run before. Unmounting waits for all of the kernel's readers, so it comes after the answers; and the
+    /// next run need not mount them again.
+    let_go: Option<rootfs::Layers>,
+    /// The first run's root filesystem: it was needed to complete the specification.
+    prepared: Option<Result<OwnedFd, HookError>>,
+    published: Option<net::Published>,
+    /// Of the run before: closing it is slow, and nobody should wait for that.
+    withdrawn: Option<net::Published>,
+    /// Directories of the removed container, still to be deleted.
+    aside: Vec<PathBuf>,
+    /// See [`spawn`].
+    _program: Option<OwnedFd>,
+}
+
+impl EngineHooks {
+    /// Mounts the root filesystem and fills in what only it can tell: the user's numbers, `HOME`, the files that
+    /// new volumes begin with.
+    fn complete(&mut self, bundle: &mut Bundle) -> Result<OwnedFd, HookError> {
+        let apart = bundle.spec.linux().as_ref().is_some_and(|l| l.uid_mappings().is_some());
+        if apart && volumes_to_fill(bundle).is_some() {
+            // Owners as they are on the disk, for volumes keep them so too.
+            let options = rootfs::MountOptions { access: rootfs::Access::ReadOnly, ..Default::default() };
+            let look = rootfs::mount(&bundle.rootfs, &options).map_err(|e| HookError::new(&e))?;
+            let root = look.fd().try_clone_to_owned().map_err(|e| io("duplicate a descriptor", e))?;
+            copy_up(&sys::Root::from_fd(root), bundle)?;
+        }
+        let fd = self.mount(bundle)?;
+        let root = sys::Root::from_fd(fd.try_clone().map_err(|e| io("duplicate a descriptor", e))?);
+        recover::resolve_user(&root, &mut bundle.spec).map_err(|e| HookError::new(&e))?;
+        if !apart {
+            copy_up(&root, bundle)?;
+        }
+        Ok(fd)
+    }
+
+    fn mount(&mut self, bundle: &Bundle) -> Result<OwnedFd, HookError> {
+        // Nobody will miss the files of a container that is removed when it ends.
+        let namespace = sandbox::container::user_namespace(&bundle.spec).map_err(|e| HookError::new(&e))?;
+        let options = rootfs::MountOptions {
+            volatile: bundle.auto_remove,
+            user_namespace: namespace.as_ref().map(AsFd::as_fd),
+            ..Default::default()
+        };
+        let mounted = rootfs::mount(&bundle.rootfs, &options).map_err(|e| HookError::new(&e))?;
+        let fd = mounted.fd().try_clone_to_owned().map_err(|e| io("duplicate a descriptor", e))?;
+        self.layers = Some(mounted.into_layers());
+        self.release_layers();
+        Ok(fd)
+    }
+
+    fn release_layers(&mut self) {
+        if let Some(layers) = self.let_go.take() {
+            let _ = layers.release();
+        }
+    }
+
+    fn resume(&mut self, bundle: &Bundle) {
+        self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
+        if let NetworkPlan::Bridge(attachment) = &bundle.network {
+            let ports = recover::read_state(&self.paths, &bundle.id).ports;
+            let attachment = types::Attachment { ports, ..attachment.clone() };
+            self.published = net::publish(&attachment).ok();
+        }
+    }
+}
+
+fn io(what: &str, source: std::io::Error) -> HookError {
+    HookError { kind: ErrorKind::Internal, message: format!("{what}: {source}") }
+}
+
+fn volumes_to_fill(bundle: &Bundle) -> Option<&String> {
+    bundle.spec.annotations().as_ref()?.get(start::COPY_UP)
+}
+
+fn copy_up(root: &sys::Root, bundle: &Bundle) -> Result<(), HookError> {
+    let Some(list) = volumes_to_fill(bundle) else { return Ok(()) };
+    let targets: Vec<String> = serde_json::from_str(list).map_err(|e| io("read the volumes", e.into()))?;
+    for target in targets {
+        // The last one: the standard mounts, which come first, may have the same target.
+        let mut mounts = bundle.spec.mounts().iter().flatten();
+        let last = mounts.rfind(|m| m.destination() == Path::new(&target));
+        let source = last.and_then(|m| m.source().as_ref());
+        if let Some(dest) = source {
+            rootfs::copy_up(root, Path::new(&target), dest).map_err(|e| HookError::new(&e))?;
+        }
+    }
+    Ok(())
+}
+
+impl Hooks for EngineHooks {
+    fn rootfs(&mut self, bundle: &Bundle) -> Result<OwnedFd, HookError> {
+        match self.prepared.take() {
+            Some(first) => first,
+            None => self.mount(bundle),
+        }
+    }
+
+    fn network_outside(
+        &mut self,
+        bundle: &Bundle,
+        netns: BorrowedFd<'_>,
+    ) -> Result<Vec<PortBinding>, HookError> {
+        let NetworkPlan::Bridge(attachment) = &bundle.network else { return Ok(Vec::new()) };
+        // A restart needs the ports again.
+        self.withdrawn = None;
+        let attached = net::ensure_bridge(&attachment.bridge)
+            .and_then(|()| net::attach(attachment, netns))
+            .and_then(|()| net::publish(attachment))
+            .map_err(|e| HookError::new(&e))?;
+        let ports = attached.bindings().to_vec();
+        self.published = Some(attached);
+        Ok(ports)
+    }
+
+    fn network_inside(&self, bundle: &Bundle) -> Result<(), HookError> {
+        net::configure_inside(&bundle.network).map_err(|e| HookError::new(&e))
+    }
+
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.published.as_ref().and_then(net::Published::poll_fd)
+    }
+
+    fn serve(&mut self) {
+        if let Some(published) = &mut self.published {
+            published.serve();
+        }
+    }
+
+    fn ended(&mut self, _bundle: &Bundle) {
+        // What stays behind after a failure here is swept by the next command that recovers. The sockets are closed
+        // when the process ends: the kernel takes its time over it.
+        if let Some(published) = &mut self.published {
+            let _ = published.withdraw();
+        }
+        self.withdrawn = self.published.take();
+        self.let_go = self.layers.take();
+    }
+
+    fn event(&mut self, bundle: &Bundle, action: &str, attributes: &[(&str, String)]) {
+        let labels = bundle.labels.iter().map(|(k, v)| (k.clone(), v.clone()));
+        let mut all = events::event_attributes(&bundle.name, &bundle.image, labels);
+        all.extend(attributes.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
+        let event = Event {
+            kind: EventType::Container,
+            action: action.to_owned(),
+            id: bundle.id.to_string(),
+            attributes: all,
+            time_ns: sys::host::now_ns(),
+        };
+        // A full disk must not end a container.
+        let _ = self.events.append(&event);
+    }
+
+    fn finished(&mut self, bundle: &Bundle, _state: &RunState) {
+        if !bundle.auto_remove {
+            return;
+        }
+        // Should it fail, the next command finds an ended container that wants to be removed.
+        let options = crate::OpenOptions {
+            root: Some(self.paths.root.clone()),
+            run: Some(self.paths.run.clone()),
+            hello: self.hello,
+        };
+        if let Ok(engine) = Engine::open(&options) {
+            self.aside = engine.remove_aside(&bundle.id).unwrap_or_default();
+        }
+    }
+}

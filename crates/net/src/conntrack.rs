@@ -1,0 +1,41 @@
+//! Forgetting connections: the kernel remembers where it led a UDP "connection" for as long as packets come, so a
+//! client that never falls silent would be led to a sandbox that is gone, or past one that came.
+
+use crate::firewall::{Family, Published, number};
+use sys::netlink::{Batch, Family as Netlink, Socket};
+use types::Protocol;
+
+const CT_DELETE: u16 = (1 << 8) | 2;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_FILTER: u16 = 25;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const MATCH_PROTOCOL: u32 = 1 << 3;
+const MATCH_DESTINATION_PORT: u32 = 1 << 5;
+
+/// Forgets what the kernel remembers of UDP traffic to these published ports. Best effort: a kernel without this
+/// filter refuses the request, and the memory fades within minutes.
+pub(crate) fn forget_udp(list: &[Published]) {
+    let mut batch = Batch::new();
+    for p in list.iter().filter(|p| p.protocol == Protocol::Udp) {
+        let family = match p.family() {
+            Family::V4 => 2,
+            Family::V6 => 10,
+        };
+        // Version 1 says that the family is meant.
+        batch.request(CT_DELETE, 0).fixed(&[family, 1, 0, 0]);
+        batch.nest(CTA_TUPLE_ORIG, |b| {
+            b.nest(CTA_TUPLE_PROTO, |b| {
+                b.attr(CTA_PROTO_NUM, &[number(p.protocol)]).attr(CTA_PROTO_DST_PORT, &p.port.to_be_bytes());
+            });
+        });
+        batch.nest(CTA_FILTER, |b| {
+            b.attr_u32(CTA_FILTER_ORIG_FLAGS, MATCH_PROTOCOL | MATCH_DESTINATION_PORT);
+        });
+    }
+    if !batch.is_empty() {
+        let _ = Socket::open(Netlink::Netfilter).and_then(|mut socket| socket.submit(batch));
+    }
+}

@@ -1,0 +1,100 @@
+//! One sandbox's place on a bridge: a veth pair, with its peer made inside the sandbox's namespace at once.
+//!
+//! The host's end is a port of the bridge. Nothing removes the pair when a sandbox ends in peace: it dies with the
+//! namespace, and removing it here would wait for the kernel's RCU grace periods. [`fn@crate::sweep`] is for what
+//! is left after an accident.
+
+use crate::{NetError, bridge, link, publish, sysctl};
+use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
+use sys::netlink::{Batch, Family, Socket, errno};
+use types::{Attachment, NetworkPlan};
+
+/// Connects a namespace to the bridge, which [`crate::ensure_bridge`] made: a veth pair, its end inside named and
+/// with its MAC, up, without addresses until [`configure_inside`].
+pub fn attach(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetError> {
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let index = bridge::index_of(&mut socket, &attachment.bridge)?;
+    let a = attachment;
+    let connect = |socket: &mut Socket| {
+        let mut batch = Batch::new();
+        link::add_veth(&mut batch, &a.host_ifname, netns, &a.ifname, a.mac, a.bridge.mtu);
+        if sysctl::has_ipv6() {
+            link::no_ipv6_address(&mut batch, &a.host_ifname);
+        }
+        link::run(socket, batch, &[])?;
+        // Both ends come up before the port joins the bridge, and are settled: a port with its carrier forwards at
+        // once, and one that gets it later loses the first packets of the sandbox, which cost it a second each.
+        let mut inside = Socket::open_in(Family::Route, netns)?;
+        let mut batch = Batch::new();
+        link::up(&mut batch, &a.ifname);
+        link::run(&mut inside, batch, &[])?;
+        let mut batch = Batch::new();
+        link::up(&mut batch, &a.host_ifname);
+        link::run(socket, batch, &[])?;
+        inside.settle_link(&a.ifname);
+        socket.settle_link(&a.host_ifname);
+        let mut batch = Batch::new();
+        link::enslave(&mut batch, &a.host_ifname, index);
+        if sysctl::bridges_filter() {
+            // br_netfilter translates addresses while it bridges, so what a sandbox sends to its own published port
+            // never reaches the host's routing: it has to go back out of the port by which it came.
+            link::hairpin(&mut batch, &a.host_ifname);
+        }
+        link::run(socket, batch, &[])?;
+        socket.settle_link(&a.bridge.name);
+        Ok(())
+    };
+    let done = match connect(&mut socket) {
+        // The namespace of the sandbox's last run is still dying, and the link with it.
+        Err(e) if errno(&e) == Some(Errno::EXIST) => {
+            remove_link(&mut socket, &a.host_ifname)?;
+            connect(&mut socket)
+        }
+        done => done,
+    };
+    done.map_err(NetError::link("create veth", &a.host_ifname))
+}
+
+/// Configures the interfaces of the namespace that the calling thread is in: loopback, and what the plan says.
+/// Not for [`NetworkPlan::Host`] and [`NetworkPlan::Container`], which have no namespace of their own to configure:
+/// these do nothing.
+pub fn configure_inside(plan: &NetworkPlan) -> Result<(), NetError> {
+    let attachment = match plan {
+        NetworkPlan::Host | NetworkPlan::Container(_) => return Ok(()),
+        NetworkPlan::None => None,
+        NetworkPlan::Bridge(attachment) => Some(attachment),
+    };
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let mut batch = Batch::new();
+    link::loopback_up(&mut batch);
+    let Some(a) = attachment else {
+        return link::run(&mut socket, batch, &[]).map_err(NetError::link("bring up", "lo"));
+    };
+    let index = rustix::net::netdevice::name_to_index(&socket, &a.ifname)
+        .map_err(|e| NetError::link("find interface", &a.ifname)(e.into()))?;
+    link::add_address(&mut batch, index, a.ipv4.into(), a.bridge.prefix4);
+    let ipv6 = a.ipv6.zip(a.bridge.gateway6).filter(|_| sysctl::has_ipv6());
+    if let Some((address, _)) = ipv6 {
+        link::add_address(&mut batch, index, address.into(), a.bridge.prefix6);
+    }
+    link::set_up(&mut batch, index);
+    link::add_default_route(&mut batch, index, a.bridge.gateway4.into());
+    if let Some((_, gateway)) = ipv6 {
+        link::add_default_route(&mut batch, index, gateway.into());
+    }
+    link::run(&mut socket, batch, &[]).map_err(NetError::link("configure interface", &a.ifname))
+}
+
+/// Takes back what a sandbox published. May be repeated. Its veth pair dies with its namespace.
+///
+/// For a sandbox whose [`crate::Published`] is gone; where it is held, [`crate::Published::withdraw`] is quicker.
+pub fn detach(attachment: &Attachment) -> Result<(), NetError> {
+    publish::withdraw(attachment)
+}
+
+pub(crate) fn remove_link(socket: &mut Socket, name: &str) -> Result<(), NetError> {
+    let mut batch = Batch::new();
+    link::delete(&mut batch, name);
+    link::run(socket, batch, &[Errno::NODEV]).map_err(NetError::link("remove", name))
+}

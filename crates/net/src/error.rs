@@ -1,0 +1,108 @@
+//! What can go wrong with a sandbox's network.
+
+use std::io;
+use std::net::SocketAddr;
+use types::{ErrorKind, Kinded};
+
+/// Why the network of a sandbox could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// A link, address or route could not be made.
+    #[error("cannot {action} {name}: {source}")]
+    Link {
+        /// What was to be done: `create bridge`.
+        action: &'static str,
+        /// With which interface.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A kernel parameter could not be set.
+    #[error("cannot set {path} to {value}: {source}")]
+    Sysctl {
+        /// The file.
+        path: String,
+        /// The value.
+        value: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The firewall refused the rules.
+    #[error("cannot {action} in the firewall (nf_tables): {source}")]
+    Firewall {
+        /// What was to be done.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Somebody has that port.
+    #[error(
+        "Bind for {address} failed: port is already allocated{}",
+        owner.as_deref().map(|o| format!(" (by {o})")).unwrap_or_default()
+    )]
+    PortInUse {
+        /// Where.
+        address: SocketAddr,
+        /// Name and pid of who has it, where that can be found out.
+        owner: Option<String>,
+    },
+    /// The address and port cannot be bound for another reason.
+    #[error("Bind for {address} failed: {source}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No port is free.
+    #[error("no free port on {address} in the range {from}-{to} (net.ipv4.ip_local_port_range)")]
+    NoFreePort {
+        /// Address on the host.
+        address: std::net::IpAddr,
+        /// First port tried.
+        from: u16,
+        /// Last port tried.
+        to: u16,
+    },
+    /// Every candidate overlaps a route of the host.
+    #[error("no private IPv4 subnet is free: every candidate overlaps a route of this host")]
+    NoFreeSubnet,
+    /// A descriptor or socket could not be made.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was to be done.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl NetError {
+    pub(crate) fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { action, source }
+    }
+
+    pub(crate) fn link<'a>(action: &'static str, name: &'a str) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |source| Self::Link { action, name: name.to_owned(), source }
+    }
+}
+
+impl Kinded for NetError {
+    fn kind(&self) -> ErrorKind {
+        let source = match self {
+            Self::PortInUse { .. } => return ErrorKind::Conflict,
+            Self::NoFreePort { .. } | Self::NoFreeSubnet => return ErrorKind::Exhausted,
+            Self::Link { source, .. }
+            | Self::Sysctl { source, .. }
+            | Self::Firewall { source, .. }
+            | Self::Bind { source, .. }
+            | Self::System { source, .. } => source,
+        };
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+            io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+            io::ErrorKind::AddrNotAvailable => ErrorKind::Invalid,
+            _ => ErrorKind::Internal,
+        }
+    }
+}

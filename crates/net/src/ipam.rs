@@ -1,0 +1,196 @@
+//! Addresses: which subnet a bridge gets, which address a sandbox, which MAC. Pure functions; leases are kept by
+//! the engine.
+
+use crate::{NetError, link};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Subnets for IPv4 bridges, all private (RFC 1918), in the order in which they are tried. Docker's pools
+/// (172.17.0.0/16 and on) come late, so that both may be on one host.
+const CANDIDATES: [(Ipv4Addr, u8); 10] = [
+    (Ipv4Addr::new(172, 30, 0, 0), 16),
+    (Ipv4Addr::new(172, 31, 0, 0), 16),
+    (Ipv4Addr::new(172, 29, 0, 0), 16),
+    (Ipv4Addr::new(172, 28, 0, 0), 16),
+    (Ipv4Addr::new(10, 213, 0, 0), 16),
+    (Ipv4Addr::new(10, 87, 0, 0), 16),
+    (Ipv4Addr::new(192, 168, 213, 0), 24),
+    (Ipv4Addr::new(192, 168, 87, 0), 24),
+    (Ipv4Addr::new(172, 23, 0, 0), 16),
+    (Ipv4Addr::new(100, 99, 0, 0), 16),
+];
+
+/// The subnets of a bridge; the gateway of each is its first address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subnets {
+    /// The bridge's IPv4 address.
+    pub gateway4: Ipv4Addr,
+    /// Prefix length.
+    pub prefix4: u8,
+    /// The bridge's IPv6 address; none where the host has no IPv6.
+    pub gateway6: Option<Ipv6Addr>,
+    /// Prefix length.
+    pub prefix6: u8,
+}
+
+/// Chooses subnets for a bridge that do not overlap any address or route of this host, nor any of `taken`. The
+/// IPv6 one is a unique local /64 (RFC 4193) derived from `seed`: 16 bytes that are the host's own, so that two
+/// hosts do not choose the same one.
+pub fn choose_subnets(seed: [u8; 16], taken: &[(IpAddr, u8)]) -> Result<Subnets, NetError> {
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let mut used = link::prefixes(&mut socket).map_err(NetError::system("read the routes of this host"))?;
+    used.extend_from_slice(taken);
+    choose_among(&used, seed, crate::sysctl::has_ipv6())
+}
+
+fn choose_among(used: &[(IpAddr, u8)], seed: [u8; 16], ipv6: bool) -> Result<Subnets, NetError> {
+    let free = |&&(net, prefix): &&(Ipv4Addr, u8)| {
+        !used.iter().any(|&(a, p)| matches!(a, IpAddr::V4(a) if same4(a, net, p.min(prefix))))
+    };
+    let &(net, prefix4) = CANDIDATES.iter().find(free).ok_or(NetError::NoFreeSubnet)?;
+    Ok(Subnets {
+        gateway4: Ipv4Addr::from(u32::from(net) + 1),
+        prefix4,
+        gateway6: ipv6.then(|| unique_local(used, seed)),
+        prefix6: 64,
+    })
+}
+
+fn unique_local(used: &[(IpAddr, u8)], mut seed: [u8; 16]) -> Ipv6Addr {
+    loop {
+        let mut octets = [0; 16];
+        octets[..8].copy_from_slice(&seed[..8]);
+        octets[0] = 0xfd;
+        octets[15] = 1;
+        let gateway = Ipv6Addr::from(octets);
+        if !used.iter().any(|&(a, p)| matches!(a, IpAddr::V6(a) if same6(a, gateway, p.min(64)))) {
+            return gateway;
+        }
+        // 2^56 subnets, a few of them used: the next one by the last bytes of the prefix.
+        let next = u64::from_be_bytes(*seed.first_chunk::<8>().unwrap_or(&[0; 8])).wrapping_add(1);
+        seed[..8].copy_from_slice(&next.to_be_bytes());
+    }
+}
+
+/// Whether two addresses agree in their first `prefix` bits.
+pub(crate) fn same4(a: Ipv4Addr, b: Ipv4Addr, prefix: u8) -> bool {
+    (u32::from(a) ^ u32::from(b)).checked_shr(u32::from(32u8.saturating_sub(prefix))).unwrap_or(0) == 0
+}
+
+/// Whether two addresses agree in their first `prefix` bits.
+pub(crate) fn same6(a: Ipv6Addr, b: Ipv6Addr, prefix: u8) -> bool {
+    (u128::from(a) ^ u128::from(b)).checked_shr(u32::from(128u8.saturating_sub(prefix))).unwrap_or(0) == 0
+}
+
+/// The next free address of the gateway's subnet, going round after `last` (the address given out most recently), so
+/// that an address rests as long as possible before it serves again. `None` if all are used.
+///
+/// Network, broadcast and gateway addresses are never given out.
+pub fn next_free_v4(
+    gateway: Ipv4Addr,
+    prefix: u8,
+    last: Option<Ipv4Addr>,
+    used: &dyn Fn(Ipv4Addr) -> bool,
+) -> Option<Ipv4Addr> {
+    let size = 1u64 << 32u8.saturating_sub(prefix);
+    let net = u64::from(u32::from(gateway)) & !(size - 1);
+    let start = last.filter(|l| same4(*l, gateway, prefix)).map_or(0, |l| u64::from(u32::from(l)) - net);
+    (1..=size)
+        .map(|i| (start + i) % size)
+        .filter(|host| (1..size - 1).contains(host))
+        .filter_map(|host| u32::try_from(net + host).ok().map(Ipv4Addr::from))
+        .find(|a| *a != gateway && !used(*a))
+}
+
+/// The IPv6 address that goes with an IPv4 address: the bridge's /64 and the IPv4 address as its last 32 bits, so
+/// that one lease serves both. Below 2^32 it cannot meet the gateway (`::1`) nor any EUI-64 address.
+pub fn ipv6_for(gateway6: Ipv6Addr, prefix6: u8, ipv4: Ipv4Addr) -> Ipv6Addr {
+    let host = u32::MAX.checked_shr(u32::from(prefix6.saturating_sub(96))).unwrap_or(0);
+    let mask = u128::MAX.checked_shl(u32::from(128u8.saturating_sub(prefix6))).unwrap_or(0);
+    Ipv6Addr::from((u128::from(gateway6) & mask) | u128::from(u32::from(ipv4) & host))
+}
+
+/// The MAC address that goes with an IPv4 address, as Docker's: locally administered, `02:42` and the address. An
+/// address that serves again keeps its MAC, so that no neighbour has a stale one.
+pub fn mac_from_ipv4(ipv4: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = ipv4.octets();
+    [0x02, 0x42, a, b, c, d]
+}
+
+/// What names of host ends begin with.
+const PREFIX: &str = "vdh";
+
+/// The name of the host's end of a sandbox's veth pair: `vdh` and twelve digits of its id, 15 bytes in all.
+pub fn host_ifname(id: &str) -> String {
+    let mut name = String::from(PREFIX);
+    name.extend(id.chars().filter(char::is_ascii_hexdigit).take(12));
+    name
+}
+
+/// Whether a name is one that [`host_ifname`] makes.
+pub(crate) fn is_host_ifname(name: &str) -> bool {
+    name.strip_prefix(PREFIX).is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+    #[test]
+    fn addresses_go_round() {
+        let next = |last, used: &[u8]| {
+            let used = |a: Ipv4Addr| used.contains(&a.octets()[3]);
+            next_free_v4(GATEWAY, 29, last, &used).map(|a| a.octets()[3])
+        };
+        assert_eq!(next(None, &[]), Some(2));
+        assert_eq!(next(Some(Ipv4Addr::new(10, 0, 0, 2)), &[]), Some(3));
+        assert_eq!(next(Some(Ipv4Addr::new(10, 0, 0, 6)), &[]), Some(2));
+        assert_eq!(next(Some(Ipv4Addr::new(10, 0, 0, 4)), &[5, 6, 2]), Some(3));
+        assert_eq!(next(Some(Ipv4Addr::new(9, 9, 9, 9)), &[2]), Some(3));
+        assert_eq!(next(None, &[2, 3, 4, 5, 6]), None);
+        assert_eq!(next_free_v4(GATEWAY, 32, None, &|_| false), None);
+        assert_eq!(next_free_v4(GATEWAY, 31, None, &|_| false), None);
+    }
+
+    #[test]
+    fn subnets_keep_clear_of_routes() {
+        let seed = [7; 16];
+        let free = choose_among(&[], seed, true).unwrap();
+        assert_eq!(free.gateway4, Ipv4Addr::new(172, 30, 0, 1));
+        let used6 = free.gateway6.unwrap();
+        assert_eq!(used6.octets()[0], 0xfd);
+        let used = [("172.16.0.0".parse().unwrap(), 12), (used6.into(), 64)];
+        let other = choose_among(&used, seed, true).unwrap();
+        assert_eq!(other.gateway4, Ipv4Addr::new(10, 213, 0, 1));
+        assert!(!same6(other.gateway6.unwrap(), used6, 64));
+        assert_eq!(choose_among(&[], seed, false).unwrap().gateway6, None);
+        let all = [(IpAddr::from(Ipv4Addr::UNSPECIFIED), 1), (Ipv4Addr::new(128, 0, 0, 0).into(), 1)];
+        assert!(matches!(choose_among(&all, seed, false), Err(NetError::NoFreeSubnet)));
+        assert!(choose_subnets(seed, &[]).is_ok());
+    }
+
+    #[test]
+    fn derived_addresses() {
+        let v4 = Ipv4Addr::new(172, 30, 1, 2);
+        assert_eq!(
+            ipv6_for("fd00::1".parse().unwrap(), 64, v4),
+            "fd00::ac1e:102".parse::<Ipv6Addr>().unwrap()
+        );
+        assert_eq!(ipv6_for("fd00::1".parse().unwrap(), 112, v4), "fd00::102".parse::<Ipv6Addr>().unwrap());
+        assert_eq!(mac_from_ipv4(v4), [0x02, 0x42, 172, 30, 1, 2]);
+        assert_eq!(host_ifname(&"ab".repeat(32)), "vdhabababababab");
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_given_is_in_the_subnet_and_free(gateway: u32, prefix in 16u8..=32, last: u32, taken: u8) {
+            let gateway = Ipv4Addr::from(gateway);
+            let used = |a: Ipv4Addr| a.octets()[3] % 7 == taken % 7;
+            if let Some(a) = next_free_v4(gateway, prefix, Some(last.into()), &used) {
+                prop_assert!(same4(a, gateway, prefix) && a != gateway && !used(a));
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The network of a sandbox: bridge, veth pair, addresses, published ports, firewall.
+//!
+//! Carries out what the engine decided ([`types::NetworkPlan`]); keeps nothing but what the kernel keeps. All of it
+//! goes over netlink sockets: no program is started. In the order of a start:
+//!
+//! ```text
+//! ensure_bridge ─► (namespace made) attach ─► publish ─► configure_inside, in the namespace ─► … ─► detach
+//! ```
+//!
+//! Not here: which addresses are leased (the engine's database), parsing of `-p` (front ends), names (DNS).
+#![forbid(unsafe_code)]
+
+mod bridge;
+mod conntrack;
+mod endpoint;
+mod error;
+mod files;
+mod firewall;
+mod ipam;
+mod link;
+mod owner;
+mod proxy;
+mod publish;
+mod sweep;
+mod sysctl;
+
+#[cfg(test)]
+mod tests;
+
+pub use bridge::{ensure_bridge, remove_bridge};
+pub use endpoint::{attach, configure_inside, detach};
+pub use error::NetError;
+pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};
+pub use ipam::{Subnets, choose_subnets, host_ifname, ipv6_for, mac_from_ipv4, next_free_v4};
+pub use publish::{Published, publish};
+pub use sweep::{Swept, sweep};

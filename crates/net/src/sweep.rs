@@ -1,0 +1,64 @@
+//! Removing what the dead left: after a crash, an interface or a published port may outlive its sandbox.
+
+use crate::firewall::{self, Family};
+use crate::{NetError, bridge, link};
+use rustix::io::Errno;
+use std::collections::HashSet;
+use sys::netlink::Batch;
+use types::{Attachment, BridgePlan};
+
+/// What [`sweep`] removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Interfaces on the host.
+    pub links: usize,
+    /// Rules of published ports.
+    pub ports: usize,
+}
+
+/// Removes from this bridge the interfaces, and from the firewall the published ports leading into its subnets, that
+/// belong to no live attachment. Other bridges, such as those of another store, are not touched.
+///
+/// `live` is asked after the kernel has been read. So a sandbox that starts meanwhile is safe, as long as its lease
+/// is recorded before its [`crate::attach`].
+pub fn sweep(plan: &BridgePlan, live: impl FnOnce() -> Vec<Attachment>) -> Result<Swept, NetError> {
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let reading = || NetError::link("read the ports of bridge", &plan.name);
+    let links = match link::get(&mut socket, &plan.name).map_err(reading())? {
+        Some(bridge) => link::ports(&mut socket, bridge.index).map_err(reading())?,
+        None => Vec::new(),
+    };
+    let mut rules = match firewall::open() {
+        Err(e) if firewall::is_missing(&e) => None,
+        opened => Some(opened?),
+    };
+    let mut published = Vec::new();
+    if let Some(rules) = &mut rules {
+        for family in [Family::V4, Family::V6] {
+            match firewall::published_in(rules, family) {
+                Err(e) if firewall::is_missing(&e) => {}
+                done => published.extend(done?),
+            }
+        }
+    }
+
+    let live = live();
+    let names: HashSet<&str> = live.iter().map(|a| a.host_ifname.as_str()).collect();
+    let ports: HashSet<_> =
+        live.iter().flat_map(|a| a.ports.iter().filter_map(|b| firewall::Published::of(b, a))).collect();
+
+    let mut batch = Batch::new();
+    for dead in
+        links.iter().filter(|l| crate::ipam::is_host_ifname(&l.name) && !names.contains(l.name.as_str()))
+    {
+        link::delete(&mut batch, &dead.name);
+    }
+    let mut swept = Swept { links: batch.len(), ports: 0 };
+    link::run(&mut socket, batch, &[Errno::NODEV]).map_err(NetError::link("sweep bridge", &plan.name))?;
+    published.retain(|p| bridge::holds(plan, p.target) && !ports.contains(p));
+    swept.ports = published.len();
+    if let Some(rules) = &mut rules {
+        firewall::withdraw(rules, &published)?;
+    }
+    Ok(swept)
+}

@@ -1,0 +1,309 @@
+//! Files in and out beneath a root that is hostile.
+
+mod common;
+
+use dhow_rootfs::{RootfsError, UnpackOptions, copy_up, export, pack, stat, unpack};
+use proptest::prelude::*;
+use rustix::fs::XattrFlags;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use sys::Root;
+use tempfile::TempDir;
+
+fn root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: owners need root");
+    }
+    root
+}
+
+/// A directory with every kind of file that a tar holds.
+fn fill(dir: &Path) {
+    fs::create_dir_all(dir.join("sub/deeper")).unwrap();
+    fs::write(dir.join("sub/file"), vec![7u8; 700_001]).unwrap();
+    fs::write(dir.join("sub/empty"), "").unwrap();
+    fs::hard_link(dir.join("sub/file"), dir.join("sub/zhard")).unwrap();
+    symlink("/etc/passwd", dir.join("sub/absolute")).unwrap();
+    symlink("nowhere", dir.join("dangling")).unwrap();
+    let long = "n".repeat(240);
+    fs::write(dir.join(&long), "long").unwrap();
+    symlink("t".repeat(300), dir.join("longlink")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        dir.join("null"),
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::from_raw_mode(0o666),
+        rustix::fs::makedev(1, 3),
+    )
+    .unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        dir.join("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o644),
+        0,
+    )
+    .unwrap();
+    rustix::fs::setxattr(dir.join("sub/empty"), "user.k", b"v\0v", XattrFlags::empty()).unwrap();
+    rustix::fs::setxattr(dir.join("sub"), "user.d", b"", XattrFlags::empty()).unwrap();
+    std::os::unix::fs::chown(dir.join("sub/empty"), Some(12), Some(4_000_000)).unwrap();
+    fs::set_permissions(dir.join("sub/empty"), fs::Permissions::from_mode(0o6751)).unwrap();
+    fs::set_permissions(dir.join("sub"), fs::Permissions::from_mode(0o1711)).unwrap();
+    let _ = std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
+}
+
+fn same(a: &Path, b: &Path) {
+    let list = |dir: &Path| {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).filter(|n| n != "socket").collect();
+        names.sort();
+        names
+    };
+    assert_eq!(list(a), list(b));
+    for name in list(a) {
+        let (x, y) = (a.join(&name), b.join(&name));
+        let (m, n) = (fs::symlink_metadata(&x).unwrap(), fs::symlink_metadata(&y).unwrap());
+        let all = |m: &fs::Metadata| {
+            (m.mode(), m.uid(), m.gid(), m.rdev(), (m.mtime(), m.mtime_nsec()), m.is_dir() || m.nlink() > 1)
+        };
+        assert_eq!(all(&m), all(&n), "{}", x.display());
+        if m.is_dir() {
+            same(&x, &y);
+        } else if m.is_symlink() {
+            assert_eq!(fs::read_link(&x).unwrap(), fs::read_link(&y).unwrap());
+        } else if m.is_file() {
+            assert_eq!(fs::read(&x).unwrap(), fs::read(&y).unwrap());
+        }
+        if m.is_file() || m.is_dir() {
+            let attrs = |p: &Path| {
+                let mut list = [0; 400];
+                let n = rustix::fs::listxattr(p, &mut list[..]).unwrap();
+                list[..n].to_vec()
+            };
+            assert_eq!(attrs(&x), attrs(&y), "{}", x.display());
+        }
+    }
+}
+
+#[test]
+fn a_tree_goes_out_and_in() {
+    if !root() {
+        return;
+    }
+    let (a, b) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fill(a.path());
+    let mut tar = Vec::new();
+    export(&Root::open(a.path()).unwrap(), &mut tar).unwrap();
+    unpack(&Root::open(b.path()).unwrap(), Path::new("/"), &mut &tar[..], &UnpackOptions::default()).unwrap();
+    same(a.path(), b.path());
+
+    // And once more over it.
+    unpack(&Root::open(b.path()).unwrap(), Path::new("/"), &mut &tar[..], &UnpackOptions::default()).unwrap();
+    same(a.path(), b.path());
+
+    let c = TempDir::new().unwrap();
+    let mut tar = Vec::new();
+    pack(&Root::open(a.path()).unwrap(), Path::new("/sub"), None, &mut tar).unwrap();
+    let owner = UnpackOptions { owner: Some((5, 6)), ..Default::default() };
+    unpack(&Root::open(c.path()).unwrap(), Path::new("/"), &mut &tar[..], &owner).unwrap();
+    let meta = fs::metadata(c.path().join("sub/empty")).unwrap();
+    assert_eq!((meta.uid(), meta.gid(), meta.len()), (5, 6, 0));
+}
+
+#[test]
+fn an_image_fills_a_new_volume_once() {
+    if !root() {
+        return;
+    }
+    let (a, b) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::create_dir(a.path().join("data")).unwrap();
+    fill(&a.path().join("data"));
+    symlink("/data", a.path().join("link")).unwrap();
+    let image = Root::open(a.path()).unwrap();
+    assert!(!copy_up(&image, Path::new("/nothing"), b.path()).unwrap());
+    assert!(copy_up(&image, Path::new("/link"), b.path()).unwrap());
+    same(&a.path().join("data"), b.path());
+    assert!(!copy_up(&image, Path::new("/data"), b.path()).unwrap());
+}
+
+#[test]
+fn names_and_stats() {
+    let a = TempDir::new().unwrap();
+    fs::create_dir_all(a.path().join("d/e")).unwrap();
+    fs::write(a.path().join("d/f"), "12345").unwrap();
+    fs::set_permissions(a.path().join("d/f"), fs::Permissions::from_mode(0o4640)).unwrap();
+    symlink("/d/../d", a.path().join("l")).unwrap();
+    symlink("../../x/y", a.path().join("d/dangling")).unwrap();
+    let root = Root::open(a.path()).unwrap();
+    let f = stat(&root, Path::new("/d/f")).unwrap();
+    assert_eq!((f.name.as_str(), f.size, f.mode, f.link_target.as_str()), ("f", 5, 1 << 23 | 0o640, ""));
+    let l = stat(&root, Path::new("l")).unwrap();
+    assert_eq!((l.name.as_str(), l.mode >> 27, l.link_target.as_str()), ("l", 1, "/d"));
+    assert!(stat(&root, Path::new("l/")).unwrap().is_dir());
+    assert_eq!(stat(&root, Path::new("l/")).unwrap().name, "l");
+    assert_eq!(stat(&root, Path::new("/d/dangling")).unwrap().link_target, "/x/y");
+    assert_eq!(stat(&root, Path::new("/")).unwrap().name, "/");
+    let e = stat(&root, Path::new("/no/thing")).unwrap_err();
+    assert!(matches!(e, RootfsError::NoSuchPath { .. }), "{e}");
+    assert!(matches!(stat(&root, Path::new("/d/f/")).unwrap_err(), RootfsError::NotADirectory { .. }));
+
+    let names = |path: &str, rename: Option<&str>| {
+        let mut tar = Vec::new();
+        pack(&root, Path::new(path), rename.map(std::ffi::OsStr::new), &mut tar).unwrap();
+        let names: Vec<_> = tar::Archive::new(&tar[..])
+            .entries()
+            .unwrap()
+            .map(|e| String::from_utf8(e.unwrap().path_bytes().into_owned()).unwrap())
+            .collect();
+        names
+    };
+    assert_eq!(names("/d", None), ["d/", "d/dangling", "d/e/", "d/f"]);
+    assert_eq!(names("/d/.", None), ["./", "./dangling", "./e/", "./f"]);
+    assert_eq!(names("/d/e", Some("new")), ["new/"]);
+    assert_eq!(names("/l", None), ["l"]);
+    assert_eq!(names("/l/", None)[0], "l/");
+}
+
+fn tar_of(entries: &[(tar::EntryType, &str, &str, &[u8])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (kind, name, link, content) in entries {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(*kind);
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1);
+        header.set_cksum();
+        out.extend_from_slice(header.as_bytes());
+        out.extend_from_slice(content);
+        out.resize(out.len().next_multiple_of(512), 0);
+    }
+    out.resize(out.len() + 1024, 0);
+    out
+}
+
+#[test]
+fn what_leads_outside_stays_inside_or_is_refused() {
+    use tar::EntryType::{Link, Regular, Symlink};
+    let tmp = TempDir::new().unwrap();
+    let inside = tmp.path().join("root");
+    fs::create_dir_all(inside.join("dest")).unwrap();
+    fs::write(tmp.path().join("secret"), "safe").unwrap();
+    let root = Root::open(&inside).unwrap();
+    let go = |tar: Vec<u8>| unpack(&root, Path::new("/dest"), &mut &tar[..], &UnpackOptions::default());
+    for bad in ["../x", "a/../../x", "/../x"] {
+        let e = go(tar_of(&[(Regular, bad, "", b"evil")])).unwrap_err();
+        assert!(matches!(e, RootfsError::Breakout { .. }), "{bad}: {e}");
+    }
+    let e = go(tar_of(&[(Link, "h", "../../secret", b"")])).unwrap_err();
+    assert!(matches!(e, RootfsError::Breakout { .. }), "{e}");
+    // Through a link of the tar itself, by an absolute and by a climbing one.
+    let up = tmp.path().to_str().unwrap();
+    go(tar_of(&[(Symlink, "l", "../../../../..", b""), (Regular, "l/secret", "", b"evil")])).unwrap();
+    go(tar_of(&[(Symlink, "m", up, b""), (Regular, "m/secret", "", b"evil")])).ok();
+    go(tar_of(&[(Symlink, "n", "../../secret", b""), (Regular, "n", "", b"new")])).unwrap();
+    go(tar_of(&[(Symlink, "o", "../../../secret", b""), (Link, "p", "o", b"")])).unwrap();
+    assert_eq!(fs::read(tmp.path().join("secret")).unwrap(), b"safe");
+    assert_eq!(fs::read(inside.join("secret")).unwrap(), b"evil");
+    assert_eq!(fs::read(inside.join("dest/n")).unwrap(), b"new");
+    assert!(inside.join("dest/p").is_symlink());
+
+    let mut cut = tar_of(&[(Regular, "cut", "", &[1; 5000])]);
+    cut.truncate(2000);
+    assert!(matches!(go(cut).unwrap_err(), RootfsError::Tar { .. }));
+    let mut huge = tar_of(&[(Regular, "huge", "", b"")]);
+    let mut header = tar::Header::from_byte_slice(&huge[..512]).clone();
+    header.set_size(1 << 60);
+    header.set_cksum();
+    huge[..512].copy_from_slice(header.as_bytes());
+    let e = go(huge).unwrap_err();
+    assert_eq!(types::Kinded::kind(&e), types::ErrorKind::Exhausted, "{e}");
+}
+
+#[test]
+fn directories_are_not_overwritten_where_that_is_asked() {
+    use tar::EntryType::{Directory, Regular};
+    let tmp = TempDir::new().unwrap();
+    fs::create_dir(tmp.path().join("d")).unwrap();
+    fs::write(tmp.path().join("d/in"), "").unwrap();
+    fs::write(tmp.path().join("f"), "").unwrap();
+    let root = Root::open(tmp.path()).unwrap();
+    let go = |tar: Vec<u8>, no| {
+        let options = UnpackOptions { no_overwrite_dir_non_dir: no, owner: None };
+        unpack(&root, Path::new("/"), &mut &tar[..], &options)
+    };
+    let e = go(tar_of(&[(Regular, "d", "", b"x")]), true).unwrap_err();
+    assert_eq!(e.to_string(), "cannot overwrite directory d with non-directory \"d\"");
+    let e = go(tar_of(&[(Directory, "f", "", b"")]), true).unwrap_err();
+    assert_eq!(e.to_string(), "cannot overwrite non-directory f with directory \"f\"");
+    go(tar_of(&[(Regular, "d", "", b"x"), (Directory, "f", "", b"")]), false).unwrap();
+    assert!(tmp.path().join("d").is_file() && tmp.path().join("f").is_dir());
+}
+
+/// CVE-2018-15664: a container that swaps a directory for a link to `/` while files are copied.
+#[test]
+fn a_swapped_link_never_leads_outside() {
+    let tmp = TempDir::new().unwrap();
+    let inside = tmp.path().join("root");
+    let outside = tmp.path().join("outside");
+    fs::create_dir_all(inside.join("a")).unwrap();
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("f"), "TOP SECRET").unwrap();
+    fs::write(inside.join("a/f"), "inside").unwrap();
+    symlink(&outside, inside.join("b")).unwrap();
+    let done = AtomicBool::new(false);
+    let mut seen = [0; 2];
+    let mut leaked = false;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let here =
+                rustix::fs::open(&inside, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                rustix::fs::renameat_with(&here, "a", &here, "b", flags).unwrap();
+            }
+        });
+        let root = Root::open(&inside).unwrap();
+        let tar = tar_of(&[(tar::EntryType::Regular, "a/g", "", b"copied")]);
+        for _ in 0..3000 {
+            for path in ["/a/f", "/a/", "/a"] {
+                let mut out = Vec::new();
+                let packed = pack(&root, Path::new(path), None, &mut out);
+                seen[usize::from(packed.is_ok())] += 1;
+                leaked |= String::from_utf8_lossy(&out).contains("TOP SECRET");
+            }
+            let _ = unpack(&root, Path::new("/"), &mut &tar[..], &UnpackOptions::default());
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(!leaked && !outside.join("g").exists());
+    assert!(seen[1] > 0, "{seen:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    /// No stream of bytes makes it panic or write outside.
+    #[test]
+    fn damaged_tars_do_no_harm(flips in proptest::collection::vec((0usize..6000, any::<u8>()), 1..12)) {
+        use tar::EntryType::{Directory, Link, Regular, Symlink};
+        let tmp = TempDir::new().unwrap();
+        fs::create_dir(tmp.path().join("root")).unwrap();
+        let mut tar = tar_of(&[
+            (Directory, "d", "", b""), (Regular, "d/f", "", &[3; 900]), (Symlink, "s", "d", b""),
+            (Link, "h", "d/f", b""), (Regular, "s/g", "", b"x"),
+        ]);
+        for (at, byte) in flips {
+            let len = tar.len();
+            tar[at % len] = byte;
+        }
+        let root = Root::open(tmp.path().join("root")).unwrap();
+        let _ = unpack(&root, Path::new("/"), &mut &tar[..], &UnpackOptions::default());
+        prop_assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1);
+    }
+}

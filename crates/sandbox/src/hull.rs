@@ -1,0 +1,241 @@
+//! The hull contract: what any isolation (a container, a microVM) must offer so that one supervisor, one engine and
+//! one set of commands serve all.
+//!
+//! A hull takes an OCI [`Spec`](types::oci::Spec), a root filesystem and a network, and gives a [`Sandbox`]:
+//!
+//! ```text
+//! Hull::create ──► created ──start──► running ◄──pause/resume──► paused
+//!                     │                  │
+//!                     └──────────────────┴──► ended (pidfd readable) ──wait──► ExitStatus ──destroy──► gone
+//! ```
+//!
+//! `destroy` is right in every state and may be repeated; after it neither process nor cgroup nor mount remains.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use types::oci;
+use types::{ErrorKind, Kinded};
+
+/// What a hull is asked to create.
+pub struct CreateRequest<'a> {
+    /// Full id of the container.
+    pub id: &'a str,
+    /// What to carry out. `root.path` is ignored; `process.terminal` asks for a console.
+    pub spec: &'a oci::Spec,
+    /// The root filesystem, a detached mount.
+    pub rootfs: BorrowedFd<'a>,
+    /// Path of the cgroup below the root of each hierarchy.
+    pub cgroup: &'a str,
+    /// Descriptors 0, 1 and 2 of the workload; ignored where a console is asked for.
+    pub stdio: [BorrowedFd<'a>; 3],
+    /// Rows and columns of the console.
+    pub console_size: Option<(u16, u16)>,
+    /// PID 1 is our own small init, which reaps and forwards signals.
+    pub init: bool,
+    /// Configures the network from outside, given the new network namespace. Not called where the spec has no
+    /// new network namespace.
+    pub network_outside: &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<(), HullError>,
+    /// Configures the network from inside; runs in the new process, in its namespaces, with all privileges.
+    pub network_inside: &'a dyn Fn() -> Result<(), HullError>,
+}
+
+/// A created sandbox and, where asked for, the master side of its console.
+pub struct Created {
+    /// The sandbox, its workload not yet started.
+    pub sandbox: Box<dyn Sandbox>,
+    /// Master of the pseudo terminal.
+    pub console: Option<OwnedFd>,
+}
+
+/// Takes over a sandbox whose supervisor died.
+pub struct AdoptRequest<'a> {
+    /// Full id of the container.
+    pub id: &'a str,
+    /// As at its creation.
+    pub spec: &'a oci::Spec,
+    /// Path of its cgroup.
+    pub cgroup: &'a str,
+    /// Host pid of its main process.
+    pub pid: i32,
+    /// That process's start time, see `sys::host::start_time`.
+    pub pid_start: u64,
+}
+
+/// A way to isolate.
+pub trait Hull {
+    /// Builds everything up to the workload's first instruction. On failure nothing remains.
+    fn create(&self, request: CreateRequest<'_>) -> Result<Created, HullError>;
+    /// Takes over a sandbox that runs already; its exit status may be unknowable on old kernels.
+    fn adopt(&self, request: AdoptRequest<'_>) -> Result<Box<dyn Sandbox>, HullError>;
+    /// Removes what a dead supervisor and a dead workload left: cgroups, processes in them. Idempotent.
+    fn clean(&self, id: &str, cgroup: &str) -> Result<(), HullError>;
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// With this code.
+    Exited(i32),
+    /// By this signal.
+    Signaled(i32),
+    /// Nobody can tell any more (an adopted process, an old kernel).
+    Unknown,
+}
+
+impl ExitStatus {
+    /// The shell's convention: the code, 128+n for signal n, 255 for unknown.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Signaled(signal) => 128 + signal,
+            Self::Unknown => 255,
+        }
+    }
+}
+
+/// One command to run beside the main process.
+pub struct ExecRequest<'a> {
+    /// User, capabilities, environment, arguments, directory, terminal.
+    pub process: &'a oci::Process,
+    /// Descriptors 0, 1 and 2; ignored where a console is asked for.
+    pub stdio: [BorrowedFd<'a>; 3],
+    /// Rows and columns of the console.
+    pub console_size: Option<(u16, u16)>,
+}
+
+/// A running command.
+pub struct ExecChild {
+    /// Host pid; a child of the caller.
+    pub pid: i32,
+    /// Readable when it has ended.
+    pub pidfd: OwnedFd,
+    /// Master of the pseudo terminal, where asked for.
+    pub console: Option<OwnedFd>,
+}
+
+/// A created or running sandbox.
+pub trait Sandbox {
+    /// Host pid of the main process.
+    fn pid(&self) -> i32;
+    /// Readable when the main process has ended.
+    fn pidfd(&self) -> BorrowedFd<'_>;
+    /// Executes the workload; returns when `execve` succeeded, or why it failed.
+    fn start(&mut self) -> Result<(), HullError>;
+    /// Sends a signal to the main process. An ended process is no error.
+    fn signal(&self, signal: i32) -> Result<(), HullError>;
+    /// Kills every process of the sandbox.
+    fn kill_all(&self) -> Result<(), HullError>;
+    /// Freezes every process.
+    fn pause(&self) -> Result<(), HullError>;
+    /// Thaws.
+    fn resume(&self) -> Result<(), HullError>;
+    /// Applies limits at once; absent ones stay as they are.
+    fn update(&self, resources: &oci::LinuxResources) -> Result<(), HullError>;
+    /// Figures as of now.
+    fn stats(&self) -> Result<Stats, HullError>;
+    /// Host pids of all processes.
+    fn processes(&self) -> Result<Vec<i32>, HullError>;
+    /// Runs a command beside the main process; returns when `execve` succeeded, or why it failed.
+    fn exec(&mut self, request: ExecRequest<'_>) -> Result<ExecChild, HullError>;
+    /// How many processes the OOM killer has ended here.
+    fn oom_kills(&self) -> u64;
+    /// Becomes readable on an OOM kill, where the host can tell.
+    fn oom_notifier(&self) -> Option<BorrowedFd<'_>>;
+    /// Reaps the main process; call it when `pidfd` is readable.
+    fn wait(&mut self) -> Result<ExitStatus, HullError>;
+    /// Kills what is left and removes cgroups.
+    fn destroy(&mut self) -> Result<(), HullError>;
+}
+
+/// Resource figures of a sandbox. Times are nanoseconds, sizes bytes; counters count from its start.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// When they were read, nanoseconds since the epoch.
+    pub read_ns: i64,
+    /// CPU time in all, in user mode, in kernel mode.
+    pub cpu_total_ns: u64,
+    /// User part.
+    pub cpu_user_ns: u64,
+    /// Kernel part.
+    pub cpu_system_ns: u64,
+    /// CPU time of the whole host, as Docker's `system_cpu_usage`.
+    pub host_cpu_ns: u64,
+    /// CPUs of the host.
+    pub online_cpus: u32,
+    /// Enforcement periods, those throttled, time throttled.
+    pub throttling: [u64; 3],
+    /// Memory in use, page cache included.
+    pub memory_usage: u64,
+    /// Highest memory in use.
+    pub memory_max_usage: u64,
+    /// Limit; the host's memory where there is none.
+    pub memory_limit: u64,
+    /// `memory.stat` as it stands.
+    pub memory_stat: std::collections::BTreeMap<String, u64>,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Limit of those; 0 is none.
+    pub pids_limit: u64,
+    /// Bytes read and written, by device (major, minor).
+    pub blkio_bytes: Vec<(u64, u64, u64, u64)>,
+    /// By interface inside: name, received bytes, packets, errors, dropped, sent bytes, packets, errors, dropped.
+    pub networks: Vec<(String, [u64; 8])>,
+}
+
+/// Why a hull could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HullError {
+    /// The command is nowhere in `PATH`, or the file does not exist: exit code 127.
+    #[error("exec: {command:?}: executable file not found{}", if command.contains('/') { "" } else { " in $PATH" })]
+    CommandNotFound {
+        /// As the user gave it.
+        command: String,
+    },
+    /// The command is there but cannot be executed: exit code 126.
+    #[error("exec: {command:?}: {source}")]
+    CommandNotExecutable {
+        /// As the user gave it.
+        command: String,
+        /// What `execve` said.
+        source: std::io::Error,
+    },
+    /// The specification asks for what cannot be done here.
+    #[error("{0}")]
+    Invalid(String),
+    /// The host lacks something.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A step failed.
+    #[error("{step}: {source}")]
+    Step {
+        /// What was being done, with the path or name it was done to.
+        step: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The network could not be configured.
+    #[error("network: {0}")]
+    Network(String),
+}
+
+impl HullError {
+    /// The exit code of `run`, `start` and `exec` for this failure (Docker's): 125, 126 or 127.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::CommandNotFound { .. } => 127,
+            Self::CommandNotExecutable { .. } => 126,
+            _ => 125,
+        }
+    }
+}
+
+impl Kinded for HullError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::CommandNotFound { .. } => ErrorKind::NotFound,
+            Self::CommandNotExecutable { .. } | Self::Invalid(_) => ErrorKind::Invalid,
+            Self::Unsupported(_) => ErrorKind::Unsupported,
+            Self::Step { .. } | Self::Network(_) => ErrorKind::Internal,
+        }
+    }
+}

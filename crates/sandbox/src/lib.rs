@@ -1,0 +1,9 @@
+//! The hull contract, the hulls that carry it out, and the supervisor that lives with each sandbox.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod container;
+pub mod hull;
+pub mod logs;
+pub mod protocol;
+pub mod supervisor;

@@ -1,0 +1,533 @@
+//! The loop: what is waited for, and who deals with it.
+
+use super::channel;
+use super::connection::{Connection, Role};
+use super::exec::Exec;
+use super::health::Health;
+use super::lifecycle::Main;
+use super::policy::BackOff;
+use super::{Hooks, Supervise};
+use crate::client::SOCKET;
+use crate::hull::Hull;
+use crate::logs::{LogWriter, Source};
+use crate::protocol::{ExecInfo, Failure, Frame, Request, Response};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::sockopt::socket_peercred;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use types::{Bundle, ErrorKind, RunState, Status};
+
+/// Clients at one time.
+const MAX_CLIENTS: usize = 256;
+/// The order to start was sent before this process was made: it is there, or never comes.
+const ORDER_WAIT: Duration = Duration::from_secs(5);
+/// Buffers are given back after such a silence.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// What a descriptor in the loop belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    Listener,
+    Children,
+    Hooks,
+    MainEnd,
+    MainOutput(Source),
+    MainInput,
+    Oom,
+    ExecEnd(u64),
+    ExecOutput(u64, Source),
+    ExecInput(u64),
+    Client(u64),
+}
+
+/// Between two runs.
+pub(super) struct Waiting {
+    pub(super) until: Instant,
+}
+
+/// Everything a supervisor knows.
+pub(super) struct Core<'a> {
+    pub(super) bundle: Bundle,
+    pub(super) dir: PathBuf,
+    pub(super) run: PathBuf,
+    pub(super) lock: Option<sys::file::Lock>,
+    pub(super) hull: &'a dyn Hull,
+    pub(super) hooks: &'a mut dyn Hooks,
+    pub(super) listener: Option<UnixListener>,
+    pub(super) children: OwnedFd,
+    pub(super) state: RunState,
+    pub(super) log: Option<LogWriter>,
+    pub(super) main: Option<Main>,
+    pub(super) waiting: Option<Waiting>,
+    pub(super) back_off: BackOff,
+    pub(super) health: Option<Health>,
+    pub(super) execs: BTreeMap<u64, Exec>,
+    pub(super) past_execs: VecDeque<ExecInfo>,
+    pub(super) clients: BTreeMap<u64, Connection>,
+    pub(super) next_id: u64,
+    /// When a stop becomes a kill.
+    pub(super) kill_at: Option<Instant>,
+    /// A client asked for the end by `stop`: the event is told.
+    pub(super) stopping: bool,
+    pub(super) finished: bool,
+    /// No OOM notice is looked at before this.
+    pub(super) oom_quiet: Option<Instant>,
+    pub(super) buffer: Vec<u8>,
+    /// Memory may be given back at the next silence.
+    pub(super) untidy: bool,
+}
+
+/// Sets up, starts or adopts, and loops until nothing is left to do.
+pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) -> i32 {
+    // Handed down by number, so open for any program that is executed.
+    let _ = fcntl_setfd(&supervise.lock, FdFlags::CLOEXEC);
+    let ready = supervise.ready.map(|fd| {
+        let _ = fcntl_setfd(&fd, FdFlags::CLOEXEC);
+        UnixStream::from(fd)
+    });
+    let (order, ready) = match ready {
+        Some(socket) => take_order(socket),
+        None => (None, None),
+    };
+    let adopt = supervise.adopt;
+    let state = match &adopt {
+        Some(state) => state.clone(),
+        None => previous_state(&supervise.dir),
+    };
+    let children = match sys::signals::child_notifier() {
+        Ok(fd) => fd,
+        Err(_) => return 125,
+    };
+    let mut core = Core {
+        bundle: supervise.bundle,
+        dir: supervise.dir,
+        run: supervise.run,
+        lock: Some(supervise.lock),
+        hull,
+        hooks,
+        listener: None,
+        children,
+        state,
+        log: None,
+        main: None,
+        waiting: None,
+        back_off: BackOff::default(),
+        health: None,
+        execs: BTreeMap::new(),
+        past_execs: VecDeque::new(),
+        clients: BTreeMap::new(),
+        next_id: 1,
+        kill_at: None,
+        stopping: false,
+        finished: false,
+        oom_quiet: None,
+        buffer: Vec::new(),
+        untidy: true,
+    };
+    let ready = ready.map(|mut client| {
+        if let Some(Request::Start { attach: Some(options) }) = order {
+            client.role = Role::Attached(options);
+        }
+        core.add_client(client)
+    });
+    if core.clients.values().any(|c| matches!(c.role, Role::Attached(_))) {
+        core.event("attach", &[]);
+    }
+    let begun = core.begin(adopt.is_some());
+    core.report(ready, begun);
+    core.serve();
+    core.state.exit_code
+}
+
+/// Waits for the first frames of the command that started this process. One that died leaves a start without witnesses.
+fn take_order(socket: UnixStream) -> (Option<Request>, Option<Connection>) {
+    let Ok(mut client) = Connection::new(socket) else { return (None, None) };
+    let until = Instant::now() + ORDER_WAIT;
+    while Instant::now() < until && !client.dead {
+        match client.decoder.next_frame() {
+            Ok(Some(Frame::Hello)) => {
+                client.greeted = true;
+                continue;
+            }
+            Ok(Some(Frame::Request(request))) if client.greeted => {
+                client.send(&Frame::Hello);
+                return (Some(*request), Some(client));
+            }
+            Ok(None) => {}
+            _ => return (None, None),
+        }
+        let mut fds = [PollFd::new(&client.socket, PollFlags::IN)];
+        let _ = poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }));
+        client.receive();
+    }
+    (None, None)
+}
+
+/// What is known of earlier runs. One that claims to be running ended with its host.
+fn previous_state(dir: &Path) -> RunState {
+    let bytes = std::fs::read(dir.join("state.json")).unwrap_or_default();
+    let mut state: RunState = serde_json::from_slice(&bytes).unwrap_or_default();
+    if state.status.is_active() {
+        state.status = Status::Exited;
+    }
+    state
+}
+
+impl Core<'_> {
+    fn begin(&mut self, adopt: bool) -> Result<(), Failure> {
+        let failed = |what: &str, e: io::Error| internal(format!("{what}: {e}"));
+        self.log =
+            Some(LogWriter::open(&self.dir, &self.bundle.log).map_err(|e| failed("cannot open the log", e))?);
+        self.listen().map_err(|e| failed("cannot make the control socket", e))?;
+        if adopt { self.adopt() } else { self.first_start() }
+    }
+
+    /// Tells the command that waits, and ends what could not begin.
+    fn report(&mut self, ready: Option<u64>, begun: Result<(), Failure>) {
+        let failed = begun.is_err();
+        let response = match begun {
+            Ok(()) => Response::Started { pid: self.state.pid },
+            Err(failure) => {
+                // It gets the reason, not a stream's end.
+                if let Some(client) = ready.and_then(|id| self.clients.get_mut(&id)) {
+                    client.role = Role::Idle;
+                }
+                self.failed_start(&failure);
+                self.finish();
+                Response::Failed(failure)
+            }
+        };
+        if let Some(client) = ready.and_then(|id| self.clients.get_mut(&id)) {
+            client.answer(response);
+            if failed || !matches!(client.role, Role::Attached(_)) {
+                client.closing = true;
+            }
+        }
+    }
+
+    fn listen(&mut self) -> io::Result<()> {
+        let path = self.run.join(SOCKET);
+        let _ = std::fs::remove_file(&path);
+        // See unix(7): an address has 108 bytes.
+        let listener = if path.as_os_str().len() < 100 {
+            UnixListener::bind(&path)?
+        } else {
+            let dir = rustix::fs::open(
+                &self.run,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))?
+        };
+        listener.set_nonblocking(true)?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+
+    pub(super) fn add_client(&mut self, client: Connection) -> u64 {
+        let id = self.new_id();
+        self.clients.insert(id, client);
+        id
+    }
+
+    pub(super) fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn serve(&mut self) {
+        loop {
+            self.drop_clients();
+            if self.finished && self.clients.is_empty() {
+                return;
+            }
+            for (token, events) in self.wait() {
+                self.dispatch(token, events);
+            }
+            self.timers();
+        }
+    }
+
+    /// Waits for the next thing to do.
+    fn wait(&mut self) -> Vec<(Token, PollFlags)> {
+        let timeout = self.timeout();
+        let watched = self.watched();
+        let mut fds: Vec<PollFd<'_>> = watched.iter().map(|(_, fd)| fd.clone()).collect();
+        let ready = poll(&mut fds, timeout.as_ref());
+        let events: Vec<_> = watched
+            .iter()
+            .zip(&fds)
+            .filter(|(_, fd)| !fd.revents().is_empty())
+            .map(|((token, _), fd)| (*token, fd.revents()))
+            .collect();
+        drop(fds);
+        if ready == Ok(0) {
+            self.tidy();
+        }
+        events
+    }
+
+    fn watched(&self) -> Vec<(Token, PollFd<'_>)> {
+        let mut list = Vec::with_capacity(16);
+        let mut watch = |token, fd, events| list.push((token, PollFd::from_borrowed_fd(fd, events)));
+        let (read, write) = (PollFlags::IN, PollFlags::OUT);
+        if let Some(listener) = self.listener.as_ref().filter(|_| self.clients.len() < MAX_CLIENTS) {
+            watch(Token::Listener, listener.as_fd(), read);
+        }
+        watch(Token::Children, self.children.as_fd(), read);
+        if let Some(main) = &self.main {
+            if !main.is_draining() {
+                watch(Token::MainEnd, main.sandbox.pidfd(), read);
+                if let Some(fd) = main.sandbox.oom_notifier().filter(|_| self.oom_quiet.is_none()) {
+                    watch(Token::Oom, fd, read | PollFlags::PRI);
+                }
+                if let Some(fd) = self.hooks.poll_fd() {
+                    watch(Token::Hooks, fd, read);
+                }
+            }
+            for source in [Source::Stdout, Source::Stderr] {
+                let blocked = self.clients.values().any(|c| c.is_behind() && c.reads(source));
+                if let Some(fd) = main.io.output(source).filter(|_| !blocked) {
+                    watch(Token::MainOutput(source), fd.as_fd(), read);
+                }
+            }
+            if let Some(fd) = main.io.waiting_input() {
+                watch(Token::MainInput, fd.as_fd(), write);
+            }
+        }
+        for (id, exec) in &self.execs {
+            if !exec.has_ended() {
+                watch(Token::ExecEnd(*id), exec.pidfd.as_fd(), read);
+            }
+            let blocked = self.clients.get(&exec.client).is_some_and(Connection::is_behind);
+            for source in [Source::Stdout, Source::Stderr] {
+                if let Some(fd) = exec.io.output(source).filter(|_| !blocked) {
+                    watch(Token::ExecOutput(*id, source), fd.as_fd(), read);
+                }
+            }
+            if let Some(fd) = exec.io.waiting_input() {
+                watch(Token::ExecInput(*id), fd.as_fd(), write);
+            }
+        }
+        for (id, client) in &self.clients {
+            let mut events = PollFlags::empty();
+            if client.is_behind() {
+                events |= write;
+            }
+            // Its process does not read, or it does not read our answers: neither do we.
+            let unread = client.role == Role::Idle && client.is_behind();
+            if !client.closing && !unread && !self.is_feeding_a_full_pipe(client) {
+                events |= read;
+            }
+            if !events.is_empty() {
+                watch(Token::Client(*id), client.socket.as_fd(), events);
+            }
+        }
+        list
+    }
+
+    fn is_feeding_a_full_pipe(&self, client: &Connection) -> bool {
+        match &client.role {
+            Role::Attached(options) => options.stdin && self.main.as_ref().is_some_and(|m| m.io.is_full()),
+            Role::Exec(id) => self.execs.get(id).is_some_and(|e| e.io.is_full()),
+            _ => false,
+        }
+    }
+
+    fn dispatch(&mut self, token: Token, events: PollFlags) {
+        match token {
+            Token::Listener => self.accept(),
+            Token::Children => self.reap_orphans(),
+            Token::Hooks => self.hooks.serve(),
+            Token::MainEnd => self.main_ended(),
+            Token::MainOutput(source) => self.main_output(source),
+            Token::MainInput => {
+                if let Some(main) = &mut self.main {
+                    main.io.flush();
+                }
+            }
+            Token::Oom => self.oom_readable(),
+            Token::ExecEnd(id) => self.exec_ended(id),
+            Token::ExecOutput(id, source) => self.exec_output(id, source),
+            Token::ExecInput(id) => {
+                if let Some(exec) = self.execs.get_mut(&id) {
+                    exec.io.flush();
+                }
+            }
+            Token::Client(id) => self.client_ready(id, events),
+        }
+    }
+
+    fn accept(&mut self) {
+        let Some(Ok((socket, _))) = self.listener.as_ref().map(UnixListener::accept) else { return };
+        // The directory keeps others out; this holds even where its mode was changed.
+        let trusted = socket_peercred(&socket)
+            .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid());
+        if trusted && let Ok(client) = Connection::new(socket) {
+            self.add_client(client);
+        }
+    }
+
+    fn client_ready(&mut self, id: u64, events: PollFlags) {
+        // Taken out, so that its frames can be read while everything else is changed.
+        let Some(mut client) = self.clients.remove(&id) else { return };
+        if events.contains(PollFlags::OUT) {
+            client.flush();
+        }
+        if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && !client.closing {
+            client.receive();
+            self.read_frames(id, &mut client);
+        } else if events.intersects(PollFlags::HUP | PollFlags::ERR) {
+            client.dead = true;
+        }
+        client.decoder.shrink();
+        self.clients.insert(id, client);
+    }
+
+    /// Lets go of clients that are served or gone.
+    fn drop_clients(&mut self) {
+        let over: Vec<u64> = self.clients.iter().filter(|(_, c)| c.is_over()).map(|(id, _)| *id).collect();
+        for id in over {
+            let Some(client) = self.clients.remove(&id) else { continue };
+            match client.role {
+                Role::Attached(options) if options.stdin && !client.detached => self.end_main_input(),
+                Role::Exec(exec) => self.exec_client_gone(exec, client.detached),
+                _ => {}
+            }
+        }
+    }
+
+    /// The client that fed stdin has no more, or is gone.
+    pub(super) fn end_main_input(&mut self) {
+        if self.bundle.stdin_once
+            && let Some(main) = &mut self.main
+        {
+            main.io.end_input();
+        }
+    }
+
+    /// Children that were left to us and are nobody's business any more.
+    pub(super) fn reap_orphans(&mut self) {
+        let mut drained = [0; 64];
+        while rustix::io::read(&self.children, &mut drained).is_ok_and(|n| n == drained.len()) {}
+        while let Some(pid) = sys::signals::ended_child() {
+            let ours = self.main.as_ref().is_some_and(|m| m.sandbox.pid() == pid && !m.is_draining())
+                || self.execs.values().any(|e| e.info.pid == pid && !e.has_ended());
+            let Some(pid) = rustix::process::Pid::from_raw(pid) else { return };
+            // Its own descriptor tells of it, and this is called once more then.
+            if ours
+                || !matches!(
+                    rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG),
+                    Ok(Some(_))
+                )
+            {
+                return;
+            }
+        }
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        let main = self.main.as_ref().and_then(Main::deadline);
+        let waiting = self.waiting.as_ref().map(|w| w.until);
+        let health =
+            self.health.as_ref().and_then(|h| h.due).filter(|_| self.state.status == Status::Running);
+        let kill = self.kill_at.filter(|_| self.main.as_ref().is_some_and(|m| !m.is_draining()));
+        let quiet = self.oom_quiet.filter(|_| self.main.is_some());
+        let execs = self.execs.values().filter_map(Exec::deadline).min();
+        [main, waiting, health, kill, quiet, execs].into_iter().flatten()
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        let left = self.deadlines().min().map(|at| at.saturating_duration_since(Instant::now()));
+        let left = match self.log.as_ref().is_some_and(LogWriter::has_work) {
+            true => Some(Duration::ZERO),
+            // At its own time-out the silence is what it waited for.
+            false if self.untidy => Some(left.map_or(SILENCE, |l| l.min(SILENCE))),
+            false => left,
+        };
+        // A part of a nanosecond more, never less: the loop would turn idly.
+        left.and_then(|l| Timespec::try_from(l).ok())
+    }
+
+    fn timers(&mut self) {
+        if let Some(log) = &mut self.log
+            && log.has_work()
+        {
+            log.work();
+        }
+        let now = Instant::now();
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(self.oom_quiet) {
+            self.oom_quiet = None;
+            self.oom_notice();
+        }
+        if due(self.kill_at) {
+            self.kill_at = None;
+            self.kill_after_stop();
+        }
+        if self.main.as_ref().is_some_and(|m| due(m.deadline())) {
+            self.run_over();
+        }
+        let execs: Vec<u64> =
+            self.execs.iter().filter(|(_, e)| due(e.deadline())).map(|(id, _)| *id).collect();
+        execs.into_iter().for_each(|id| self.exec_deadline(id));
+        if self.state.status == Status::Running && due(self.health.as_ref().and_then(|h| h.due)) {
+            self.check_health();
+        }
+        if self.waiting.as_ref().is_some_and(|w| w.until <= now) {
+            self.waiting = None;
+            if self.state.stopped_by_user { self.finish() } else { self.restart() }
+        }
+    }
+
+    fn tidy(&mut self) {
+        if std::mem::take(&mut self.untidy) {
+            self.buffer = Vec::new();
+            if let Some(log) = &mut self.log {
+                log.shrink();
+            }
+            sys::signals::trim_heap();
+        }
+    }
+
+    /// Writes `state.json`; on a full disk over the old one, whose blocks are there.
+    pub(super) fn save(&self) {
+        if self.finished {
+            return;
+        }
+        let path = self.dir.join("state.json");
+        if let Ok(bytes) = serde_json::to_vec(&self.state)
+            && sys::file::replace(&path, &bytes, false).is_err()
+        {
+            let _ = overwrite(&path, &bytes);
+        }
+    }
+
+    pub(super) fn event(&mut self, action: &str, attributes: &[(&str, String)]) {
+        self.hooks.event(&self.bundle, action, attributes);
+    }
+
+    /// Gives up everything by which others find this supervisor.
+    pub(super) fn leave(&mut self) {
+        self.listener = None;
+        let _ = std::fs::remove_file(self.run.join(SOCKET));
+        channel::remove_fifos(&self.run);
+        self.lock = None;
+    }
+}
+
+fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = std::fs::OpenOptions::new().write(true).open(path)?;
+    std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0)?;
+    file.set_len(bytes.len() as u64)
+}
+
+pub(super) fn internal(message: String) -> Failure {
+    Failure { kind: ErrorKind::Internal, message, exit_code: 125 }
+}

@@ -1,0 +1,112 @@
+//! The process that lives with one container: it starts it, owns its stdio, log, exit code, restart policy, health check and
+//! exec sessions, and answers its clients. One thread, one `poll(2)` loop, no state but `state.json`.
+//!
+//! ```text
+//!            start ok               main process ends            no restart
+//! starting ───────────► running ───────────────────► draining ─────────────► finished ──► (clients are served) gone
+//!    │                  ▲  ▲                            │ restart policy          ▲
+//!    │ start fails      │  └────────── start ok ── backing off ── stop, failure ──┤
+//!    └──────────────────┼─────────────────────────────────────────────────────────┘
+//!                  adopted (the supervisor before this one was killed)
+//! ```
+//!
+//! Killed at any point it leaves what the next command can set right: before `running` is written, a cgroup that `Hull::clean`
+//! empties; after it, a container that the next supervisor adopts; after `exited` is written, nothing but files.
+//! SIGTERM and its like do nothing to it: a container is stopped by `stop`, not by its supervisor's death.
+//!
+//! Not here: names, images, the database (the engine, through [`Hooks`]), isolation (the hull).
+
+mod channel;
+mod connection;
+mod core;
+mod exec;
+mod health;
+mod lifecycle;
+mod output;
+mod policy;
+mod requests;
+
+use crate::hull::Hull;
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use types::{Bundle, ErrorKind, PortBinding, RunState};
+
+/// What a supervisor is given.
+pub struct Supervise {
+    /// The container.
+    pub bundle: Bundle,
+    /// `<root>/sandboxes/<id>`: bundle, state, log.
+    pub dir: PathBuf,
+    /// `<run>/sandboxes/<id>`: control socket, FIFOs, lock.
+    pub run: PathBuf,
+    /// The lock in `run`, held for the supervisor's life.
+    pub lock: sys::file::Lock,
+    /// The descriptor that `client::Launch::new` made.
+    pub ready: Option<OwnedFd>,
+    /// Takes over the container, which runs as this says, instead of starting it.
+    pub adopt: Option<RunState>,
+}
+
+/// Why the engine's part of a start failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct HookError {
+    /// Kind of failure.
+    pub kind: ErrorKind,
+    /// One sentence.
+    pub message: String,
+}
+
+impl types::Kinded for HookError {
+    fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl HookError {
+    /// From any error of a crate below.
+    pub fn new(e: &(impl types::Kinded + std::fmt::Display)) -> Self {
+        Self { kind: e.kind(), message: e.to_string() }
+    }
+}
+
+/// What the engine does around a container's runs.
+pub trait Hooks {
+    /// The root filesystem as a detached mount; called before each start.
+    fn rootfs(&mut self, bundle: &Bundle) -> Result<OwnedFd, HookError>;
+    /// Attaches the network from outside and publishes ports; the decided ports go to `RunState::ports`.
+    fn network_outside(
+        &mut self,
+        bundle: &Bundle,
+        netns: BorrowedFd<'_>,
+    ) -> Result<Vec<PortBinding>, HookError>;
+    /// Configures the network from inside; runs in the new process.
+    fn network_inside(&self, bundle: &Bundle) -> Result<(), HookError>;
+    /// Readable when [`Hooks::serve`] has work (an epoll descriptor will do); asked for after each start.
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>>;
+    /// Does what is due on it, without waiting: the userland port proxy.
+    fn serve(&mut self);
+    /// After each run, and after a start that failed: releases network and root filesystem.
+    fn ended(&mut self, bundle: &Bundle);
+    /// Something that `events` tells: Docker's verb and attributes.
+    fn event(&mut self, bundle: &Bundle, action: &str, attributes: &[(&str, String)]);
+    /// It ended for good. `--rm` removes here: waiting clients get their answer after this.
+    fn finished(&mut self, bundle: &Bundle, state: &RunState);
+}
+
+/// Runs one container to its end for good; returns the last exit code. The caller is a process of its own: its stdio, session
+/// and signal handlers are taken over.
+pub fn supervise(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) -> i32 {
+    // Fails in a process that leads its group already, which is as good.
+    let _ = rustix::process::setsid();
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    let _ = sys::signals::survive();
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    if let Ok(null) = null {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+    self::core::run(supervise, hull, hooks)
+}

@@ -1,0 +1,153 @@
+//! A hull without isolation: plain child processes that wait for a signal before they become the workload.
+
+use dhow_sandbox::hull::*;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open,
+};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio};
+use types::oci;
+
+pub struct FakeHull;
+
+struct FakeSandbox {
+    pid: Pid,
+    pidfd: OwnedFd,
+    child: bool,
+}
+
+fn step(step: &str, source: impl Into<std::io::Error>) -> HullError {
+    HullError::Step { step: step.into(), source: source.into() }
+}
+
+fn spawn(
+    process: &oci::Process,
+    stdio: [BorrowedFd<'_>; 3],
+    hold: bool,
+) -> Result<(Pid, OwnedFd, Option<OwnedFd>), HullError> {
+    let args = process.args().clone().unwrap_or_default();
+    if args.first().is_some_and(|a| a.contains("missing")) {
+        return Err(HullError::CommandNotFound { command: args[0].clone() });
+    }
+    let mut console = None;
+    let mut stdio: Vec<OwnedFd> = stdio.iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+    let mut command = if process.terminal().unwrap_or(false) {
+        use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let slave =
+            ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+                .unwrap();
+        stdio = (0..3).map(|_| slave.try_clone().unwrap()).collect();
+        console = Some(master);
+        let mut c = Command::new("setsid");
+        c.args(["-c", "sh"]);
+        c
+    } else {
+        Command::new("sh")
+    };
+    command.args(["-c", if hold { "kill -STOP $$; exec \"$@\"" } else { "exec \"$@\"" }, "sh"]).args(args);
+    if let Some(env) = process.env() {
+        command.envs(env.iter().filter_map(|e| e.split_once('=')));
+    }
+    let mut stdio = stdio.into_iter().map(Stdio::from);
+    command.stdin(stdio.next().unwrap()).stdout(stdio.next().unwrap()).stderr(stdio.next().unwrap());
+    let child = command.spawn().map_err(|e| step("spawn", e))?;
+    let pid = Pid::from_raw(child.id() as i32).unwrap();
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| step("pidfd", e))?;
+    if hold {
+        let _ = rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED);
+    }
+    Ok((pid, pidfd, console))
+}
+
+impl Hull for FakeHull {
+    fn create(&self, request: CreateRequest<'_>) -> Result<Created, HullError> {
+        let netns = std::fs::File::open("/proc/self/ns/net").unwrap();
+        (request.network_outside)(netns.as_fd())?;
+        let process = request.spec.process().as_ref().unwrap();
+        let (pid, pidfd, console) = spawn(process, request.stdio, true)?;
+        Ok(Created { sandbox: Box::new(FakeSandbox { pid, pidfd, child: true }), console })
+    }
+
+    fn adopt(&self, request: AdoptRequest<'_>) -> Result<Box<dyn Sandbox>, HullError> {
+        if !sys::host::is_running(request.pid, request.pid_start) {
+            return Err(HullError::Invalid("gone".into()));
+        }
+        let pid = Pid::from_raw(request.pid).unwrap();
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| step("pidfd", e))?;
+        Ok(Box::new(FakeSandbox { pid, pidfd, child: false }))
+    }
+
+    fn clean(&self, _: &str, _: &str) -> Result<(), HullError> {
+        Ok(())
+    }
+}
+
+impl FakeSandbox {
+    fn kill(&self, signal: Signal) -> Result<(), HullError> {
+        let _ = kill_process(self.pid, signal);
+        Ok(())
+    }
+}
+
+impl Sandbox for FakeSandbox {
+    fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+    fn start(&mut self) -> Result<(), HullError> {
+        self.kill(Signal::CONT)
+    }
+    fn signal(&self, signal: i32) -> Result<(), HullError> {
+        self.kill(Signal::from_named_raw(signal).unwrap())
+    }
+    fn kill_all(&self) -> Result<(), HullError> {
+        self.kill(Signal::KILL)
+    }
+    fn pause(&self) -> Result<(), HullError> {
+        self.kill(Signal::STOP)
+    }
+    fn resume(&self) -> Result<(), HullError> {
+        self.kill(Signal::CONT)
+    }
+    fn update(&self, _: &oci::LinuxResources) -> Result<(), HullError> {
+        Ok(())
+    }
+    fn stats(&self) -> Result<Stats, HullError> {
+        Ok(Stats { pids: 1, ..Stats::default() })
+    }
+    fn processes(&self) -> Result<Vec<i32>, HullError> {
+        Ok(vec![self.pid()])
+    }
+    fn exec(&mut self, request: ExecRequest<'_>) -> Result<ExecChild, HullError> {
+        let (pid, pidfd, console) = spawn(request.process, request.stdio, false)?;
+        Ok(ExecChild { pid: pid.as_raw_nonzero().get(), pidfd, console })
+    }
+    fn oom_kills(&self) -> u64 {
+        0
+    }
+    fn oom_notifier(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    fn wait(&mut self) -> Result<ExitStatus, HullError> {
+        if !self.child {
+            return Ok(ExitStatus::Unknown);
+        }
+        let (_, status) = rustix::process::waitpid(Some(self.pid), WaitOptions::empty()).unwrap().unwrap();
+        Ok(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => ExitStatus::Exited(code),
+            (_, Some(signal)) => ExitStatus::Signaled(signal),
+            _ => ExitStatus::Unknown,
+        })
+    }
+    fn destroy(&mut self) -> Result<(), HullError> {
+        if self.child && !matches!(rustix::process::waitpid(Some(self.pid), WaitOptions::NOHANG), Ok(None)) {
+            return Ok(());
+        }
+        self.kill(Signal::KILL)
+    }
+}

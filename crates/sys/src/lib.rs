@@ -1,0 +1,20 @@
+//! Safe wrappers over the Linux interfaces that Dhow needs and that `rustix` does not offer as it needs them.
+//!
+//! Knows nothing of images, containers or networks. With `vmm` it is the only crate that may hold `unsafe`,
+//! each block with its reason.
+
+pub mod bpf;
+pub mod clone;
+pub mod exe;
+pub mod file;
+pub mod fsids;
+pub mod host;
+pub mod loopdev;
+pub mod mount;
+pub mod mountns;
+pub mod netlink;
+pub mod process;
+pub mod root;
+pub mod signals;
+
+pub use root::Root;
