@@ -91,6 +91,22 @@ fn published_ports_are_reached_from_everywhere() {
 }
 
 #[test]
+fn a_port_is_free_when_the_end_is_told() {
+    let Some(store) = busybox::store() else { return };
+    // Its supervisor lives on for a moment after it has answered: more than once, to meet that moment.
+    run(&store, &["--name", "web", "-p", "127.0.0.1::80"], SERVE);
+    for _ in 0..10 {
+        let address = SocketAddr::from(([127, 0, 0, 1], port(&store, "web")));
+        fetch(address);
+        store.ok(&["kill", "web"]);
+        store.ok(&["wait", "web"]);
+        let bound = std::net::TcpListener::bind(address);
+        assert!(bound.is_ok(), "{address}: {bound:?}");
+        store.ok(&["start", "web"]);
+    }
+}
+
+#[test]
 fn udp_is_published_too() {
     let Some(store) = busybox::store() else { return };
     run(&store, &["--name", "echo", "-p", "127.0.0.1::7/udp"], &["busybox", "sleep", "60"]);

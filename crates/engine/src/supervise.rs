@@ -129,7 +129,7 @@ struct EngineHooks {
     /// The first run's root filesystem: it was needed to complete the specification.
     prepared: Option<Result<OwnedFd, HookError>>,
     published: Option<net::Published>,
-    /// Of the run before: closing it is slow, and nobody should wait for that.
+    /// Of the run before, its ports given back: the kernel frees its rules slowly, and nobody should wait for that.
     withdrawn: Option<net::Published>,
     /// Directories of the removed container, still to be deleted.
     aside: Vec<PathBuf>,
@@ -252,8 +252,8 @@ impl Hooks for EngineHooks {
     }
 
     fn ended(&mut self, _bundle: &Bundle) {
-        // What stays behind after a failure here is swept by the next command that recovers. The sockets are closed
-        // when the process ends: the kernel takes its time over it.
+        // What stays behind after a failure here is swept by the next command that recovers. Whoever is told of the end
+        // finds the ports free.
         if let Some(published) = &mut self.published {
             let _ = published.withdraw();
         }

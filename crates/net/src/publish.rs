@@ -20,8 +20,8 @@ const BACKLOG: i32 = 4096;
 /// How often a free port is drawn that must be free for two families.
 const DRAWS: usize = 64;
 
-/// The published ports of a running sandbox, reserved as long as this lives. Dropping it gives the ports back; the
-/// rules are [`crate::detach`]'s.
+/// The published ports of a running sandbox, reserved until [`Self::withdraw`] or until this is dropped; the rules are
+/// [`crate::detach`]'s if nobody withdrew them.
 #[derive(Debug)]
 pub struct Published {
     bindings: Vec<PortBinding>,
@@ -43,9 +43,10 @@ impl Published {
         self.proxy.as_ref().map(Proxy::poll_fd)
     }
 
-    /// Takes back the rules, as [`crate::detach`] does, but without waiting for the kernel to free them. The ports
-    /// stay reserved until this is dropped, which may take some milliseconds: drop it when nobody waits any more.
+    /// Gives the ports back and takes back the rules, as [`crate::detach`] does, but without waiting for the kernel to
+    /// free those: dropping this does, which may take some milliseconds. Drop it when nobody waits any more.
     pub fn withdraw(&mut self) -> Result<(), NetError> {
+        self.proxy = None;
         let list = std::mem::take(&mut self.led);
         let done = match &mut self.rules {
             Some(rules) => firewall::withdraw(rules, &list),
