@@ -9,7 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["types"],
     &["sys"],
     &["state"],
-    &["image", "rootfs", "net", "process"],
+    &["image", "rootfs", "net", "process", "vmm"],
     &["sandbox"],
     &["engine"],
     &["dhow"],
@@ -23,6 +23,7 @@ const ALONE: &[&str] = &["hello", "xtask", "tests"];
 const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("sandbox", "image", "a hull takes a root filesystem, wherever it came from"),
     ("sandbox", "rootfs", "a hull takes a root filesystem as a descriptor, from a hook of the engine"),
+    ("vmm", "state", "a virtual machine has no database"),
     ("sandbox", "net", "a hull calls back to have its network configured"),
 ];
 

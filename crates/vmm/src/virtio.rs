@@ -1,0 +1,88 @@
+//! The contract between a virtio device and whatever carries it (virtio-mmio under KVM, vhost-user beside QEMU).
+//!
+//! ```text
+//! reset ──driver negotiates──► activate(memory, queues, interrupt) ──► events … ──reset──►
+//! ```
+//!
+//! Source: Virtual I/O Device (VIRTIO) Version 1.2, sections 2 and 5.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use virtio_queue::Queue;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Guest memory, shared among threads.
+pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// Tells the driver that a queue has used buffers, or that the configuration changed.
+pub trait Interrupt: Send + Sync {
+    /// Used buffers in this queue.
+    fn queue(&self, index: u16);
+    /// The device's configuration changed.
+    fn config(&self);
+}
+
+/// What the driver has set up when it says DRIVER_OK.
+pub struct Activation {
+    /// The guest's memory.
+    pub memory: Memory,
+    /// The queues, configured and valid.
+    pub queues: Vec<Queue>,
+    /// Readable when the driver kicks the queue of the same index.
+    pub kicks: Vec<EventFd>,
+    /// How to interrupt the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// Features that both sides have.
+    pub features: u64,
+}
+
+/// The device cannot go on: it is set to DEVICE_NEEDS_RESET and serves nothing until the driver resets it.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The driver broke the rules of its queues or descriptors.
+    #[error("the guest's driver broke the rules: {0}")]
+    Driver(String),
+    /// The host's side failed.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was being done.
+        what: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// A virtio device. All calls come from one thread; nothing in it may block.
+pub trait Device: Send {
+    /// Device type, VIRTIO 1.2 section 5.
+    fn kind(&self) -> u32;
+    /// Greatest size of each queue, each a power of two.
+    fn queue_sizes(&self) -> &[u16];
+    /// Features that are offered, without VIRTIO_F_VERSION_1, which always is.
+    fn features(&self) -> u64;
+    /// Reads configuration space; bytes beyond its end are 0.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes configuration space; what cannot be written is ignored.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The driver is ready. The device keeps the activation.
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
+    /// The driver reset the device: forgets the activation and all that depends on it.
+    fn reset(&mut self);
+    /// Descriptors to wait for, with epoll's flags (EPOLLIN = 1, EPOLLOUT = 4) and a token of the device's choice;
+    /// asked again after each call of [`Self::ready`], [`Self::activate`] and [`Self::reset`] that changed it.
+    fn interests(&self) -> Vec<Interest>;
+    /// A descriptor is ready.
+    fn ready(&mut self, token: u64, events: u32) -> Result<(), DeviceError>;
+}
+
+/// What a device waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// Descriptor, owned by the device.
+    pub fd: RawFd,
+    /// epoll's flags.
+    pub events: u32,
+    /// Handed back to [`Device::ready`].
+    pub token: u64,
+}
