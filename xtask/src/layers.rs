@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["state"],
     &["image", "rootfs", "net", "process", "vmm"],
     &["sandbox"],
-    &["engine"],
+    &["engine", "guest"],
     &["dhow"],
 ];
 

@@ -30,6 +30,9 @@ fn main() {
 /// The program of the embedded image `hello`.
 const HELLO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hello"));
 
+/// The program of a microVM's agent.
+const GUEST: &[u8] = include_bytes!(env!("DHOW_GUEST"));
+
 /// What this program is.
 const BUILD: engine::BuildInfo = engine::BuildInfo {
     version: env!("CARGO_PKG_VERSION"),

@@ -11,6 +11,7 @@ impl Engine {
     /// Makes an image of a container; returns its id.
     pub fn commit(&self, name: &str, options: &CommitOptions) -> Result<Digest> {
         let container = self.find(name)?;
+        container.refuse_vm("its changes")?;
         let reference =
             options.reference.as_deref().map(ImageRef::parse).transpose().map_err(image::ImageError::from)?;
         let live = self.liveness(&container)?;

@@ -26,6 +26,7 @@ impl Engine {
         work: impl FnOnce(&Root, &Path, Option<&RunState>) -> Result<T>,
     ) -> Result<T> {
         let container = self.find(name)?;
+        container.refuse_vm("its files")?;
         match self.settled(&container)? {
             Liveness::Supervised(state) if state.pid > 0 => {
                 let root_path = format!("/proc/{}/root", state.pid);
@@ -133,6 +134,7 @@ impl Engine {
     /// What changed against the image.
     pub fn changes(&self, name: &str) -> Result<Vec<FilesystemChange>> {
         let container = self.find(name)?;
+        container.refuse_vm("its changes")?;
         let plan = self.rootfs_plan(&container)?;
         Ok(rootfs::changes(&plan)?)
     }

@@ -108,6 +108,7 @@ impl Engine {
         crate::config::health_check(&container.config)?;
         crate::network::check(container)?;
         crate::users::check(&container.host)?;
+        crate::machine::check(container)?;
         let ipam =
             container.networking.endpoints_config.iter().flatten().find_map(|(_, e)| e.ipam_config.as_ref());
         if ipam.is_some_and(|i| i.ipv4_address.is_some() || i.ipv6_address.is_some()) {
@@ -189,12 +190,7 @@ pub(crate) fn new_id() -> Result<ContainerId> {
 
 fn refuse_unsupported(host: &HostConfig) -> Result<()> {
     match host.runtime.as_deref().unwrap_or("") {
-        "" | "runc" | "dhow" | "container" => {}
-        "vm" | "dhow-vm" => {
-            return Err(EngineError::Unsupported(
-                "--isolation vm: this version of dhow has no microVM hull; run it as a container".into(),
-            ));
-        }
+        "" | "runc" | "dhow" | "container" | crate::machine::RUNTIME => {}
         other => return Err(EngineError::Invalid(format!("unknown or invalid runtime name: {other}"))),
     }
     if host.links.as_ref().is_some_and(|l| !l.is_empty()) {
@@ -206,9 +202,6 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
         return Err(EngineError::Unsupported(
             "--gpus is not supported: give the device nodes with --device".into(),
         ));
-    }
-    if host.storage_opt.as_ref().is_some_and(|s| !s.is_empty()) {
-        return Err(EngineError::Unsupported("--storage-opt is not supported".into()));
     }
     Ok(())
 }

@@ -13,6 +13,9 @@ pub enum EngineError {
     /// No volume of that name.
     #[error("get {0}: no such volume")]
     NoSuchVolume(String),
+    /// No kernel for microVMs, or none of that name.
+    #[error("{0}")]
+    NoKernel(String),
     /// No object of any kind.
     #[error("no such object: {0}")]
     NoSuchObject(String),
@@ -129,7 +132,9 @@ impl From<state::rusqlite::Error> for EngineError {
 impl Kinded for EngineError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSuchContainer(_) | Self::NoSuchVolume(_) | Self::NoSuchObject(_) => ErrorKind::NotFound,
+            Self::NoSuchContainer(_) | Self::NoSuchVolume(_) | Self::NoSuchObject(_) | Self::NoKernel(_) => {
+                ErrorKind::NotFound
+            }
             Self::Ambiguous(_) | Self::Invalid(_) => ErrorKind::Invalid,
             Self::NameInUse { .. } | Self::NotRunning(_) | Self::Conflict(_) => ErrorKind::Conflict,
             Self::Unsupported(_) => ErrorKind::Unsupported,

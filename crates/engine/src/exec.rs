@@ -1,11 +1,13 @@
 //! `exec`: another command in a running container.
 
-use crate::recover::{Liveness, set_user};
+use crate::recover::Liveness;
 use crate::request::ExecRequest;
 use crate::spec::{exec_process, invalid};
+use crate::store::Container;
 use crate::{Engine, EngineError, Result};
 use sandbox::client::{ExecInfo, ExecOptions, Stream};
-use types::Status;
+use types::docker::ExecConfig;
+use types::{RunState, Status, oci};
 
 impl Engine {
     /// Runs a command beside the main process. The stream ends with its exit code; a detached one has none. The id
@@ -36,18 +38,16 @@ impl Engine {
             _ => {}
         }
         let spec = self.read_bundle(&container)?.spec;
-        let root_path = format!("/proc/{}/root", state.pid);
-        let root = sys::Root::open(&root_path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => EngineError::NotRunning(container.id.to_string()),
-            _ => EngineError::io("cannot open", root_path.as_ref())(e),
-        })?;
         let main_user = container.config.user.as_deref().unwrap_or("");
         let user_name = config.user.as_deref().filter(|u| !u.is_empty()).unwrap_or(main_user);
-        let none = Vec::new();
-        let groups = container.host.group_add.as_ref().unwrap_or(&none);
-        let user = process::resolve_user(&root, user_name, groups).map_err(invalid)?;
-        let mut process = exec_process(&spec, config, user.clone(), user_name)?;
-        set_user(&root, &mut process, user);
+        let process = if container.is_vm() {
+            // Its files are the guest's: so is the finding of the user's numbers.
+            let mut named = types::oci::User::default();
+            named.set_username(Some(user_name.to_owned()));
+            exec_process(&spec, config, named, user_name)?
+        } else {
+            self.process_by_files(&container, &state, &spec, config, user_name)?
+        };
         let id = crate::create::new_id()?.to_string();
         let options = ExecOptions {
             id: id.clone(),
@@ -58,6 +58,7 @@ impl Engine {
             tty: config.tty.unwrap_or(false),
             console_size: request.console_size,
             detach: request.detach,
+            tied: false,
         };
         use sandbox::client::ClientError;
         let stream = self.client(&container)?.exec(options).map_err(|e| match e {
@@ -67,6 +68,28 @@ impl Engine {
             other => self.refused(&container, other),
         })?;
         Ok((id, stream))
+    }
+
+    /// The process of an exec session, its user looked up in the files of a running container.
+    fn process_by_files(
+        &self,
+        container: &Container,
+        state: &RunState,
+        spec: &oci::Spec,
+        config: &ExecConfig,
+        user_name: &str,
+    ) -> Result<oci::Process> {
+        let root_path = format!("/proc/{}/root", state.pid);
+        let root = sys::Root::open(&root_path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => EngineError::NotRunning(container.id.to_string()),
+            _ => EngineError::io("cannot open", root_path.as_ref())(e),
+        })?;
+        let none = Vec::new();
+        let groups = container.host.group_add.as_ref().unwrap_or(&none);
+        let user = process::resolve_user(&root, user_name, groups).map_err(invalid)?;
+        let mut process = exec_process(spec, config, user.clone(), user_name)?;
+        process::named::set_user(&root, &mut process, user);
+        Ok(process)
     }
 
     /// The exec sessions of a container, running and lately ended.

@@ -26,6 +26,7 @@ mod inspect;
 mod lifecycle;
 mod list;
 mod logs;
+pub mod machine;
 mod merge;
 mod mounts;
 mod names;
@@ -75,6 +76,8 @@ pub struct OpenOptions {
     pub run: Option<PathBuf>,
     /// The program of the embedded image `hello`; empty where there is none.
     pub hello: &'static [u8],
+    /// The program of a microVM's agent; empty where there is none.
+    pub guest: &'static [u8],
 }
 
 /// One store, open.
@@ -84,6 +87,7 @@ pub struct Engine {
     images: image::ImageStore,
     events: EventLog,
     hello: &'static [u8],
+    guest: &'static [u8],
 }
 
 impl Engine {
@@ -104,7 +108,7 @@ impl Engine {
         let format = paths.layer_format();
         let images = image::ImageStore::open_with(&paths.root, Rc::clone(&db), format)?;
         let events = EventLog::new(&paths.run);
-        Ok(Self { paths, db, images, events, hello: options.hello })
+        Ok(Self { paths, db, images, events, hello: options.hello, guest: options.guest })
     }
 
     /// Where this store lies.

@@ -18,7 +18,7 @@ use sandbox::hull::Hull;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use sys::file::Lock;
-use types::{ContainerId, NetworkPlan, RestartPolicy, RunState, Status, oci};
+use types::{ContainerId, NetworkPlan, RestartPolicy, RunState, Status};
 
 /// How long a supervisor may take from its lock to its socket, and from its last word to its end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -341,30 +341,4 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EngineError::io("cannot remove", path)(e)),
         _ => Ok(()),
     }
-}
-
-/// Annotations with the user and the additional groups as they were named, for [`resolve_user`].
-pub(crate) const USER: &str = "dhow.user";
-/// Separated by commas.
-pub(crate) const GROUPS: &str = "dhow.groups";
-
-/// Turns the names of user and groups into numbers, by the files of the root filesystem, and sets `HOME`.
-pub(crate) fn resolve_user(root: &sys::Root, spec: &mut oci::Spec) -> Result<(), process::UserError> {
-    let annotation = |key| spec.annotations().as_ref().and_then(|a| a.get(key)).map_or("", String::as_str);
-    let groups: Vec<String> =
-        annotation(GROUPS).split(',').filter(|g| !g.is_empty()).map(str::to_owned).collect();
-    let user = process::resolve_user(root, annotation(USER), &groups)?;
-    if let Some(process) = spec.process_mut() {
-        set_user(root, process, user);
-    }
-    Ok(())
-}
-
-/// Sets the user, and `HOME` where nobody set it.
-pub(crate) fn set_user(root: &sys::Root, process: &mut oci::Process, user: oci::User) {
-    let env = process.env_mut().get_or_insert_default();
-    if !env.iter().any(|e| e.starts_with("HOME=")) {
-        env.push(format!("HOME={}", process::home(root, user.uid())));
-    }
-    process.set_user(user);
 }

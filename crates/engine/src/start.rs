@@ -57,22 +57,26 @@ impl Engine {
 
     /// All that a supervisor needs, decided now.
     fn bundle(&self, container: &Container) -> Result<Bundle> {
-        self.prepare_volumes(container)?;
+        let machine = self.machine_plan(container)?;
+        // What a microVM has of these is on its own disk.
+        let mounts: &[_] = if machine.is_some() { &[] } else { &container.mounts };
+        if machine.is_none() {
+            self.prepare_volumes(container)?;
+        }
         let network = self.plan_network(container)?;
         let joined = self.joined(container)?;
         let own_names = matches!(network, NetworkPlan::Bridge(_) | NetworkPlan::None);
         let names = own_names || matches!(network, NetworkPlan::Host);
         let cx = spec::Context {
             container,
-            mounts: &container.mounts,
+            mounts,
             paths: &self.paths,
             joined: &joined,
             own_names: names,
             user_ids: self.user_ids(container)?,
         };
         let mut spec = spec::build(&cx)?.spec;
-        let copy_up: Vec<_> = container
-            .mounts
+        let copy_up: Vec<_> = mounts
             .iter()
             .filter(|m| m.kind == crate::mounts::Kind::Volume && !m.no_copy)
             .map(|m| m.target.to_string_lossy())
@@ -87,7 +91,9 @@ impl Engine {
             .mode(0o700)
             .create(&dir)
             .map_err(EngineError::io("cannot create the directory", &dir))?;
-        rootfs::prepare(&rootfs)?;
+        if machine.is_none() {
+            rootfs::prepare(&rootfs)?;
+        }
         if names {
             self.write_name_files(container, &spec::hostname(&cx), &network)?;
         }
@@ -98,6 +104,7 @@ impl Engine {
             labels: container.config.labels.clone().unwrap_or_default().into_iter().collect(),
             spec,
             rootfs,
+            machine,
             network,
             cgroup: self.cgroup(container)?,
             open_stdin: container.config.open_stdin.unwrap_or(false),
@@ -177,6 +184,7 @@ impl Engine {
             .into_iter()
             .map(|name| {
                 let other = store::find(&self.db, &name)?;
+                other.refuse_vm("its namespaces")?;
                 match self.liveness(&other)? {
                     Liveness::Supervised(state) if state.pid > 0 => Ok((name, state.pid)),
                     _ => Err(EngineError::Conflict(format!(

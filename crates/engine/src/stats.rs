@@ -31,6 +31,7 @@ impl Engine {
     /// The processes of a running container, as `ps` with these options shows them; Docker's default is `-ef`.
     pub fn top(&self, name: &str, ps_args: &[String]) -> Result<ContainerTopResponse> {
         let container = self.find(name)?;
+        container.refuse_vm("its processes")?;
         let pids = match self.liveness(&container)? {
             Liveness::Supervised(_) => {
                 self.client(&container)?.processes().map_err(|e| self.refused(&container, e))?

@@ -4,7 +4,9 @@ use crate::paths::Paths;
 use crate::{Engine, EngineError, Result, events, recover, start};
 use rustix::fs::{Mode, OFlags};
 use sandbox::container::ContainerHull;
+use sandbox::hull::Hull;
 use sandbox::supervisor::{HookError, Hooks, Supervise};
+use sandbox::vm::VmHull;
 use state::EventLog;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -50,7 +52,8 @@ pub fn supervise(args: &[std::ffi::OsString], hello: &'static [u8]) -> i32 {
     let paths = Paths { root: root.into(), run: run.into() };
     match prepare(paths, &id, how == "adopt", hello) {
         Ok((supervise, mut hooks)) => {
-            let code = sandbox::supervisor::supervise(supervise, &ContainerHull, &mut hooks);
+            let hull: &dyn Hull = if supervise.bundle.machine.is_some() { &VmHull } else { &ContainerHull };
+            let code = sandbox::supervisor::supervise(supervise, hull, &mut hooks);
             // Whoever waits has been answered: this is time that nobody misses.
             hooks.release_layers();
             for dir in &hooks.aside {
@@ -109,12 +112,21 @@ fn prepare(
     };
     let state = adopt.then(|| recover::read_state(&paths, id));
     match &state {
+        // A microVM's guest finds these things out by itself.
+        None if bundle.machine.is_some() => {}
         None => hooks.prepared = Some(hooks.complete(&mut bundle)),
         // The layers are held again, so that nobody unmounts them, and the ports are served again.
         Some(_) => hooks.resume(&bundle),
     }
-    let supervise =
-        Supervise { dir: paths.sandbox(id), run: paths.sandbox_run(id), bundle, lock, ready, adopt: state };
+    let supervise = Supervise {
+        dir: paths.sandbox(id),
+        run: paths.sandbox_run(id),
+        bundle,
+        lock,
+        ready,
+        listener: None,
+        adopt: state,
+    };
     Ok((supervise, hooks))
 }
 
@@ -151,7 +163,7 @@ impl EngineHooks {
         }
         let fd = self.mount(bundle)?;
         let root = sys::Root::from_fd(fd.try_clone().map_err(|e| io("duplicate a descriptor", e))?);
-        recover::resolve_user(&root, &mut bundle.spec).map_err(|e| HookError::new(&e))?;
+        process::named::resolve_in(&root, &mut bundle.spec).map_err(|e| HookError::new(&e))?;
         if !apart {
             copy_up(&root, bundle)?;
         }
@@ -180,7 +192,9 @@ impl EngineHooks {
     }
 
     fn resume(&mut self, bundle: &Bundle) {
-        self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
+        if bundle.machine.is_none() {
+            self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
+        }
         if let NetworkPlan::Bridge(attachment) = &bundle.network {
             let ports = recover::read_state(&self.paths, &bundle.id).ports;
             let attachment = types::Attachment { ports, ..attachment.clone() };
@@ -237,6 +251,20 @@ impl Hooks for EngineHooks {
         Ok(ports)
     }
 
+    fn tap(&mut self, bundle: &Bundle) -> Result<(Option<OwnedFd>, Vec<PortBinding>), HookError> {
+        let NetworkPlan::Bridge(attachment) = &bundle.network else { return Ok((None, Vec::new())) };
+        self.withdrawn = None;
+        let connect = || {
+            net::ensure_bridge(&attachment.bridge)?;
+            let tap = net::attach_tap(attachment)?;
+            Ok((tap, net::publish(attachment)?))
+        };
+        let (tap, attached) = connect().map_err(|e: net::NetError| HookError::new(&e))?;
+        let ports = attached.bindings().to_vec();
+        self.published = Some(attached);
+        Ok((Some(tap), ports))
+    }
+
     fn network_inside(&self, bundle: &Bundle) -> Result<(), HookError> {
         net::configure_inside(&bundle.network).map_err(|e| HookError::new(&e))
     }
@@ -285,6 +313,7 @@ impl Hooks for EngineHooks {
             root: Some(self.paths.root.clone()),
             run: Some(self.paths.run.clone()),
             hello: self.hello,
+            guest: &[],
         };
         if let Ok(engine) = Engine::open(&options) {
             self.aside = engine.remove_aside(&bundle.id).unwrap_or_default();

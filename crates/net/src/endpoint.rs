@@ -6,7 +6,7 @@
 
 use crate::{NetError, bridge, link, publish, sysctl};
 use rustix::io::Errno;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use sys::netlink::{Batch, Family, Socket, errno};
 use types::{Attachment, NetworkPlan};
 
@@ -54,6 +54,34 @@ pub fn attach(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetE
         done => done,
     };
     done.map_err(NetError::link("create veth", &a.host_ifname))
+}
+
+/// Connects a virtual machine to the bridge: a tap device that is gone when its descriptor is. The machine gives its
+/// interface the attachment's MAC, and runs [`configure_inside`] itself.
+pub fn attach_tap(attachment: &Attachment) -> Result<OwnedFd, NetError> {
+    let a = attachment;
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let index = bridge::index_of(&mut socket, &a.bridge)?;
+    let connect = |socket: &mut Socket| {
+        let tap = sys::tap::open(&a.host_ifname)?;
+        let mut batch = Batch::new();
+        if sysctl::has_ipv6() {
+            link::no_ipv6_address(&mut batch, &a.host_ifname);
+        }
+        link::set_mtu(&mut batch, &a.host_ifname, a.bridge.mtu);
+        link::up(&mut batch, &a.host_ifname);
+        link::run(socket, batch, &[])?;
+        socket.settle_link(&a.host_ifname);
+        let mut batch = Batch::new();
+        link::enslave(&mut batch, &a.host_ifname, index);
+        if sysctl::bridges_filter() {
+            link::hairpin(&mut batch, &a.host_ifname);
+        }
+        link::run(socket, batch, &[])?;
+        socket.settle_link(&a.bridge.name);
+        Ok(tap)
+    };
+    connect(&mut socket).map_err(NetError::link("create tap", &a.host_ifname))
 }
 
 /// Configures the interfaces of the namespace that the calling thread is in: loopback, and what the plan says.

@@ -173,6 +173,12 @@ pub(crate) fn up(batch: &mut Batch, name: &str) {
     batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(0, IFF_UP)).attr_str(IFLA_IFNAME, name);
 }
 
+/// Sets the greatest packet of a link, bytes.
+pub(crate) fn set_mtu(batch: &mut Batch, name: &str, mtu: u32) {
+    batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(0, 0)).attr_str(IFLA_IFNAME, name);
+    batch.attr_u32(IFLA_MTU, mtu);
+}
+
 /// Makes a link a port of a bridge.
 pub(crate) fn enslave(batch: &mut Batch, name: &str, bridge: u32) {
     batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(0, 0)).attr_str(IFLA_IFNAME, name);

@@ -9,6 +9,7 @@ mod error;
 mod launch;
 mod limits;
 pub mod lookup;
+pub mod named;
 pub mod seccomp;
 mod seccomp_load;
 mod user;

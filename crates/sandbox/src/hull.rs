@@ -12,8 +12,9 @@
 //! `destroy` is right in every state and may be repeated; after it neither process nor cgroup nor mount remains.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use types::oci;
-use types::{ErrorKind, Kinded};
+use types::{ErrorKind, Kinded, MachinePlan, NetworkPlan};
 
 /// What a hull is asked to create.
 pub struct CreateRequest<'a> {
@@ -21,10 +22,12 @@ pub struct CreateRequest<'a> {
     pub id: &'a str,
     /// What to carry out. `root.path` is ignored; `process.terminal` asks for a console.
     pub spec: &'a oci::Spec,
-    /// The root filesystem, a detached mount.
-    pub rootfs: BorrowedFd<'a>,
+    /// The root filesystem.
+    pub rootfs: Rootfs<'a>,
     /// Path of the cgroup below the root of each hierarchy.
     pub cgroup: &'a str,
+    /// `<run>/sandboxes/<id>`, for what must be found again by an adopting supervisor.
+    pub run: &'a Path,
     /// Descriptors 0, 1 and 2 of the workload; ignored where a console is asked for.
     pub stdio: [BorrowedFd<'a>; 3],
     /// Rows and columns of the console.
@@ -34,8 +37,26 @@ pub struct CreateRequest<'a> {
     /// Configures the network from outside, given the new network namespace. Not called where the spec has no
     /// new network namespace.
     pub network_outside: &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<(), HullError>,
+    /// Connects a tap device, for a hull whose network begins with one; none where the plan has no interface.
+    pub tap: &'a mut dyn FnMut() -> Result<Option<OwnedFd>, HullError>,
     /// Configures the network from inside; runs in the new process, in its namespaces, with all privileges.
     pub network_inside: &'a dyn Fn() -> Result<(), HullError>,
+}
+
+/// A root filesystem, in the form that a hull wants.
+#[derive(Clone, Copy, Debug)]
+pub enum Rootfs<'a> {
+    /// A detached mount.
+    Mount(BorrowedFd<'a>),
+    /// A virtual machine with disks: files of layers, base first, and a writable one.
+    Machine {
+        /// The machine, its writable disk included.
+        plan: &'a MachinePlan,
+        /// Files of layers.
+        layers: &'a [PathBuf],
+        /// What the guest configures by itself.
+        network: &'a NetworkPlan,
+    },
 }
 
 /// A created sandbox and, where asked for, the master side of its console.
@@ -54,6 +75,8 @@ pub struct AdoptRequest<'a> {
     pub spec: &'a oci::Spec,
     /// Path of its cgroup.
     pub cgroup: &'a str,
+    /// `<run>/sandboxes/<id>`.
+    pub run: &'a Path,
     /// Host pid of its main process.
     pub pid: i32,
     /// That process's start time, see `sys::host::start_time`.
@@ -94,6 +117,8 @@ impl ExitStatus {
 
 /// One command to run beside the main process.
 pub struct ExecRequest<'a> {
+    /// Name of the session, unique in its sandbox.
+    pub id: &'a str,
     /// User, capabilities, environment, arguments, directory, terminal.
     pub process: &'a oci::Process,
     /// Descriptors 0, 1 and 2; ignored where a console is asked for.
@@ -136,6 +161,10 @@ pub trait Sandbox {
     fn processes(&self) -> Result<Vec<i32>, HullError>;
     /// Runs a command beside the main process; returns when `execve` succeeded, or why it failed.
     fn exec(&mut self, request: ExecRequest<'_>) -> Result<ExecChild, HullError>;
+    /// Sets the size of a console that is not a terminal of this host: of an exec session, or of the main process.
+    fn resize(&self, _exec: Option<&str>, _rows: u16, _columns: u16) -> Result<(), HullError> {
+        Ok(())
+    }
     /// How many processes the OOM killer has ended here.
     fn oom_kills(&self) -> u64;
     /// Becomes readable on an OOM kill, where the host can tell.
@@ -216,6 +245,9 @@ pub enum HullError {
     /// The network could not be configured.
     #[error("network: {0}")]
     Network(String),
+    /// The guest refused, with the sentence and the exit code that a container's start would have had.
+    #[error(transparent)]
+    Guest(#[from] crate::protocol::Failure),
 }
 
 impl HullError {
@@ -224,6 +256,7 @@ impl HullError {
         match self {
             Self::CommandNotFound { .. } => 127,
             Self::CommandNotExecutable { .. } => 126,
+            Self::Guest(failure) => failure.exit_code,
             _ => 125,
         }
     }
@@ -236,6 +269,7 @@ impl Kinded for HullError {
             Self::CommandNotExecutable { .. } | Self::Invalid(_) => ErrorKind::Invalid,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Step { .. } | Self::Network(_) => ErrorKind::Internal,
+            Self::Guest(failure) => failure.kind,
         }
     }
 }

@@ -7,3 +7,4 @@ pub mod hull;
 pub mod logs;
 pub mod protocol;
 pub mod supervisor;
+pub mod vm;

@@ -16,5 +16,7 @@ pub mod netlink;
 pub mod process;
 pub mod root;
 pub mod signals;
+pub mod tap;
+pub mod vsock;
 
 pub use root::Root;

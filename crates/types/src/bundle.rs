@@ -1,7 +1,7 @@
 //! All that a supervisor needs to run one container, written by the engine as
 //! `sandboxes/<id>/bundle.json` before each start.
 
-use crate::{ContainerId, NetworkPlan, RootfsPlan};
+use crate::{ContainerId, MachinePlan, NetworkPlan, RootfsPlan};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -20,6 +20,9 @@ pub struct Bundle {
     pub spec: crate::oci::Spec,
     /// Layers and writable directory.
     pub rootfs: RootfsPlan,
+    /// The microVM that it runs in; none for a container.
+    #[serde(default)]
+    pub machine: Option<MachinePlan>,
     /// Network.
     pub network: NetworkPlan,
     /// Path of the cgroup below the root of each hierarchy: `/dhow/<id>`.

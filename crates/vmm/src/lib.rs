@@ -4,4 +4,5 @@
 //! host's memory, another sandbox, or a panic here.
 
 pub mod config;
+pub mod gpt;
 pub mod virtio;

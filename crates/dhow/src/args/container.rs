@@ -2,6 +2,7 @@
 //!
 //! Names, short forms and defaults are those of the Docker command line reference (`docker container run`).
 
+use super::machine::MachineFlags;
 use super::values;
 use clap::Args;
 use types::docker;
@@ -150,9 +151,6 @@ pub struct ContainerFlags {
     /// IPC mode to use
     #[arg(long, value_name = "string")]
     pub ipc: Option<String>,
-    /// Container isolation technology: "container" (default) or "vm"
-    #[arg(long, value_name = "string")]
-    pub isolation: Option<String>,
     /// Set meta data on a container
     #[arg(short, long, value_name = "list")]
     pub label: Vec<String>,
@@ -279,9 +277,9 @@ pub struct ContainerFlags {
     /// UTS namespace to use
     #[arg(long, value_name = "string")]
     pub uts: Option<String>,
-    /// Run in a microVM: short for --isolation vm
-    #[arg(long)]
-    pub vm: bool,
+    /// The hull.
+    #[command(flatten)]
+    pub machine: MachineFlags,
     /// Bind mount a volume
     #[arg(short, long, value_name = "list")]
     pub volume: Vec<String>,

@@ -4,6 +4,7 @@
 pub mod container;
 pub mod keys;
 pub mod lists;
+pub mod machine;
 pub mod moments;
 pub mod mounts;
 pub mod network;

@@ -86,14 +86,6 @@ fn refuse(f: &ContainerFlags) -> Result<(), String> {
     if !f.link.is_empty() {
         return Err("--link is not supported: it is a legacy feature; share a network instead (--network container:NAME)".into());
     }
-    match (f.isolation.as_deref().unwrap_or(""), f.vm) {
-        ("container", true) => return Err("conflicting options: --vm and --isolation container".into()),
-        ("vm" | "hyperv", _) | ("", true) => {
-            return Err("microVMs (--isolation vm) are not part of this version: leave the flag out to run a container".into());
-        }
-        ("" | "default" | "container" | "process", false) => {}
-        (other, _) => return Err(format!("invalid isolation {other:?}: use container or vm")),
-    }
     if f.rm && !matches!(f.restart.as_str(), "" | "no") {
         return Err("conflicting options: cannot specify both --restart and --rm".into());
     }
@@ -277,13 +269,13 @@ fn host(f: &ContainerFlags, specs: &[ports::PortSpec]) -> Result<docker::HostCon
         publish_all_ports: Some(f.publish_all),
         readonly_rootfs: Some(f.read_only),
         security_opt: some(security_opt)?,
-        storage_opt: map(lists::option_map("storage-opt", &f.storage_opt)?),
+        storage_opt: map(f.machine.storage(lists::option_map("storage-opt", &f.storage_opt)?)),
         tmpfs: map(f.tmpfs.iter().map(|t| mounts::parse_tmpfs(t)).collect::<Result<HashMap<_, _>, _>>()?),
         uts_mode: namespace("uts", f.uts.as_deref(), &["host", "private"], false)?,
         userns_mode: namespace("userns", f.userns.as_deref(), &["host", "private", "auto"], false)?,
         shm_size: f.shm_size,
         sysctls: map(lists::option_map("sysctl", &f.sysctl)?),
-        runtime: f.runtime.clone(),
+        runtime: f.machine.runtime(f.runtime.as_deref())?,
         masked_paths: open_paths.then(Vec::new),
         readonly_paths: open_paths.then(Vec::new),
         ..docker::HostConfig::default()
@@ -294,12 +286,13 @@ fn some<T>(list: Vec<T>) -> Result<Option<Vec<T>>, String> {
     Ok((!list.is_empty()).then_some(list))
 }
 
-/// Docker's API has no field for the time namespace: it goes as an annotation.
+/// Docker's API has no field for the time namespace and for microVMs: they go as annotations.
 fn annotations(f: &ContainerFlags) -> Result<HashMap<String, String>, String> {
     let mut out = lists::option_map("annotation", &f.annotation)?;
     if namespace("timens", f.timens.as_deref(), &["host", "private"], false)?.as_deref() == Some("private") {
         out.insert("dhow.time-namespace".into(), "private".into());
     }
+    f.machine.annotate(&mut out);
     Ok(out)
 }
 

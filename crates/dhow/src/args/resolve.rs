@@ -191,7 +191,6 @@ mod tests {
             &["--rm", "--restart", "always", "img"][..],
             &["--gpus", "all", "img"],
             &["--link", "a", "img"],
-            &["--vm", "img"],
             &["--isolation", "zone", "img"],
             &["--no-healthcheck", "--health-cmd", "x", "img"],
             &["--health-interval", "-1s", "img"],

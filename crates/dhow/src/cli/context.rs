@@ -30,6 +30,7 @@ impl Context {
                 root: dir(globals.root, "DHOW_ROOT"),
                 run: dir(globals.run, "DHOW_RUN"),
                 hello: crate::HELLO,
+                guest: crate::GUEST,
             },
             engine: OnceCell::new(),
         }

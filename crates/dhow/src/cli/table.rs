@@ -2,8 +2,8 @@
 
 use super::verb::Verb;
 use crate::verbs::{
-    archive, attach, completion, cp, events, images, inspect, lifecycle, logs, look, ps, registry, run,
-    stats, system, update, volume,
+    archive, attach, completion, cp, events, images, inspect, kernel, lifecycle, logs, look, ps, registry,
+    run, stats, system, update, volume,
 };
 
 /// Those that the overview shows first.
@@ -14,6 +14,7 @@ pub const COMMON: [&str; 10] =
 pub const GROUPS: &[(&str, &str)] = &[
     ("container", "Manage containers"),
     ("image", "Manage images"),
+    ("kernel", "Manage kernels of microVMs"),
     ("system", "Manage Dhow"),
     ("volume", "Manage volumes"),
 ];
@@ -286,6 +287,26 @@ pub const VERBS: &[Verb] = &[
         "Remove one or more volumes that no container uses",
     ),
     Verb::new::<volume::Prune>(&["volume prune"], "[OPTIONS]", NONE, "Remove unused local volumes"),
+    Verb::new::<kernel::List>(&["kernel ls", "kernel list"], "[OPTIONS]", NONE, "List kernels"),
+    Verb::new::<kernel::Install>(
+        &["kernel install"],
+        "[OPTIONS] [PACKAGE]",
+        (0, Some(1)),
+        "Install the distribution's kernel for microVMs",
+    ),
+    Verb::new::<kernel::Import>(
+        &["kernel import"],
+        "[OPTIONS] FILE",
+        ONE,
+        "Take a bzImage or vmlinux as a kernel for microVMs",
+    ),
+    Verb::new::<kernel::Use>(&["kernel use"], "KERNEL", ONE, "Choose the kernel that microVMs boot"),
+    Verb::new::<kernel::Remove>(
+        &["kernel rm", "kernel remove"],
+        "KERNEL [KERNEL...]",
+        MANY,
+        "Remove one or more kernels",
+    ),
     Verb::new::<completion::Completion>(
         &["completion"],
         "bash|zsh|fish",

@@ -8,6 +8,7 @@ pub mod cp;
 pub mod events;
 pub mod images;
 pub mod inspect;
+pub mod kernel;
 pub mod lifecycle;
 pub mod logs;
 pub mod look;

@@ -15,9 +15,9 @@ pub(crate) use resources::{from_host as resources_of, from_update as updated_res
 
 use crate::mounts::UserMount;
 use crate::paths::Paths;
-use crate::recover::{GROUPS, USER};
 use crate::store::Container;
 use crate::{EngineError, Result};
+use process::named::{GROUPS, USER};
 use std::collections::HashMap;
 use types::docker::HostConfig;
 use types::oci::{self, LinuxBuilder, ProcessBuilder, RootBuilder, SpecBuilder};

@@ -98,7 +98,8 @@ impl Client {
             .map_err(|source| ClientError::Connect { path: run.join(SOCKET).display().to_string(), source })
     }
 
-    fn over(socket: UnixStream) -> Self {
+    /// Over a connection that is there already.
+    pub(crate) fn over(socket: UnixStream) -> Self {
         Self { socket, decoder: Decoder::default(), greeted: false }
     }
 
@@ -115,6 +116,14 @@ impl Client {
         let detach = options.detach;
         match self.ask(Request::Exec(Box::new(options)))? {
             Response::ExecStarted { .. } => Ok((!detach).then(|| self.into_stream())),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Starts the container over the socket of [`Launch`], attached from the first byte on.
+    pub(crate) fn start(mut self, attach: AttachOptions) -> Result<Stream, ClientError> {
+        match self.ask(Request::Start { attach: Some(attach) })? {
+            Response::Started { .. } => Ok(self.into_stream()),
             _ => Err(ClientError::Unexpected),
         }
     }

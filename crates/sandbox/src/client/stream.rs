@@ -42,6 +42,17 @@ impl Stream {
         Self { socket, decoder }
     }
 
+    /// The same connection once more, for another thread to write to.
+    pub(crate) fn writer(&self) -> Result<Self, ClientError> {
+        Ok(Self::new(self.socket.try_clone()?, Decoder::default()))
+    }
+
+    /// Takes the deadlines of requests off the connection.
+    pub(crate) fn wait_for_ever(&self) -> Result<(), ClientError> {
+        self.socket.set_read_timeout(None)?;
+        Ok(self.socket.set_write_timeout(None)?)
+    }
+
     /// Reads once, without waiting. Poll the descriptor for reading, call this, then [`Stream::frame`] until it has none.
     pub fn fill(&mut self) -> Result<Filled, ClientError> {
         self.receive(RecvFlags::DONTWAIT)

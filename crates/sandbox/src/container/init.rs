@@ -19,11 +19,11 @@ use super::plan::Plan;
 use super::step::Step;
 use super::wire::{Wire, Word};
 use super::{paths, reaper, sysctl};
-use crate::hull::{CreateRequest, HullError};
+use crate::hull::{CreateRequest, HullError, Rootfs};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::cell::OnceCell;
 use std::convert::Infallible;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use sys::Root;
 use sys::clone::ns;
 use sys::mount::{Change, attr, propagation, set_attributes};
@@ -37,6 +37,14 @@ pub(super) fn run(plan: &mut Plan<'_>, request: &CreateRequest<'_>, cgroup: &Cgr
     code
 }
 
+/// The mount; the hull has looked before.
+fn rootfs<'a>(request: &CreateRequest<'a>) -> Result<BorrowedFd<'a>, HullError> {
+    match request.rootfs {
+        Rootfs::Mount(fd) => Ok(fd),
+        Rootfs::Machine { .. } => Err(HullError::Invalid("a container has no disks".into())),
+    }
+}
+
 /// Everything up to `Ready`.
 fn build(
     plan: &mut Plan<'_>,
@@ -48,7 +56,7 @@ fn build(
         // By itself: to be moved by another process takes a grace period of the kernel.
         cgroup.join()?;
     }
-    let mut keep = vec![wire.as_fd(), request.rootfs];
+    let mut keep = vec![wire.as_fd(), rootfs(request)?];
     keep.extend(request.stdio);
     keep.extend(plan.fds());
     sys::process::close_all_but(&keep).step(|| "close descriptors".into())?;
@@ -133,8 +141,9 @@ impl<'a, 'r> Inside<'a, 'r> {
         let host_proc = handle("/proc")?;
         super::mounts::require_procfs(&host_proc)?;
         let null = devices::host_null()?;
-        sys::mount::attach(request.rootfs, &top).step(|| "attach the root filesystem".into())?;
-        let root = request.rootfs.try_clone_to_owned().step(|| "attach the root filesystem".into())?;
+        let rootfs = rootfs(request)?;
+        sys::mount::attach(rootfs, &top).step(|| "attach the root filesystem".into())?;
+        let root = rootfs.try_clone_to_owned().step(|| "attach the root filesystem".into())?;
         let root = Root::from_fd(root);
         Ok(Self { plan, request, wire, root, host_proc, null, cgroups: OnceCell::new() })
     }

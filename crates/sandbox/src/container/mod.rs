@@ -23,12 +23,12 @@ mod options;
 mod paths;
 mod plan;
 mod reaper;
-mod running;
-mod step;
+pub(crate) mod running;
+pub(crate) mod step;
 mod sysctl;
-mod wire;
+pub(crate) mod wire;
 
-use crate::hull::{AdoptRequest, CreateRequest, Created, Hull, HullError, Sandbox};
+use crate::hull::{AdoptRequest, CreateRequest, Created, Hull, HullError, Rootfs, Sandbox};
 use cgroup::Cgroup;
 pub use namespaces::user_namespace;
 use plan::Plan;
@@ -47,6 +47,9 @@ pub struct ContainerHull;
 
 impl Hull for ContainerHull {
     fn create(&self, mut request: CreateRequest<'_>) -> Result<Created, HullError> {
+        if !matches!(request.rootfs, Rootfs::Mount(_)) {
+            return Err(HullError::Invalid("a container needs a mounted root filesystem".into()));
+        }
         let mut plan = Plan::new(request.spec)?;
         let none = oci::LinuxResources::default();
         let resources = request.spec.linux().as_ref().and_then(|l| l.resources().as_ref()).unwrap_or(&none);

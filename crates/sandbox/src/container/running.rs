@@ -13,7 +13,7 @@ use types::oci;
 
 /// A container.
 #[derive(Debug)]
-pub(super) struct Container {
+pub(crate) struct Container {
     id: String,
     spec: oci::Spec,
     pid: i32,
@@ -29,7 +29,7 @@ pub(super) struct Container {
 }
 
 impl Container {
-    pub(super) fn new(
+    pub(crate) fn new(
         id: &str,
         spec: oci::Spec,
         child: Child,
@@ -52,7 +52,12 @@ impl Container {
         }
     }
 
-    pub(super) fn adopt(request: &AdoptRequest<'_>) -> Result<Self, HullError> {
+    /// Path of its cgroup.
+    pub(crate) fn cgroup_path(&self) -> &str {
+        &self.cgroup_path
+    }
+
+    pub(crate) fn adopt(request: &AdoptRequest<'_>) -> Result<Self, HullError> {
         let gone =
             || HullError::Invalid(format!("the main process {} of the container has ended", request.pid));
         let pid = Pid::from_raw(request.pid).filter(|p| p.as_raw_pid() > 0).ok_or_else(gone)?;
@@ -173,7 +178,7 @@ impl Drop for Container {
 }
 
 /// What `wait(2)` encodes.
-pub(super) fn exit_status(raw: i32) -> ExitStatus {
+pub(crate) fn exit_status(raw: i32) -> ExitStatus {
     match raw & 0x7f {
         0 => ExitStatus::Exited((raw >> 8) & 0xff),
         signal => ExitStatus::Signaled(signal),
@@ -181,7 +186,7 @@ pub(super) fn exit_status(raw: i32) -> ExitStatus {
 }
 
 /// Waits for a child and takes its status.
-pub(super) fn reap(pidfd: &OwnedFd) -> Result<ExitStatus, HullError> {
+pub(crate) fn reap(pidfd: &OwnedFd) -> Result<ExitStatus, HullError> {
     let ended = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED));
     let Some(status) = ended.step(|| "wait for the process".into())? else { return Ok(ExitStatus::Unknown) };
     Ok(match (status.exit_status(), status.terminating_signal()) {
@@ -211,13 +216,13 @@ fn wait_for_stranger(pidfd: &OwnedFd, pid: i32) -> Result<ExitStatus, HullError>
 }
 
 /// Whether the process behind a pidfd has ended.
-pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
+pub(crate) fn has_ended(pidfd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec::default())).is_ok_and(|n| n > 0)
 }
 
 /// The error for a process that ended without a word.
-pub(super) fn ended_early(pidfd: &OwnedFd) -> HullError {
+pub(crate) fn ended_early(pidfd: &OwnedFd) -> HullError {
     // Left for `wait` to reap.
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     let how = match waitid(WaitId::PidFd(pidfd.as_fd()), options) {

@@ -5,7 +5,7 @@ use process::LaunchError;
 use std::io;
 
 /// Names the step that failed.
-pub(super) trait Step<T> {
+pub(crate) trait Step<T> {
     fn step(self, step: impl FnOnce() -> String) -> Result<T, HullError>;
 }
 

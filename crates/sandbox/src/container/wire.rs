@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// A message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Word {
+pub(crate) enum Word {
     Mapped = b'M',
     Go = b'G',
     Born = b'B',
@@ -36,10 +36,10 @@ const MAX: usize = 8192;
 
 /// One end of the conversation.
 #[derive(Debug)]
-pub(super) struct Wire(OwnedFd);
+pub(crate) struct Wire(OwnedFd);
 
 /// What the hull heard.
-pub(super) enum Heard {
+pub(crate) enum Heard {
     Ready(Option<OwnedFd>),
     Born(i32),
     Failed(HullError),
@@ -48,24 +48,24 @@ pub(super) enum Heard {
 }
 
 impl Wire {
-    pub(super) fn pair() -> io::Result<(Self, Self)> {
+    pub(crate) fn pair() -> io::Result<(Self, Self)> {
         let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         Ok((Self(a), Self(b)))
     }
 
-    pub(super) fn say(&self, word: Word) -> io::Result<()> {
+    pub(crate) fn say(&self, word: Word) -> io::Result<()> {
         send(&self.0, &[word as u8], SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
     /// The pid of the process that goes on in the place of this one.
-    pub(super) fn say_born(&self, pid: i32) -> io::Result<()> {
+    pub(crate) fn say_born(&self, pid: i32) -> io::Result<()> {
         let [a, b, c, d] = pid.to_ne_bytes();
         send(&self.0, &[Word::Born as u8, a, b, c, d], SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
-    pub(super) fn say_ready(&self, console: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    pub(crate) fn say_ready(&self, console: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let Some(console) = console else { return self.say(Word::Ready) };
         let fds = [console];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -76,14 +76,19 @@ impl Wire {
     }
 
     /// Tells why the child gives up. Nobody listening is no reason to fail on top.
-    pub(super) fn say_failed(&self, error: HullError) {
+    pub(crate) fn say_failed(&self, error: HullError) {
         let mut message = vec![Word::Failed as u8];
         message.extend(serde_json::to_vec(&Failure::from(error)).unwrap_or_default());
         let _ = send(&self.0, &message[..message.len().min(MAX)], SendFlags::NOSIGNAL);
     }
 
+    /// Says that nothing more comes, as `execve` does by closing.
+    pub(crate) fn shut(&self) {
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+
     /// The child waits for a word; the hull's death ends it.
-    pub(super) fn await_word(&self, word: Word) -> io::Result<()> {
+    pub(crate) fn await_word(&self, word: Word) -> io::Result<()> {
         let (message, _) = self.receive()?;
         match message.first() {
             Some(b) if *b == word as u8 => Ok(()),
@@ -92,7 +97,7 @@ impl Wire {
     }
 
     /// The hull listens.
-    pub(super) fn hear(&self) -> io::Result<Heard> {
+    pub(crate) fn hear(&self) -> io::Result<Heard> {
         // Who closes with a word of ours unread resets the connection; what it said before that still waits.
         let (message, fd) = match self.receive() {
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => self.receive()?,
@@ -149,6 +154,7 @@ enum Failure {
     Unsupported(String),
     Step(String, Cause),
     Network(String),
+    Guest(crate::protocol::Failure),
 }
 
 /// An [`io::Error`] in transit: its number, or its text where it has none.
@@ -194,6 +200,10 @@ impl From<HullError> for Failure {
             HullError::Unsupported(text) => Self::Unsupported(cut(text)),
             HullError::Step { step, source } => Self::Step(cut(step), source.into()),
             HullError::Network(text) => Self::Network(cut(text)),
+            HullError::Guest(mut failure) => {
+                failure.message = cut(failure.message);
+                Self::Guest(failure)
+            }
         }
     }
 }
@@ -209,6 +219,7 @@ impl From<Failure> for HullError {
             Failure::Unsupported(text) => Self::Unsupported(text),
             Failure::Step(step, cause) => Self::Step { step, source: cause.into() },
             Failure::Network(text) => Self::Network(text),
+            Failure::Guest(failure) => Self::Guest(failure),
         }
     }
 }

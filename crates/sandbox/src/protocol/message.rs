@@ -34,6 +34,9 @@ pub struct ExecOptions {
     pub console_size: Option<(u16, u16)>,
     /// The answer comes at its start, and nothing after that.
     pub detach: bool,
+    /// It is killed when this connection ends.
+    #[serde(default)]
+    pub tied: bool,
 }
 
 /// An exec session, running or ended not long ago.

@@ -17,7 +17,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::sockopt::socket_peercred;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -46,6 +46,40 @@ pub(super) enum Token {
     Client(u64),
 }
 
+/// Where clients come in.
+pub(super) enum Listener {
+    /// A socket in the run directory.
+    Unix(UnixListener),
+    /// A port that the machine's host alone can reach.
+    Vsock(OwnedFd),
+}
+
+impl Listener {
+    fn accept(&self) -> io::Result<UnixStream> {
+        match self {
+            Self::Vsock(fd) => Ok(UnixStream::from(sys::vsock::accept(fd)?)),
+            Self::Unix(listener) => {
+                let (socket, _) = listener.accept()?;
+                // The directory keeps others out; this holds even where its mode was changed.
+                let peer = socket_peercred(&socket)?;
+                if peer.uid.is_root() || peer.uid == rustix::process::geteuid() {
+                    return Ok(socket);
+                }
+                Err(io::ErrorKind::PermissionDenied.into())
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(listener) => listener.as_fd(),
+            Self::Vsock(fd) => fd.as_fd(),
+        }
+    }
+}
+
 /// Between two runs.
 pub(super) struct Waiting {
     pub(super) until: Instant,
@@ -59,7 +93,9 @@ pub(super) struct Core<'a> {
     pub(super) lock: Option<sys::file::Lock>,
     pub(super) hull: &'a dyn Hull,
     pub(super) hooks: &'a mut dyn Hooks,
-    pub(super) listener: Option<UnixListener>,
+    pub(super) listener: Option<Listener>,
+    /// To be listened on in the place of a socket of ours.
+    offered: Option<OwnedFd>,
     pub(super) children: OwnedFd,
     pub(super) state: RunState,
     pub(super) log: Option<LogWriter>,
@@ -112,6 +148,7 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         hull,
         hooks,
         listener: None,
+        offered: supervise.listener,
         children,
         state,
         log: None,
@@ -212,6 +249,10 @@ impl Core<'_> {
     }
 
     fn listen(&mut self) -> io::Result<()> {
+        if let Some(fd) = self.offered.take() {
+            self.listener = Some(Listener::Vsock(fd));
+            return Ok(());
+        }
         let path = self.run.join(SOCKET);
         let _ = std::fs::remove_file(&path);
         // See unix(7): an address has 108 bytes.
@@ -226,7 +267,7 @@ impl Core<'_> {
             UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))?
         };
         listener.set_nonblocking(true)?;
-        self.listener = Some(listener);
+        self.listener = Some(Listener::Unix(listener));
         Ok(())
     }
 
@@ -365,11 +406,8 @@ impl Core<'_> {
     }
 
     fn accept(&mut self) {
-        let Some(Ok((socket, _))) = self.listener.as_ref().map(UnixListener::accept) else { return };
-        // The directory keeps others out; this holds even where its mode was changed.
-        let trusted = socket_peercred(&socket)
-            .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid());
-        if trusted && let Ok(client) = Connection::new(socket) {
+        let Some(Ok(socket)) = self.listener.as_ref().map(Listener::accept) else { return };
+        if let Ok(client) = Connection::new(socket) {
             self.add_client(client);
         }
     }

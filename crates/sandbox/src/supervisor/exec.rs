@@ -34,6 +34,8 @@ pub(super) struct Exec {
     /// The client of a session; none has the id 0.
     pub(super) client: u64,
     pub(super) purpose: Purpose,
+    /// It does not outlive its client's connection.
+    tied: bool,
     /// Its code, and until when output is waited for.
     ended: Option<(i32, Instant)>,
     /// When it is killed.
@@ -75,6 +77,9 @@ impl Core<'_> {
         let exec =
             self.exec_start(&options.id, &process, wanted, options.console_size, owner, Purpose::Session)?;
         let pid = self.execs.get(&exec).map_or(0, |e| e.info.pid);
+        if let Some(exec) = self.execs.get_mut(&exec) {
+            exec.tied = options.tied;
+        }
         if attached {
             client.role = Role::Exec(exec);
         }
@@ -109,7 +114,8 @@ impl Core<'_> {
             channel::pipes(stdin, stdout, stderr)
         };
         let (mut io, ends) = ends.map_err(|e| internal(format!("cannot make pipes for exec: {e}")))?;
-        let child = main.sandbox.exec(ExecRequest { process, stdio: ends.borrow(), console_size })?;
+        let child =
+            main.sandbox.exec(ExecRequest { id: name, process, stdio: ends.borrow(), console_size })?;
         drop(ends);
         if let Some(master) = child.console {
             io = Channel::console(master, stdin)
@@ -120,7 +126,10 @@ impl Core<'_> {
             Purpose::Health(check) => Some(check.deadline()),
             Purpose::Session => None,
         };
-        self.execs.insert(id, Exec { info, pidfd: child.pidfd, io, client, purpose, ended: None, kill_at });
+        self.execs.insert(
+            id,
+            Exec { info, pidfd: child.pidfd, io, client, purpose, tied: false, ended: None, kill_at },
+        );
         Ok(id)
     }
 
@@ -176,6 +185,8 @@ impl Core<'_> {
         if detached {
             let attributes = [("execID", exec.info.id.clone())];
             self.event("exec_detach", &attributes);
+        } else if exec.tied {
+            let _ = pidfd_send_signal(&exec.pidfd, Signal::KILL);
         } else {
             exec.io.end_input();
         }

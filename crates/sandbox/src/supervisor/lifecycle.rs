@@ -1,13 +1,15 @@
 //! Start, end, restart, end for good. See the drawing at the head of [`super`].
 
+use super::HookError;
 use super::channel::{self, Channel};
 use super::connection::Role;
 use super::core::{Core, Waiting, internal};
 use super::health::Health;
-use crate::hull::{AdoptRequest, CreateRequest, ExitStatus, HullError, Sandbox};
+use crate::hull::{AdoptRequest, CreateRequest, ExitStatus, HullError, Rootfs, Sandbox};
 use crate::logs::Source;
 use crate::protocol::{Failure, Response, WaitCondition};
 use std::cell::RefCell;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use types::{ErrorKind, HealthState, Kinded, Status};
 
@@ -89,11 +91,12 @@ impl Core<'_> {
     }
 
     fn create(&mut self) -> Result<(Box<dyn Sandbox>, Channel), Failure> {
-        let rootfs = self.hooks.rootfs(&self.bundle).map_err(|e| Failure {
-            kind: e.kind,
-            message: e.message,
-            exit_code: 125,
-        })?;
+        let refuse = |e: HookError| Failure { kind: e.kind, message: e.message, exit_code: 125 };
+        let mount = match &self.bundle.machine {
+            Some(_) => None,
+            None => Some(self.hooks.rootfs(&self.bundle).map_err(refuse)?),
+        };
+        let layers: Vec<_> = self.bundle.rootfs.layers.iter().map(|l| l.path.clone()).collect();
         let tty = self.bundle.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
         let ends = match tty {
             true => channel::no_ends().map(|ends| (Channel::default(), ends)),
@@ -103,24 +106,34 @@ impl Core<'_> {
         let bundle = &self.bundle;
         let hooks = RefCell::new(&mut *self.hooks);
         let (ports, refused) = (RefCell::new(Vec::new()), RefCell::new(None));
+        let rootfs = match (&mount, &bundle.machine) {
+            (Some(mount), _) => Rootfs::Mount(mount.as_fd()),
+            (None, Some(plan)) => Rootfs::Machine { plan, layers: &layers, network: &bundle.network },
+            (None, None) => return Err(internal("the bundle has no root filesystem".to_owned())),
+        };
+        let keep_refusal = |e: HookError| {
+            let message = e.message.clone();
+            *refused.borrow_mut() = Some(e);
+            HullError::Network(message)
+        };
         let created = self.hull.create(CreateRequest {
             id: bundle.id.as_str(),
             spec: &bundle.spec,
-            rootfs: std::os::fd::AsFd::as_fd(&rootfs),
+            rootfs,
             cgroup: &bundle.cgroup,
+            run: &self.run,
             stdio: ends.borrow(),
             console_size: bundle.console_size,
             init: bundle.init,
-            network_outside: &mut |netns| match hooks.borrow_mut().network_outside(bundle, netns) {
-                Ok(decided) => {
-                    *ports.borrow_mut() = decided;
-                    Ok(())
-                }
-                Err(e) => {
-                    let message = e.message.clone();
-                    *refused.borrow_mut() = Some(e);
-                    Err(HullError::Network(message))
-                }
+            network_outside: &mut |netns| {
+                let decided = hooks.borrow_mut().network_outside(bundle, netns).map_err(keep_refusal)?;
+                *ports.borrow_mut() = decided;
+                Ok(())
+            },
+            tap: &mut || {
+                let (tap, decided) = hooks.borrow_mut().tap(bundle).map_err(keep_refusal)?;
+                *ports.borrow_mut() = decided;
+                Ok(tap)
             },
             network_inside: &|| {
                 hooks.borrow().network_inside(bundle).map_err(|e| HullError::Network(e.message))
@@ -153,6 +166,7 @@ impl Core<'_> {
             id: self.bundle.id.as_str(),
             spec: &self.bundle.spec,
             cgroup: &self.bundle.cgroup,
+            run: &self.run,
             pid: self.state.pid,
             pid_start: self.state.pid_start,
         });

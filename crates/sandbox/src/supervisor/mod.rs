@@ -44,6 +44,8 @@ pub struct Supervise {
     pub lock: sys::file::Lock,
     /// The descriptor that `client::Launch::new` made.
     pub ready: Option<OwnedFd>,
+    /// A vsock listener in the place of the control socket, in a guest.
+    pub listener: Option<OwnedFd>,
     /// Takes over the container, which runs as this says, instead of starting it.
     pub adopt: Option<RunState>,
 }
@@ -81,6 +83,9 @@ pub trait Hooks {
         bundle: &Bundle,
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<PortBinding>, HookError>;
+    /// A tap device in the place of [`Hooks::network_outside`], for a hull that wants one; none where the plan has no
+    /// interface.
+    fn tap(&mut self, bundle: &Bundle) -> Result<(Option<OwnedFd>, Vec<PortBinding>), HookError>;
     /// Configures the network from inside; runs in the new process.
     fn network_inside(&self, bundle: &Bundle) -> Result<(), HookError>;
     /// Readable when [`Hooks::serve`] has work (an epoll descriptor will do); asked for after each start.

@@ -69,6 +69,13 @@ impl Core<'_> {
                 if let Some(io) = io {
                     let _ = io.resize(*rows, *columns);
                 }
+                let exec = match &client.role {
+                    Role::Exec(id) => self.execs.get(id).map(|e| e.info.id.as_str()),
+                    _ => None,
+                };
+                if let Some(m) = self.main.as_ref().filter(|m| !m.is_draining()) {
+                    let _ = m.sandbox.resize(exec, *rows, *columns);
+                }
                 if main {
                     self.bundle.console_size = Some((*rows, *columns));
                 }
@@ -303,6 +310,9 @@ impl Core<'_> {
         };
         io.resize(rows, columns)
             .map_err(|e| super::core::internal(format!("cannot resize the terminal: {e}")))?;
+        if let Some(main) = self.main.as_ref().filter(|m| !m.is_draining()) {
+            main.sandbox.resize(exec.as_deref(), rows, columns)?;
+        }
         if exec.is_none() {
             self.bundle.console_size = Some((rows, columns));
         }

@@ -378,7 +378,14 @@ fn is_adopted() {
     let mut c = create(&root, &s).unwrap();
     c.sandbox.start().unwrap();
     let pid = c.sandbox.pid();
-    let request = |start| AdoptRequest { id: "x", spec: &parsed, cgroup: &c.cgroup, pid, pid_start: start };
+    let request = |start| AdoptRequest {
+        id: "x",
+        spec: &parsed,
+        cgroup: &c.cgroup,
+        run: std::path::Path::new("/nonexistent"),
+        pid,
+        pid_start: start,
+    };
     let start = sys::host::start_time(pid).unwrap();
     assert!(dhow_sandbox::container::ContainerHull.adopt(request(start + 1)).is_err());
     let mut adopted = dhow_sandbox::container::ContainerHull.adopt(request(start)).unwrap();

@@ -146,12 +146,14 @@ pub fn create_with(root: &Rootfs, spec: &Value, init: bool) -> Result<Box_, Hull
     let created = ContainerHull.create(CreateRequest {
         id: &id,
         spec: &spec,
-        rootfs: mount.as_fd(),
+        rootfs: sandbox::hull::Rootfs::Mount(mount.as_fd()),
+        run: std::path::Path::new("/nonexistent"),
         cgroup: &cgroup,
         stdio: [null.as_fd(), out_w.as_fd(), err_w.as_fd()],
         console_size: Some((25, 81)),
         init,
         network_outside: &mut |_| Ok(()),
+        tap: &mut || Ok(None),
         network_inside: &|| Ok(()),
     })?;
     let Created { sandbox, console } = created;
@@ -176,6 +178,7 @@ impl Box_ {
         let null = File::open("/dev/null").unwrap();
         let (out, out_w) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let child = self.sandbox.exec(ExecRequest {
+            id: "exec",
             process: &process,
             stdio: [null.as_fd(), out_w.as_fd(), out_w.as_fd()],
             console_size: Some((25, 81)),

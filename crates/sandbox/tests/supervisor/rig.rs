@@ -184,7 +184,7 @@ pub fn supervisor_main(tmp: &Path) -> i32 {
         .map(|_| serde_json::from_slice(&std::fs::read(dir.join("state.json")).unwrap()).unwrap());
     let events = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("events")).unwrap();
     supervise(
-        Supervise { bundle, dir, run, lock, ready: Some(ready), adopt },
+        Supervise { bundle, dir, run, lock, ready: Some(ready), listener: None, adopt },
         &FakeHull,
         &mut FakeHooks { events },
     )

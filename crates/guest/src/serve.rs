@@ -1,0 +1,107 @@
+//! From the host's first word to the workload's end.
+
+use crate::hooks::GuestHooks;
+use crate::{Error, Result, Told, disks, modules};
+use rustix::time::{ClockId, Timespec, clock_settime};
+use sandbox::container::ContainerHull;
+use sandbox::protocol::Failure;
+use sandbox::supervisor::{Supervise, supervise};
+use sandbox::vm::boot::{self, Answer, Boot, CONTROL_PORT, READY_PORT, VERSION};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use types::{Bundle, ContainerId, ErrorKind, LogConfig, LogDriver, RestartPolicy, RootfsPlan};
+
+/// State of the supervisor, in memory.
+const STATE: &str = "/run/dhow";
+
+pub fn serve() -> Result<()> {
+    modules::load()?;
+    modules::require("/dev/vsock", "vsock")?;
+    // Before the host is told that we are here: it may connect at once.
+    let listener = sys::vsock::listen(CONTROL_PORT).told("listen for the host")?;
+    let socket = sys::vsock::connect(sys::vsock::HOST, READY_PORT).told("connect to the host")?;
+    let mut host = UnixStream::from(socket);
+    let boot: Boot = boot::read(&mut host).told("read what the host wants")?;
+    match prepare(&boot) {
+        Ok((bundle, root)) => {
+            boot::write(&mut host, &Answer::Prepared).told("answer the host")?;
+            run(bundle, root, host, listener)
+        }
+        Err(e) => {
+            let failure = Failure { kind: ErrorKind::Internal, message: e.to_string(), exit_code: 125 };
+            boot::write(&mut host, &Answer::Failed(failure)).told("answer the host")?;
+            // The machine goes away when the host has read it.
+            let _ = std::io::Read::read(&mut host, &mut [0]);
+            Err(e)
+        }
+    }
+}
+
+/// Everything up to the workload's start.
+fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
+    if boot.version != VERSION {
+        return Err(Error(format!(
+            "the guest's agent speaks version {VERSION}, the host {}: install the kernel anew (dhow kernel install)",
+            boot.version
+        )));
+    }
+    let now = Timespec { tv_sec: boot.now_ns / 1_000_000_000, tv_nsec: boot.now_ns % 1_000_000_000 };
+    let _ = clock_settime(ClockId::Realtime, now);
+    fs::create_dir_all(STATE).told("make a directory")?;
+    for (path, contents) in &boot.files {
+        let path = Path::new(path);
+        fs::create_dir_all(path.parent().unwrap_or(path)).told(path.display())?;
+        fs::write(path, contents).told(path.display())?;
+    }
+    let root = disks::mount_root(boot.layers)?;
+    net::configure_inside(&boot.network).told("configure the network")?;
+    let mut spec = boot.spec.clone();
+    let files = sys::Root::from_fd(root.try_clone().told("duplicate a descriptor")?);
+    process::named::resolve_in(&files, &mut spec).told("find the user")?;
+    let id = ContainerId::parse(&boot.id).told("read the id")?;
+    let bundle = Bundle {
+        name: String::new(),
+        image: String::new(),
+        labels: Default::default(),
+        spec,
+        rootfs: RootfsPlan { layers: Vec::new(), writable: PathBuf::new(), layer_mounts: PathBuf::new() },
+        machine: None,
+        network: boot.network.clone(),
+        cgroup: format!("/dhow/{id}"),
+        open_stdin: boot.open_stdin,
+        stdin_once: boot.open_stdin,
+        init: boot.init,
+        console_size: boot.console_size,
+        restart: RestartPolicy::No,
+        auto_remove: false,
+        stop_signal: 15,
+        stop_timeout: 10,
+        health: None,
+        log: LogConfig {
+            driver: LogDriver::None,
+            max_size: None,
+            max_file: 1,
+            compress: false,
+            attrs: Default::default(),
+        },
+        id,
+    };
+    Ok((bundle, root))
+}
+
+fn run(bundle: Bundle, root: OwnedFd, host: UnixStream, listener: OwnedFd) -> Result<()> {
+    let lock = sys::file::Lock::exclusive(&Path::new(STATE).join("lock")).told("lock")?;
+    let orders = Supervise {
+        bundle,
+        dir: STATE.into(),
+        run: STATE.into(),
+        lock,
+        ready: Some(host.into()),
+        listener: Some(listener),
+        adopt: None,
+    };
+    supervise(orders, &ContainerHull, &mut GuestHooks { root: Some(root) });
+    Ok(())
+}

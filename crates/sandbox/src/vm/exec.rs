@@ -1,0 +1,76 @@
+//! `exec` in a microVM: a process of the host that stands for the one in the guest.
+
+use super::{connect, pump};
+use crate::client::ClientError;
+use crate::container::cgroup::Cgroup;
+use crate::container::step::Step;
+use crate::container::wire::{Heard, Wire};
+use crate::hull::{ExecChild, ExecRequest, HullError};
+use crate::protocol::ExecOptions;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// Runs a command; returns when it is executed inside, or why it was not. The child ends with its exit code; killing the
+/// child kills the command, too.
+pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Result<ExecChild, HullError> {
+    let tty = request.process.terminal().unwrap_or(false);
+    let (console, inner) = if tty { super::console()? } else { (None, None) };
+    let stdio = inner.as_ref().map_or(request.stdio, |fd| [fd.as_fd(); 3]);
+    let options = ExecOptions {
+        id: request.id.to_owned(),
+        process: request.process.clone(),
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        tty,
+        console_size: request.console_size,
+        detach: false,
+        tied: true,
+    };
+    let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
+    let group = Cgroup::open(cgroup)?;
+    let child = sys::clone::spawn(0, group.fd(), || {
+        if group.fd().is_none() {
+            let _ = group.join();
+        }
+        let mut keep = vec![theirs.as_fd()];
+        keep.extend(stdio);
+        if sys::process::close_all_but(&keep).is_err() {
+            return 125;
+        }
+        sys::process::reset_signals();
+        let Ok(stdio) = pump::own(stdio) else { return 125 };
+        let started = connect::control(dir).and_then(|client| client.exec(options));
+        let stream = match started {
+            Ok(Some(stream)) => stream,
+            Ok(None) => return 125,
+            Err(ClientError::Refused(failure)) => {
+                theirs.say_failed(HullError::Guest(failure));
+                return 125;
+            }
+            Err(e) => {
+                theirs.say_failed(HullError::Unsupported(format!("the guest's agent does not answer: {e}")));
+                return 125;
+            }
+        };
+        if stream.wait_for_ever().is_err() || theirs.say(crate::container::wire::Word::Ready).is_err() {
+            return 125;
+        }
+        pump::run(stream, stdio, true).ok().flatten().unwrap_or(255)
+    })
+    .step(|| "create a process for the session".into())?;
+    drop((theirs, inner));
+    match ours.hear().step(|| "listen to the session's process".into()) {
+        Ok(Heard::Ready(_)) => Ok(ExecChild { pid: child.pid, pidfd: child.pidfd, console }),
+        Ok(Heard::Failed(e)) | Err(e) => {
+            let _ = sys::process::pidfd_signal(&child.pidfd, 9);
+            let _ = crate::container::running::reap(&child.pidfd);
+            Err(e)
+        }
+        Ok(Heard::Closed | Heard::Born(_)) => {
+            let e = crate::container::running::ended_early(&child.pidfd);
+            let _ = crate::container::running::reap(&child.pidfd);
+            Err(e)
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! A created or running microVM, seen from the host.
+
+use super::connect;
+use crate::client::{Client, ClientError};
+use crate::container::running::Container;
+use crate::hull::{ExecChild, ExecRequest, ExitStatus, HullError, Sandbox, Stats};
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use types::oci;
+
+/// A microVM. What the host can do to it is done to the monitor and its cgroup, as to a container; what only the guest
+/// can do is asked of its agent.
+#[derive(Debug)]
+pub(super) struct MicroVm {
+    host: Container,
+    dir: PathBuf,
+}
+
+impl From<ClientError> for HullError {
+    fn from(e: ClientError) -> Self {
+        match e {
+            ClientError::Refused(failure) => Self::Guest(failure),
+            e => Self::Unsupported(format!("the guest's agent does not answer: {e}")),
+        }
+    }
+}
+
+impl MicroVm {
+    pub(super) fn new(host: Container, dir: PathBuf) -> Self {
+        Self { host, dir }
+    }
+
+    fn agent(&self) -> Result<Client, HullError> {
+        Ok(connect::control(&self.dir)?)
+    }
+}
+
+impl Sandbox for MicroVm {
+    fn pid(&self) -> i32 {
+        self.host.pid()
+    }
+
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        self.host.pidfd()
+    }
+
+    fn start(&mut self) -> Result<(), HullError> {
+        self.host.start()
+    }
+
+    fn signal(&self, signal: i32) -> Result<(), HullError> {
+        Ok(self.agent()?.signal(signal)?)
+    }
+
+    fn kill_all(&self) -> Result<(), HullError> {
+        self.host.kill_all()
+    }
+
+    fn pause(&self) -> Result<(), HullError> {
+        self.host.pause()
+    }
+
+    fn resume(&self) -> Result<(), HullError> {
+        self.host.resume()
+    }
+
+    fn update(&self, resources: &oci::LinuxResources) -> Result<(), HullError> {
+        self.host.update(resources)
+    }
+
+    fn stats(&self) -> Result<Stats, HullError> {
+        Ok(self.agent()?.stats()?)
+    }
+
+    fn processes(&self) -> Result<Vec<i32>, HullError> {
+        Ok(self.agent()?.processes()?)
+    }
+
+    fn exec(&mut self, request: ExecRequest<'_>) -> Result<ExecChild, HullError> {
+        super::exec::exec(&self.dir, self.host.cgroup_path(), &request)
+    }
+
+    fn resize(&self, exec: Option<&str>, rows: u16, columns: u16) -> Result<(), HullError> {
+        Ok(self.agent()?.resize(exec, rows, columns)?)
+    }
+
+    fn oom_kills(&self) -> u64 {
+        self.host.oom_kills()
+    }
+
+    fn oom_notifier(&self) -> Option<BorrowedFd<'_>> {
+        self.host.oom_notifier()
+    }
+
+    fn wait(&mut self) -> Result<ExitStatus, HullError> {
+        self.host.wait()
+    }
+
+    fn destroy(&mut self) -> Result<(), HullError> {
+        self.host.destroy()
+    }
+}

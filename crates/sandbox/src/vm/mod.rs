@@ -1,0 +1,133 @@
+//! The microVM hull: the same process behind a kernel of its own.
+//!
+//! ```text
+//! create:  cgroup ─► tap ─► monitor process ─► vsock, hypervisor ─► guest kernel ─► agent ─► Boot … prepared
+//! start:   the agent starts the workload, which it supervises by the container hull, inside
+//! exec:    a process per session, that copies between the session's descriptors and the agent
+//! end:     the agent syncs, tells the exit code, powers off; the monitor exits with that code
+//! ```
+//!
+//! For the supervisor the monitor is the main process: its streams, its exit code, its cgroup with all that the microVM
+//! costs the host. The guest is taken for an attacker: what it says is bounded and checked ([`crate::protocol`]), what it
+//! never says is waited for with a deadline.
+
+pub mod boot;
+mod connect;
+mod exec;
+mod machine;
+mod monitor;
+mod pump;
+mod qemu;
+mod spec;
+
+use crate::container::cgroup::Cgroup;
+use crate::container::running::{self, Container};
+use crate::container::step::Step;
+use crate::container::wire::{Heard, Wire};
+use crate::hull::{AdoptRequest, CreateRequest, Created, Hull, HullError, Rootfs, Sandbox};
+use machine::MicroVm;
+use monitor::Monitor;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+use types::{Hypervisor, oci};
+
+/// Directory in a sandbox's run directory with the sockets of its microVM.
+pub const DIR: &str = "vm";
+/// How long a guest may take from its power-on until its agent is ready.
+const BOOT_WAIT: Duration = Duration::from_secs(30);
+/// The same where each of its instructions is emulated.
+const EMULATED_BOOT_WAIT: Duration = Duration::from_secs(180);
+
+/// Isolates by a virtual machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VmHull;
+
+impl Hull for VmHull {
+    fn create(&self, request: CreateRequest<'_>) -> Result<Created, HullError> {
+        let Rootfs::Machine { plan, layers, network } = request.rootfs else {
+            return Err(HullError::Invalid("a microVM needs a machine plan".into()));
+        };
+        let boot = spec::boot(&request, network, layers.len())?;
+        let cgroup = Cgroup::create(request.cgroup, &spec::host_resources(request.spec, plan))?;
+        let dir = request.run.join(DIR);
+        let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>), HullError> {
+            let tap = (request.tap)()?;
+            connect::fresh_dir(&dir)?;
+            let terminal = boot.terminal();
+            let (console, inner) = if terminal { console()? } else { (None, None) };
+            let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
+            let stdio = inner.as_ref().map_or(request.stdio, |fd| [fd.as_fd(); 3]);
+            let monitor =
+                Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), boot: &boot, stdio, wire: &theirs };
+            let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
+                .step(|| "create the monitor of the microVM".into())?;
+            drop(theirs);
+            let limit = match plan.hypervisor {
+                Hypervisor::Kvm => BOOT_WAIT,
+                Hypervisor::Qemu => EMULATED_BOOT_WAIT,
+            };
+            match await_ready(&child, &ours, limit) {
+                Ok(()) => Ok((child, ours, console)),
+                Err(e) => {
+                    let _ = cgroup.kill();
+                    let _ = running::reap(&child.pidfd);
+                    Err(e)
+                }
+            }
+        };
+        match make() {
+            Ok((child, wire, console)) => {
+                let container = Container::new(
+                    request.id,
+                    oci::Spec::default(),
+                    child,
+                    (cgroup, request.cgroup),
+                    Some(wire),
+                );
+                Ok(Created { sandbox: Box::new(MicroVm::new(container, dir)), console })
+            }
+            Err(e) => {
+                let _ = cgroup.kill();
+                let _ = cgroup.destroy();
+                Err(e)
+            }
+        }
+    }
+
+    fn adopt(&self, request: AdoptRequest<'_>) -> Result<Box<dyn Sandbox>, HullError> {
+        let dir = request.run.join(DIR);
+        Ok(Box::new(MicroVm::new(Container::adopt(&request)?, dir)))
+    }
+
+    fn clean(&self, _id: &str, cgroup: &str) -> Result<(), HullError> {
+        Cgroup::clean(cgroup)
+    }
+}
+
+/// A console that is a pair of sockets: ours and the monitor's end.
+fn console() -> Result<(Option<OwnedFd>, Option<OwnedFd>), HullError> {
+    let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let (a, b) = pair.step(|| "make a socket pair".into())?;
+    Ok((Some(a), Some(b)))
+}
+
+/// Waits for the guest's agent.
+fn await_ready(child: &sys::clone::Child, wire: &Wire, limit: Duration) -> Result<(), HullError> {
+    let limit_ts = Timespec::try_from(limit).unwrap_or_default();
+    let mut fds = [PollFd::new(wire, PollFlags::IN)];
+    if rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit_ts))).step(|| "wait for the guest".into())?
+        == 0
+    {
+        return Err(HullError::Unsupported(format!(
+            "the microVM's guest did not answer within {} s: look at its console, or try another kernel",
+            limit.as_secs()
+        )));
+    }
+    match wire.hear().step(|| "listen to the microVM's monitor".into())? {
+        Heard::Ready(_) => Ok(()),
+        Heard::Failed(e) => Err(e),
+        Heard::Closed | Heard::Born(_) => Err(running::ended_early(&child.pidfd)),
+    }
+}

@@ -1,0 +1,207 @@
+//! The monitor: a process that lives as long as its microVM. It carries the host's half of the vsock device, starts the
+//! hypervisor, tells the agent what to do, copies the workload's streams, and exits with the workload's exit code.
+
+use super::boot::{self, Answer, Boot, READY_PORT};
+use super::qemu::Qemu;
+use super::{connect, pump};
+use crate::client::{AttachOptions, Client, ClientError, Stream};
+use crate::container::cgroup::Cgroup;
+use crate::container::step::Step;
+use crate::container::wire::{Wire, Word};
+use crate::hull::HullError;
+use std::collections::VecDeque;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::{Arc, Mutex};
+use types::{Hypervisor, MachinePlan};
+
+/// The guest's context id; each microVM has a vsock device of its own, so all may have the same.
+const GUEST_CID: u64 = 3;
+/// What is kept of the guest's console.
+const CONSOLE_TAIL: usize = 16 << 10;
+/// How many of its lines an error carries.
+const CONSOLE_LINES: usize = 8;
+/// The exit code of a workload whose end the guest never told.
+const UNKNOWN: i32 = 255;
+
+/// What a monitor needs.
+pub(super) struct Monitor<'a> {
+    pub(super) plan: &'a MachinePlan,
+    pub(super) layers: &'a [PathBuf],
+    pub(super) dir: &'a Path,
+    pub(super) tap: Option<&'a OwnedFd>,
+    pub(super) boot: &'a Boot,
+    pub(super) stdio: [BorrowedFd<'a>; 3],
+    pub(super) wire: &'a Wire,
+}
+
+impl Monitor<'_> {
+    /// The monitor's whole life, in a process of its own; returns its exit code.
+    pub(super) fn main(&self, cgroup: &Cgroup) -> i32 {
+        match self.run(cgroup) {
+            Ok(code) => code,
+            Err(e) => {
+                let code = e.exit_code();
+                self.wire.say_failed(e);
+                code
+            }
+        }
+    }
+
+    fn run(&self, cgroup: &Cgroup) -> Result<i32, HullError> {
+        if cgroup.fd().is_none() {
+            cgroup.join()?;
+        }
+        let mut keep = vec![self.wire.as_fd()];
+        keep.extend(self.stdio);
+        keep.extend(self.tap.map(AsFd::as_fd));
+        sys::process::close_all_but(&keep).step(|| "close descriptors".into())?;
+        sys::process::reset_signals();
+        let _ = rustix::process::setsid();
+        let stdio = pump::own(self.stdio).step(|| "duplicate descriptors".into())?;
+        let ready = connect::listen(self.dir, &format!("{}_{READY_PORT}", connect::VSOCK))
+            .step(|| "listen for the guest's agent".into())?;
+        let console = Console::default();
+        let mut hypervisor = self.start(&console)?;
+        let done = self.accompany(&ready, stdio, &mut hypervisor, &console);
+        // What it has on its disks is synced before its agent tells of the end.
+        let _ = hypervisor.kill();
+        let _ = hypervisor.wait();
+        done
+    }
+
+    fn start(&self, console: &Console) -> Result<Child, HullError> {
+        match self.plan.hypervisor {
+            Hypervisor::Kvm => Err(HullError::Unsupported(
+                "this build carries microVMs with QEMU only: use --hypervisor qemu".into(),
+            )),
+            Hypervisor::Qemu => {
+                let vhost = self.dir.join("vhost");
+                let listener =
+                    connect::listen(self.dir, "vhost").step(|| "listen for the hypervisor".into())?;
+                let vsock =
+                    connect::listen(self.dir, connect::VSOCK).step(|| "listen for the host".into())?;
+                let dir = self.dir.to_owned();
+                let serve = move || {
+                    // It ends with the hypervisor; that is waited for elsewhere.
+                    let _ = vmm::vhost::serve_vsock(listener, vsock, &dir, connect::VSOCK, GUEST_CID);
+                };
+                std::thread::Builder::new()
+                    .name("vsock".into())
+                    .spawn(serve)
+                    .step(|| "start a thread".into())?;
+                let mut child = Qemu {
+                    plan: self.plan,
+                    layers: self.layers,
+                    dir: self.dir,
+                    tap: self.tap,
+                    network: &self.boot.network,
+                    vhost: &vhost,
+                }
+                .start()?;
+                console.read(child.stdout.take().map(Into::into));
+                console.read(child.stderr.take().map(Into::into));
+                Ok(child)
+            }
+        }
+    }
+
+    /// From power-on to the workload's end.
+    fn accompany(
+        &self,
+        ready: &UnixListener,
+        stdio: [OwnedFd; 3],
+        hypervisor: &mut Child,
+        console: &Console,
+    ) -> Result<i32, HullError> {
+        let mut agent = self.await_agent(ready, hypervisor, console)?;
+        let talk = boot::write(&mut agent, self.boot).and_then(|()| boot::read(&mut agent));
+        match talk {
+            Ok(Answer::Prepared) => {}
+            Ok(Answer::Failed(failure)) => return Err(HullError::Guest(failure)),
+            Err(e) => return Err(console.explain(&format!("the guest's agent broke off: {e}"))),
+        }
+        self.wire.say(Word::Ready).step(|| "report".into())?;
+        self.wire.await_word(Word::Start).step(|| "wait for the start".into())?;
+        let stream = self.start_workload(agent, console)?;
+        // As execve closes it for a container.
+        self.wire.shut();
+        let code = pump::run(stream, stdio, self.boot.open_stdin).ok().flatten();
+        Ok(code.unwrap_or(UNKNOWN))
+    }
+
+    fn start_workload(&self, agent: UnixStream, console: &Console) -> Result<Stream, HullError> {
+        let options = AttachOptions { stdin: self.boot.open_stdin, stdout: true, stderr: true };
+        Client::over(agent).start(options).map_err(|e| match e {
+            ClientError::Refused(failure) => HullError::Guest(failure),
+            e => console.explain(&format!("the guest's agent broke off: {e}")),
+        })
+    }
+
+    /// Waits until the agent connects, or its machine ends.
+    fn await_agent(
+        &self,
+        ready: &UnixListener,
+        hypervisor: &mut Child,
+        console: &Console,
+    ) -> Result<UnixStream, HullError> {
+        use rustix::event::{PollFd, PollFlags, poll};
+        use rustix::process::{Pid, PidfdFlags, pidfd_open};
+        let pid = i32::try_from(hypervisor.id()).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| HullError::Invalid("the hypervisor has no pid".into()))?;
+        let end = pidfd_open(pid, PidfdFlags::empty()).step(|| "watch the hypervisor".into())?;
+        loop {
+            let mut fds = [PollFd::new(ready, PollFlags::IN), PollFd::new(&end, PollFlags::IN)];
+            rustix::io::retry_on_intr(|| poll(&mut fds, None)).step(|| "wait for the guest".into())?;
+            let [agent, ended] = [fds[0].revents(), fds[1].revents()];
+            if agent.contains(PollFlags::IN) {
+                return ready.accept().map(|(socket, _)| socket).step(|| "accept the guest's agent".into());
+            }
+            if !ended.is_empty() {
+                let status = hypervisor.wait().step(|| "wait for the hypervisor".into())?;
+                return Err(console.explain(&format!("the microVM ended before its agent was up ({status})")));
+            }
+        }
+    }
+}
+
+/// The last of what the guest, or its hypervisor, wrote.
+#[derive(Clone, Default)]
+struct Console(Arc<Mutex<VecDeque<u8>>>);
+
+impl Console {
+    /// Reads a pipe to its end, on a thread.
+    fn read(&self, pipe: Option<OwnedFd>) {
+        let Some(pipe) = pipe else { return };
+        let tail = self.clone();
+        let work = move || {
+            let mut pipe = std::fs::File::from(pipe);
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = pipe.read(&mut buffer) {
+                let Ok(mut kept) = tail.0.lock() else { return };
+                kept.extend(buffer.iter().take(n));
+                let excess = kept.len().saturating_sub(CONSOLE_TAIL);
+                kept.drain(..excess);
+            }
+        };
+        let _ = std::thread::Builder::new().name("console".into()).stack_size(64 << 10).spawn(work);
+    }
+
+    /// An error with the console's last lines.
+    fn explain(&self, what: &str) -> HullError {
+        // What it wrote last may still be on its way.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let bytes: Vec<u8> = self.0.lock().map(|kept| kept.iter().copied().collect()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
+        let from = lines.len().saturating_sub(CONSOLE_LINES);
+        let last = lines.get(from..).unwrap_or_default().join("\n  ");
+        match last.is_empty() {
+            true => HullError::Unsupported(format!("{what}; its console is empty")),
+            false => HullError::Unsupported(format!("{what}; its console ends with:\n  {last}")),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What of a container's specification is carried out inside, and what on the host.
+
+use super::boot::{Boot, VERSION};
+use crate::container::step::Step;
+use crate::hull::{CreateRequest, HullError};
+use std::io::Read;
+use std::path::Path;
+use types::{Hypervisor, MachinePlan, NetworkPlan, oci};
+
+/// Most bytes of a file that is handed over by its contents.
+const MAX_FILE: u64 = 64 << 10;
+/// The files of names, which the engine writes for each start.
+const NAME_FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
+/// Where they lie in the guest.
+const FILES: &str = "/run/dhow/files";
+/// Memory that a hypervisor may use beyond its guest's.
+const OVERHEAD: i64 = 64 << 20;
+/// The same for one that translates code.
+const EMULATED_OVERHEAD: i64 = 512 << 20;
+
+/// What the agent is told.
+pub(super) fn boot(
+    request: &CreateRequest<'_>,
+    network: &NetworkPlan,
+    layers: usize,
+) -> Result<Boot, HullError> {
+    let mut spec = request.spec.clone();
+    let files = take_files(&mut spec)?;
+    if let Some(linux) = spec.linux_mut() {
+        confine(linux)?;
+    }
+    if let Some(process) = spec.process_mut() {
+        // Kinds of the host's kernel.
+        process.set_apparmor_profile(None);
+        process.set_selinux_label(None);
+        process.set_oom_score_adj(None);
+    }
+    spec.set_hooks(None);
+    Ok(Boot {
+        version: VERSION,
+        id: request.id.to_owned(),
+        spec,
+        files,
+        network: network.clone(),
+        layers,
+        init: request.init,
+        open_stdin: !is_null(request),
+        console_size: request.console_size,
+        now_ns: sys::host::now_ns(),
+    })
+}
+
+/// Without `-i` stdin is `/dev/null`, and nobody need copy it.
+fn is_null(request: &CreateRequest<'_>) -> bool {
+    let null = rustix::fs::makedev(1, 3);
+    let terminal = request.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
+    !terminal && rustix::fs::fstat(request.stdio[0]).is_ok_and(|s| s.st_rdev == null)
+}
+
+/// Namespaces, limits and mappings that have a meaning inside.
+fn confine(linux: &mut oci::Linux) -> Result<(), HullError> {
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    if let Some(shared) = namespaces.iter().find(|n| n.path().is_some()) {
+        return Err(HullError::Unsupported(format!(
+            "a microVM cannot join the {} namespace of a container: leave the option out, or run a container",
+            shared.typ()
+        )));
+    }
+    if linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()) {
+        return Err(HullError::Unsupported(
+            "--userns private is for containers: a microVM's users are apart from the host's already".into(),
+        ));
+    }
+    // The guest's own network is the workload's.
+    namespaces.retain(|n| n.typ() != oci::LinuxNamespaceType::Network);
+    linux.set_namespaces(Some(namespaces));
+    if let Some(all) = linux.resources() {
+        let mut inside = oci::LinuxResources::default();
+        inside.set_pids(*all.pids()).set_devices(all.devices().clone());
+        linux.set_resources(Some(inside));
+    }
+    linux.set_mount_label(None);
+    Ok(())
+}
+
+/// Replaces the bindings of small files of ours by their contents; there are no others.
+fn take_files(spec: &mut oci::Spec) -> Result<Vec<(String, String)>, HullError> {
+    let mut files = Vec::new();
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let bound = mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind");
+        let Some(source) = mount.source().clone().filter(|_| bound) else { continue };
+        let target = mount.destination().to_string_lossy().into_owned();
+        if !NAME_FILES.contains(&target.as_str()) || !is_small_file(&source) {
+            return Err(HullError::Unsupported(format!(
+                "{} cannot be mounted into a microVM at {target}: directories of the host are not shared with guests; copy the files in (dhow cp) or run a container",
+                source.display()
+            )));
+        }
+        let path = format!("{FILES}/{}", files.len());
+        files.push((path.clone(), contents(&source)?));
+        mount.set_source(Some(path.into()));
+    }
+    Ok(files)
+}
+
+fn is_small_file(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() <= MAX_FILE)
+}
+
+fn contents(path: &Path) -> Result<String, HullError> {
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|f| f.take(MAX_FILE).read_to_string(&mut text))
+        .step(|| format!("read {}", path.display()))?;
+    Ok(text)
+}
+
+/// What the hypervisor's processes may use of the host: the guest's memory and what it takes to carry it; the container's
+/// share of CPU time.
+pub(super) fn host_resources(spec: &oci::Spec, plan: &MachinePlan) -> oci::LinuxResources {
+    let mut resources = oci::LinuxResources::default();
+    if let Some(all) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
+        resources.set_cpu(all.cpu().clone()).set_block_io(all.block_io().clone());
+    }
+    let overhead = match plan.hypervisor {
+        Hypervisor::Kvm => OVERHEAD,
+        Hypervisor::Qemu => EMULATED_OVERHEAD,
+    };
+    let guest = i64::try_from(plan.memory_mib.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
+    let mut memory = oci::LinuxMemory::default();
+    memory.set_limit(Some(guest.saturating_add(overhead)));
+    resources.set_memory(Some(memory));
+    resources
+}
