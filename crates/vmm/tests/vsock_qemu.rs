@@ -4,6 +4,8 @@
 //! Needs `qemu-system-x86_64` and a Debian kernel with its modules: `DHOW_TEST_KERNEL` names a directory in which a
 //! package `linux-image-*-cloud-amd64` is unpacked; else it is downloaded by apt-get.
 
+use dhow_vmm::devices::vsock::Vsock;
+use dhow_vmm::vhost::{ServeError, serve_vsock};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -12,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
-use dhow_vmm::devices::vsock::Vsock;
 
 /// Of the guest.
 const CID: u64 = 42;
@@ -99,7 +100,7 @@ fn guest() {
 struct Host {
     dir: PathBuf,
     qemu: Child,
-    service: thread::JoinHandle<Result<(), dhow_vmm::vhost::ServeError>>,
+    service: Option<thread::JoinHandle<Result<(), ServeError>>>,
 }
 
 impl Host {
@@ -110,7 +111,7 @@ impl Host {
         let listener = UnixListener::bind(&socket).unwrap();
         let hosts = UnixListener::bind(dir.join("vsock")).unwrap();
         let vsock = Vsock::new(CID, hosts, dir.join("vsock")).unwrap();
-        let service = thread::spawn(move || dhow_vmm::vhost::serve_vsock(&listener, vsock));
+        let service = Some(thread::spawn(move || serve_vsock(&listener, vsock)));
         let qemu = Command::new("qemu-system-x86_64")
             .args(["-M", "microvm,acpi=on,ioapic2=off,memory-backend=mem", "-accel", "tcg", "-cpu", "max"])
             .args(["-m", "256M", "-object", "memory-backend-memfd,id=mem,size=256M,share=on"])
@@ -156,7 +157,10 @@ impl Host {
         loop {
             match self.connect(port) {
                 Ok(stream) => return stream,
-                Err(e) => assert!(Instant::now() < end, "the guest does not answer: {e}"),
+                Err(e) => {
+                    assert!(!self.service.as_ref().is_some_and(|s| s.is_finished()), "the service ended");
+                    assert!(Instant::now() < end, "the guest does not answer: {e}");
+                }
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -166,9 +170,8 @@ impl Host {
     fn stop(mut self) {
         drop(self.connect(STOP));
         self.qemu.wait().unwrap();
-        while !self.service.is_finished() {
-            thread::sleep(Duration::from_millis(10));
-        }
+        let service = self.service.take().unwrap();
+        service.join().unwrap().unwrap();
     }
 }
 
@@ -275,7 +278,8 @@ fn download() -> Result<PathBuf, String> {
 fn initramfs(kernel: &Kernel) -> Vec<u8> {
     let mut archive = Vec::new();
     let mut add = |name: &str, mode: u32, device: (u32, u32), content: &[u8]| {
-        let fields = [0, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
+        let fields =
+            [0, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
         archive.extend_from_slice(b"070701");
         fields.iter().for_each(|f| archive.extend_from_slice(format!("{f:08x}").as_bytes()));
         archive.extend_from_slice(name.as_bytes());
@@ -308,7 +312,9 @@ mod guest {
             scope.spawn(|| serve(ECHO, |stream| send_back(&stream)));
             scope.spawn(|| serve(COUNT, count));
             scope.spawn(|| serve(CALL, call));
-            scope.spawn(|| serve(STOP, |_| rustix::system::reboot(rustix::system::RebootCommand::Restart).unwrap()));
+            scope.spawn(|| {
+                serve(STOP, |_| rustix::system::reboot(rustix::system::RebootCommand::Restart).unwrap())
+            });
         });
         unreachable!()
     }
@@ -344,7 +350,9 @@ mod guest {
         use std::os::fd::AsRawFd;
         let (socket, address) = (socket(), address(libc::VMADDR_CID_HOST, port));
         // SAFETY: the address is valid for its size.
-        let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32) };
+        let result = unsafe {
+            libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32)
+        };
         if result == 0 { Ok(socket.into()) } else { Err(io::Error::last_os_error()) }
     }
 
@@ -353,13 +361,17 @@ mod guest {
         let (socket, address) = (socket(), address(libc::VMADDR_CID_ANY, port));
         // SAFETY: the address is valid for its size.
         unsafe {
-            assert_eq!(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32), 0);
+            assert_eq!(
+                libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32),
+                0
+            );
             assert_eq!(libc::listen(socket.as_raw_fd(), 16), 0);
         }
         thread::scope(|scope| {
             loop {
                 // SAFETY: no address is asked for; the descriptor is ours.
-                let fd = unsafe { libc::accept(socket.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) };
+                let fd =
+                    unsafe { libc::accept(socket.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) };
                 assert!(fd >= 0, "{}", io::Error::last_os_error());
                 // SAFETY: as above.
                 let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });

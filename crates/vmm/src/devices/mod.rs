@@ -39,13 +39,17 @@ impl Ring {
         let mut rings = Vec::with_capacity(queues.len());
         for (index, (mut queue, kick)) in (0..).zip(queues.into_iter().zip(kicks)) {
             if !queue.is_valid(&*guard) {
-                return Err(DeviceError::Driver(format!("queue {index} is outside of its memory or not ready")));
+                return Err(DeviceError::Driver(format!(
+                    "queue {index} is outside of its memory or not ready"
+                )));
             }
             queue.set_event_idx(features & EVENT_IDX != 0);
             // SAFETY: `kick` stays open beyond this statement.
             let fd = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
-            rustix::io::ioctl_fionbio(fd, true)
-                .map_err(|e| DeviceError::Host { what: "cannot prepare a queue's event", source: e.into() })?;
+            rustix::io::ioctl_fionbio(fd, true).map_err(|e| DeviceError::Host {
+                what: "cannot prepare a queue's event",
+                source: e.into(),
+            })?;
             rings.push(Self { queue, kick, index, interrupt: Arc::clone(&interrupt), dirty: false });
         }
         drop(guard);

@@ -7,13 +7,13 @@ use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
-    VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
     VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
-use vhost::VhostUserMemoryRegionBase;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -22,6 +22,8 @@ use vmm_sys_util::eventfd::EventFd;
 const VERSION_1: u64 = 1 << 32;
 /// To the guest and from it; QEMU serves the queue of events itself.
 const QUEUES: usize = 2;
+/// Greatest size of a queue; QEMU decides, and takes its own greatest.
+const QUEUE_SIZE: u16 = 1024;
 
 /// A region as QEMU knows it: where it lies in QEMU's address space.
 struct Mapping {
@@ -110,15 +112,14 @@ impl Backend {
             );
         }
         let interrupt = Arc::clone(&self.calls) as Arc<dyn Interrupt>;
-        self.active = true; eprintln!("DBG active");
+        self.active = true;
         self.device.activate(Activation { memory, queues, kicks, interrupt, features: self.features })
     }
 
     fn queue(&self, index: usize, memory: &Memory) -> Result<Queue> {
         let vring = self.vrings.get(index).ok_or(Error::InvalidParam)?;
         let [descriptors, available, used] = vring.addresses.ok_or(Error::InvalidParam)?;
-        let mut queue = Queue::new(self.device.queue_sizes().get(index).copied().unwrap_or_default())
-            .map_err(|_| Error::BackendInternalError)?;
+        let mut queue = Queue::new(QUEUE_SIZE).map_err(|_| Error::BackendInternalError)?;
         queue.try_set_size(vring.size).map_err(|_| Error::InvalidParam)?;
         queue.try_set_desc_table_address(self.guest(descriptors)?).map_err(|_| Error::InvalidParam)?;
         queue.try_set_avail_ring_address(self.guest(available)?).map_err(|_| Error::InvalidParam)?;
@@ -205,7 +206,8 @@ impl VhostUserBackendReqHandlerMut for Backend {
                 guest: region.guest_phys_addr,
             });
         }
-        let map = GuestMemoryMmap::from_regions(mapped).map_err(|e| Error::ReqHandlerError(io::Error::other(e)))?;
+        let map =
+            GuestMemoryMmap::from_regions(mapped).map_err(|e| Error::ReqHandlerError(io::Error::other(e)))?;
         match &self.memory {
             // The device sees it at once.
             Some(memory) => memory.lock().map_err(|_| Error::BackendInternalError)?.replace(map),

@@ -51,15 +51,15 @@ pub fn serve_vsock(listener: &UnixListener, vsock: Vsock) -> Result<(), ServeErr
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let asked = ready.next().unwrap_or(false);
         for (interest, _) in interests.iter().zip(ready).filter(|(_, ready)| *ready) {
-            eprintln!("DBG ready {}", interest.token);
             lock(&backend).device.ready(interest.token, interest.events).map_err(ServeError::Device)?;
         }
         // Last, as a request may close what was waited for.
         if asked {
-            let r = requests.handle_request(); eprintln!("DBG req {:?}", r.as_ref().err());
-            match r {
+            match requests.handle_request() {
                 Ok(()) => {}
-                Err(Protocol::Disconnected | Protocol::PartialMessage | Protocol::SocketBroken(_)) => return Ok(()),
+                Err(Protocol::Disconnected | Protocol::PartialMessage | Protocol::SocketBroken(_)) => {
+                    return Ok(());
+                }
                 Err(e) => return Err(ServeError::Protocol(e)),
             }
             lock(&backend).settle().map_err(ServeError::Device)?;

@@ -374,7 +374,9 @@ impl Connection {
                     self.readable = false;
                     break;
                 }
-                Err(vm_memory::VolatileMemoryError::IOError(e)) if e.kind() == ErrorKind::Interrupted => break,
+                Err(vm_memory::VolatileMemoryError::IOError(e)) if e.kind() == ErrorKind::Interrupted => {
+                    break;
+                }
                 // The host closed without having read all.
                 Err(_) if done == 0 => return Err(()),
                 Err(_) => break,

@@ -111,7 +111,9 @@ impl Vsock {
             };
             turns -= 1;
             if chain.writable.len() < HEADER {
-                return Err(DeviceError::Driver("a buffer for the virtual socket has no room for a header".into()));
+                return Err(DeviceError::Driver(
+                    "a buffer for the virtual socket has no room for a header".into(),
+                ));
             }
             match self.mux.next(&chain.writable) {
                 Some(length) => rx.used(&memory, chain.head, length)?,
@@ -177,11 +179,14 @@ impl Device for Vsock {
             }
             EVENT => active.event.iter().for_each(Ring::kicked),
             _ => {
-                let failed = |source| DeviceError::Host { what: "cannot wait for the virtual socket", source };
+                let failed =
+                    |source| DeviceError::Host { what: "cannot wait for the virtual socket", source };
                 self.mux.poll().map_err(failed)?;
             }
         }
         self.give()?;
-        self.mux.arm().map_err(|source| DeviceError::Host { what: "cannot set the virtual socket's timer", source })
+        self.mux
+            .arm()
+            .map_err(|source| DeviceError::Host { what: "cannot set the virtual socket's timer", source })
     }
 }

@@ -6,8 +6,8 @@
 use super::connection::{Connection, Fate, Stage};
 use super::packet::{HEADER, HOST_CID, Header, Ports, STREAM, op};
 use crate::devices::Segments;
-use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -128,7 +128,11 @@ impl Mux {
     /// Serves the descriptors that are ready, at most 64 of them.
     pub fn poll(&mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(64);
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&Timespec::default())) {
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            Some(&Timespec::default()),
+        ) {
             Err(rustix::io::Errno::INTR) | Ok(_) => {}
             Err(e) => return Err(e.into()),
         }
@@ -169,7 +173,8 @@ impl Mux {
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {}
+                Err(e)
+                    if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {}
                 Err(_) => {
                     // No descriptor or memory. The listener stays ready; do not spin on it.
                     epoll::delete(&self.epoll, &self.listener)?;
