@@ -5,4 +5,7 @@
 
 pub mod config;
 pub mod gpt;
+pub mod devices;
+pub mod tsc;
+pub mod vhost;
 pub mod virtio;

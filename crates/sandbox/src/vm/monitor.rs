@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Mutex};
 use types::{Hypervisor, MachinePlan};
+use vmm::devices::vsock::Vsock;
 
 /// The guest's context id; each microVM has a vsock device of its own, so all may have the same.
 const GUEST_CID: u64 = 3;
@@ -84,10 +85,11 @@ impl Monitor<'_> {
                     connect::listen(self.dir, "vhost").step(|| "listen for the hypervisor".into())?;
                 let vsock =
                     connect::listen(self.dir, connect::VSOCK).step(|| "listen for the host".into())?;
-                let dir = self.dir.to_owned();
+                let device = Vsock::new(GUEST_CID, vsock, self.dir.join(connect::VSOCK))
+                    .step(|| "make the vsock device".into())?;
                 let serve = move || {
                     // It ends with the hypervisor; that is waited for elsewhere.
-                    let _ = vmm::vhost::serve_vsock(listener, vsock, &dir, connect::VSOCK, GUEST_CID);
+                    let _ = vmm::vhost::serve_vsock(&listener, device);
                 };
                 std::thread::Builder::new()
                     .name("vsock".into())

@@ -16,8 +16,7 @@ const SECTOR: u64 = 512;
 const TRANSLATIONS_MIB: u32 = 64;
 
 /// Kernel's command line. The console is read for its last lines should the guest fail.
-pub(super) const CMDLINE: &str =
-    "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t random.trust_cpu=on no_timer_check mitigations=off";
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 rdinit=/init random.trust_cpu=on no_timer_check";
 
 /// A QEMU to be started.
 pub(super) struct Qemu<'a> {
@@ -37,7 +36,7 @@ impl Qemu<'_> {
         command
             .args([
                 "-M",
-                "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on,ioapic2=on,memory-backend=mem",
+                "microvm,acpi=on,rtc=on,isa-serial=on,ioapic2=off,memory-backend=mem",
             ])
             .args(["-accel", &format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}")])
             .args(["-cpu", "max", "-smp", &self.plan.vcpus.to_string()])
@@ -52,7 +51,8 @@ impl Qemu<'_> {
             .arg(&self.plan.kernel)
             .arg("-initrd")
             .arg(&self.plan.initrd)
-            .args(["-append", CMDLINE])
+            .args(["-append", &format!("{CMDLINE} tsc_early_khz={}", vmm::tsc::host_khz())])
+            .args(["-global", "virtio-mmio.force-legacy=false"])
             .args(["-device", "virtio-rng-device"])
             .args(["-device", "virtio-balloon-device,free-page-reporting=on"])
             .args(["-chardev", &format!("socket,id=vsock,path={}", comma(self.vhost)?)])
