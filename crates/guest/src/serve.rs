@@ -6,7 +6,7 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 use sandbox::container::ContainerHull;
 use sandbox::protocol::Failure;
 use sandbox::supervisor::{Supervise, supervise};
-use sandbox::vm::boot::{self, Answer, Boot, CONTROL_PORT, READY_PORT, VERSION};
+use sandbox::boot::{self, Answer, Boot, CONTROL_PORT, READY_PORT, VERSION};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

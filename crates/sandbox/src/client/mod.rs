@@ -121,6 +121,7 @@ impl Client {
     }
 
     /// Starts the container over the socket of [`Launch`], attached from the first byte on.
+    #[cfg(feature = "vm")]
     pub(crate) fn start(mut self, attach: AttachOptions) -> Result<Stream, ClientError> {
         match self.ask(Request::Start { attach: Some(attach) })? {
             Response::Started { .. } => Ok(self.into_stream()),

@@ -43,11 +43,13 @@ impl Stream {
     }
 
     /// The same connection once more, for another thread to write to.
+    #[cfg(feature = "vm")]
     pub(crate) fn writer(&self) -> Result<Self, ClientError> {
         Ok(Self::new(self.socket.try_clone()?, Decoder::default()))
     }
 
     /// Takes the deadlines of requests off the connection.
+    #[cfg(feature = "vm")]
     pub(crate) fn wait_for_ever(&self) -> Result<(), ClientError> {
         self.socket.set_read_timeout(None)?;
         Ok(self.socket.set_write_timeout(None)?)

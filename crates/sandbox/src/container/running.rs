@@ -53,6 +53,7 @@ impl Container {
     }
 
     /// Path of its cgroup.
+    #[cfg(feature = "vm")]
     pub(crate) fn cgroup_path(&self) -> &str {
         &self.cgroup_path
     }

@@ -83,6 +83,7 @@ impl Wire {
     }
 
     /// Says that nothing more comes, as `execve` does by closing.
+    #[cfg(feature = "vm")]
     pub(crate) fn shut(&self) {
         let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
     }

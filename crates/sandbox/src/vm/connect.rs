@@ -1,6 +1,6 @@
 //! The sockets of one microVM, in a directory of their own below its run directory.
 
-use super::boot::CONTROL_PORT;
+use crate::boot::CONTROL_PORT;
 use crate::client::{Client, ClientError};
 use crate::container::step::Step;
 use crate::hull::HullError;

@@ -11,7 +11,6 @@
 //! costs the host. The guest is taken for an attacker: what it says is bounded and checked ([`crate::protocol`]), what it
 //! never says is waited for with a deadline.
 
-pub mod boot;
 mod connect;
 mod exec;
 mod machine;

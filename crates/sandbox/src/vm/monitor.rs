@@ -1,7 +1,7 @@
 //! The monitor: a process that lives as long as its microVM. It carries the host's half of the vsock device, starts the
 //! hypervisor, tells the agent what to do, copies the workload's streams, and exits with the workload's exit code.
 
-use super::boot::{self, Answer, Boot, READY_PORT};
+use crate::boot::{self, Answer, Boot, READY_PORT};
 use super::qemu::Qemu;
 use super::{connect, pump};
 use crate::client::{AttachOptions, Client, ClientError, Stream};

@@ -106,13 +106,19 @@ impl Qemu<'_> {
         };
         write(&head, &layout.head)?;
         write(&tail, &layout.tail)?;
+        // QEMU leaves extents of the kind ZERO out: zeros come from a file that has none but holes.
+        let zeros = self.dir.join("zeros");
+        let made = std::fs::File::create(&zeros).and_then(|f| f.set_len(vmm::gpt::ALIGNMENT));
+        made.step(|| format!("write {}", zeros.display()))?;
         let mut text = String::from(
             "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n",
         );
         let mut at = 0;
         let mut extent = |start: u64, length: u64, path: &Path| {
-            if start > at {
-                let _ = writeln!(text, "RW {} ZERO", (start - at) / SECTOR);
+            while at < start {
+                let gap = (start - at).min(vmm::gpt::ALIGNMENT);
+                let _ = writeln!(text, "RW {} FLAT \"{}\" 0", gap / SECTOR, zeros.display());
+                at += gap;
             }
             let _ = writeln!(text, "RW {} FLAT \"{}\" 0", length / SECTOR, path.display());
             at = start + length;

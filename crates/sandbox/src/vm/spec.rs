@@ -1,6 +1,6 @@
 //! What of a container's specification is carried out inside, and what on the host.
 
-use super::boot::{Boot, VERSION};
+use crate::boot::{Boot, VERSION};
 use crate::container::step::Step;
 use crate::hull::{CreateRequest, HullError};
 use std::io::Read;
