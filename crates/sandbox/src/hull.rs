@@ -36,6 +36,8 @@ pub struct CreateRequest<'a> {
     pub network_outside: &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<(), HullError>,
     /// Configures the network from inside; runs in the new process, in its namespaces, with all privileges.
     pub network_inside: &'a dyn Fn() -> Result<(), HullError>,
+    /// What the caller may do while the new process builds; called once, unless the creation fails before.
+    pub meanwhile: &'a dyn Fn(),
 }
 
 /// A created sandbox and, where asked for, the master side of its console.

@@ -496,16 +496,10 @@ impl Core<'_> {
         }
     }
 
-    /// Writes `state.json`; on a full disk over the old one, whose blocks are there.
+    /// Writes `state.json`.
     pub(super) fn save(&self) {
-        if self.finished {
-            return;
-        }
-        let path = self.dir.join("state.json");
-        if let Ok(bytes) = serde_json::to_vec(&self.state)
-            && sys::file::replace(&path, &bytes, false).is_err()
-        {
-            let _ = overwrite(&path, &bytes);
+        if !self.finished {
+            save(&self.dir, &self.state);
         }
     }
 
@@ -519,6 +513,16 @@ impl Core<'_> {
         let _ = std::fs::remove_file(self.run.join(SOCKET));
         channel::remove_fifos(&self.run);
         self.lock = None;
+    }
+}
+
+/// Writes `state.json`; on a full disk over the old one, whose blocks are there.
+pub(super) fn save(dir: &Path, state: &RunState) {
+    let path = dir.join("state.json");
+    if let Ok(bytes) = serde_json::to_vec(state)
+        && sys::file::replace(&path, &bytes, false).is_err()
+    {
+        let _ = overwrite(&path, &bytes);
     }
 }
 

@@ -56,7 +56,6 @@ impl Core<'_> {
         self.state.boot_id = sys::host::boot_id().unwrap_or_default();
         (self.state.pid, self.state.pid_start) = (0, 0);
         self.state.ports.clear();
-        self.save();
         let created = self.create();
         let (mut sandbox, io) = match created {
             Ok(parts) => parts,
@@ -100,7 +99,7 @@ impl Core<'_> {
             false => channel::fifos(&self.run, self.bundle.open_stdin, self.bundle.stdin_once),
         };
         let (mut io, ends) = ends.map_err(|e| internal(format!("cannot make the FIFOs of stdio: {e}")))?;
-        let bundle = &self.bundle;
+        let (bundle, dir, state) = (&self.bundle, &self.dir, &self.state);
         let hooks = RefCell::new(&mut *self.hooks);
         let (ports, refused) = (RefCell::new(Vec::new()), RefCell::new(None));
         let created = self.hull.create(CreateRequest {
@@ -125,6 +124,7 @@ impl Core<'_> {
             network_inside: &|| {
                 hooks.borrow().network_inside(bundle).map_err(|e| HullError::Network(e.message))
             },
+            meanwhile: &|| super::core::save(dir, state),
         });
         let created = match (created, refused.into_inner()) {
             (Ok(created), _) => created,
@@ -274,7 +274,7 @@ impl Core<'_> {
                 self.untidy = true;
                 self.tell_end(false);
             }
-            None => self.finish(),
+            None => self.finish_saved(),
         }
     }
 
@@ -288,6 +288,11 @@ impl Core<'_> {
             self.state.status = Status::Exited;
         }
         self.save();
+        self.finish_saved();
+    }
+
+    /// The same with `state.json` as it shall stay.
+    fn finish_saved(&mut self) {
         self.log = None;
         if self.stopping {
             self.event("stop", &[]);
