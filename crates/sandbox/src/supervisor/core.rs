@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::sockopt::socket_peercred;
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -64,6 +65,8 @@ pub(super) struct Core<'a> {
     pub(super) state: RunState,
     pub(super) log: Option<LogWriter>,
     pub(super) main: Option<Main>,
+    /// See `hold_mounts`.
+    pub(super) mounts: Option<File>,
     pub(super) waiting: Option<Waiting>,
     pub(super) back_off: BackOff,
     pub(super) health: Option<Health>,
@@ -116,6 +119,7 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         state,
         log: None,
         main: None,
+        mounts: None,
         waiting: None,
         back_off: BackOff::default(),
         health: None,

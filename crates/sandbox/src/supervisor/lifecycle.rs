@@ -56,6 +56,8 @@ impl Core<'_> {
         self.state.boot_id = sys::host::boot_id().unwrap_or_default();
         (self.state.pid, self.state.pid_start) = (0, 0);
         self.state.ports.clear();
+        // Not two overlays on one writable directory.
+        self.mounts = None;
         let created = self.create();
         let (mut sandbox, io) = match created {
             Ok(parts) => parts,
@@ -70,6 +72,7 @@ impl Core<'_> {
             self.hooks.ended(&self.bundle);
             return Err(e.into());
         }
+        self.hold_mounts(sandbox.pid());
         self.state.pid = sandbox.pid();
         self.state.pid_start = sys::host::start_time(self.state.pid).unwrap_or_default();
         self.state.status = Status::Running;
@@ -85,6 +88,17 @@ impl Core<'_> {
         self.save();
         self.event("start", &[]);
         Ok(())
+    }
+
+    /// Keeps the mount namespace until the clients are answered: who is the last in it takes its mounts apart, which
+    /// waits for all of the kernel's readers, and so would everybody who waits for the end of its process. Only where
+    /// nobody can miss them: all that is mounted is the container's own, and is removed with it.
+    fn hold_mounts(&mut self, pid: i32) {
+        let mut sources = self.bundle.spec.mounts().iter().flatten().filter_map(|m| m.source().as_deref());
+        if self.bundle.auto_remove && sources.all(|s| s.starts_with(&self.dir) || !s.has_root()) {
+            // A workload that has ended already has no namespace any more, and nothing is gained.
+            self.mounts = std::fs::File::open(format!("/proc/{pid}/ns/mnt")).ok();
+        }
     }
 
     fn create(&mut self) -> Result<(Box<dyn Sandbox>, Channel), Failure> {
@@ -270,6 +284,7 @@ impl Core<'_> {
         self.event("die", &[("exitCode", code.to_string())]);
         match wait {
             Some(wait) => {
+                self.mounts = None;
                 self.waiting = Some(Waiting { until: Instant::now() + wait });
                 self.untidy = true;
                 self.tell_end(false);
