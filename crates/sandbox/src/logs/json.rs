@@ -112,8 +112,7 @@ fn sequences(text: &[u8; SIGHT]) -> ([u8; SIGHT], bool) {
             0xbf
         };
         let (long, longer) = (lead >= 0xe0, lead >= 0xf0);
-        let valid = (lead >= 0xc2)
-            & (lead <= 0xf4)
+        let valid = (0xc2..=0xf4).contains(&lead)
             & (next >= low)
             & (next <= high)
             & (!long | rest(text[i + 2]))
