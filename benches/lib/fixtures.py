@@ -34,6 +34,19 @@ def debian_layer(output):
     return plain, packed
 
 
+def text(work):
+    """245 MB of lines as programs print them, with long ones among them."""
+    words = "Unpacking the layer of an image to /var/lib/store, 17 of 4096 entries done: ok".split()
+    lengths = (8, 16, 24, 400)
+    lines = [" ".join(words[(line + at) % len(words)] for at in range(lengths[line % len(lengths)])) for line in range(4000)]
+    block = "\n".join([*lines, ""]).encode()
+    path = work / "text"
+    with open(path, "wb") as file:
+        for _ in range(245_000_000 // len(block)):
+            file.write(block)
+    return path
+
+
 def tiny_layer():
     """busybox and the few names that the rows use."""
     plain = io.BytesIO()

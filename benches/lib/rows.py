@@ -155,16 +155,21 @@ def hundred(bench):
 
 
 def stdout(bench):
-    layer = bench.output / "layer.tar"
-    commands = {}
-    for engine in bench.everyone:
-        bench.have_tiny(engine)
-        commands[engine.name] = engine.argv("run", "--rm", "--network", "none", "-v", f"{layer}:/file:ro", fixtures.TINY, "cat", "/file")
-    seen = bench.time("stdout", commands, {"*": 6, "docker": 3}, warmup=0, output="pipe")
-    rates = {name: layer.stat().st_size / seconds for name, seconds in seen.items()}
-    bench.raw["stdout"]["rates"] = rates
-    size = layer.stat().st_size / 1e6
-    return [Result.throughput(f"stdout of a container, a {size:.0f} MB file, to a pipe and into the log", rates, "dhow", "docker", 10)]
+    files = {"binary": bench.output / "layer.tar", "text": fixtures.text(bench.work)}
+    results = []
+    for kind, file in files.items():
+        commands = {}
+        for engine in bench.everyone:
+            bench.have_tiny(engine)
+            commands[engine.name] = engine.argv("run", "--rm", "--network", "none", "-v", f"{file}:/file:ro", fixtures.TINY, "cat", "/file")
+        row = "stdout" if kind == "binary" else f"stdout-{kind}"
+        seen = bench.time(row, commands, {"*": 6, "docker": 3}, warmup=0, output="pipe")
+        size = file.stat().st_size
+        rates = {name: size / seconds for name, seconds in seen.items()}
+        bench.raw[row]["rates"] = rates
+        what = f"stdout of a container, a {size / 1e6:.0f} MB {kind} file, to a pipe and into the log"
+        results.append(Result.throughput(what, rates, "dhow", "docker", 10))
+    return results
 
 
 ALL = {"run": run, "exec": exec_, "pull": pull, "hundred": hundred, "stdout": stdout}

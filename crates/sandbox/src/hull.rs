@@ -41,6 +41,8 @@ pub struct CreateRequest<'a> {
     pub tap: &'a mut dyn FnMut() -> Result<Option<OwnedFd>, HullError>,
     /// Configures the network from inside; runs in the new process, in its namespaces, with all privileges.
     pub network_inside: &'a dyn Fn() -> Result<(), HullError>,
+    /// What the caller may do while the new process builds; called once, unless the creation fails before.
+    pub meanwhile: &'a dyn Fn(),
 }
 
 /// A root filesystem, in the form that a hull wants.

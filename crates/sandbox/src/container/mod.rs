@@ -140,7 +140,9 @@ fn accompany(
             (request.network_outside)(netns.as_fd())?;
         }
         hooks::create_runtime(spec, request.id, child.pid)?;
-        wire.say(Word::Go).step(|| "speak to the container's process".into())
+        wire.say(Word::Go).step(|| "speak to the container's process".into())?;
+        (request.meanwhile)();
+        Ok(())
     };
     let prepared = prepare();
     if prepared.is_err() && !running::has_ended(&child.pidfd) {

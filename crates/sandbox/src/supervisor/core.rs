@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::sockopt::socket_peercred;
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -100,6 +101,8 @@ pub(super) struct Core<'a> {
     pub(super) state: RunState,
     pub(super) log: Option<LogWriter>,
     pub(super) main: Option<Main>,
+    /// See `hold_mounts`.
+    pub(super) mounts: Option<File>,
     pub(super) waiting: Option<Waiting>,
     pub(super) back_off: BackOff,
     pub(super) health: Option<Health>,
@@ -153,6 +156,7 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         state,
         log: None,
         main: None,
+        mounts: None,
         waiting: None,
         back_off: BackOff::default(),
         health: None,
@@ -534,16 +538,10 @@ impl Core<'_> {
         }
     }
 
-    /// Writes `state.json`; on a full disk over the old one, whose blocks are there.
+    /// Writes `state.json`.
     pub(super) fn save(&self) {
-        if self.finished {
-            return;
-        }
-        let path = self.dir.join("state.json");
-        if let Ok(bytes) = serde_json::to_vec(&self.state)
-            && sys::file::replace(&path, &bytes, false).is_err()
-        {
-            let _ = overwrite(&path, &bytes);
+        if !self.finished {
+            save(&self.dir, &self.state);
         }
     }
 
@@ -557,6 +555,16 @@ impl Core<'_> {
         let _ = std::fs::remove_file(self.run.join(SOCKET));
         channel::remove_fifos(&self.run);
         self.lock = None;
+    }
+}
+
+/// Writes `state.json`; on a full disk over the old one, whose blocks are there.
+pub(super) fn save(dir: &Path, state: &RunState) {
+    let path = dir.join("state.json");
+    if let Ok(bytes) = serde_json::to_vec(state)
+        && sys::file::replace(&path, &bytes, false).is_err()
+    {
+        let _ = overwrite(&path, &bytes);
     }
 }
 

@@ -58,7 +58,8 @@ impl Core<'_> {
         self.state.boot_id = sys::host::boot_id().unwrap_or_default();
         (self.state.pid, self.state.pid_start) = (0, 0);
         self.state.ports.clear();
-        self.save();
+        // Not two overlays on one writable directory.
+        self.mounts = None;
         let created = self.create();
         let (mut sandbox, io) = match created {
             Ok(parts) => parts,
@@ -73,6 +74,7 @@ impl Core<'_> {
             self.hooks.ended(&self.bundle);
             return Err(e.into());
         }
+        self.hold_mounts(sandbox.pid());
         self.state.pid = sandbox.pid();
         self.state.pid_start = sys::host::start_time(self.state.pid).unwrap_or_default();
         self.state.status = Status::Running;
@@ -90,6 +92,17 @@ impl Core<'_> {
         Ok(())
     }
 
+    /// Keeps the mount namespace until the clients are answered: who is the last in it takes its mounts apart, which
+    /// waits for all of the kernel's readers, and so would everybody who waits for the end of its process. Only where
+    /// nobody can miss them: all that is mounted is the container's own, and is removed with it.
+    fn hold_mounts(&mut self, pid: i32) {
+        let mut sources = self.bundle.spec.mounts().iter().flatten().filter_map(|m| m.source().as_deref());
+        if self.bundle.auto_remove && sources.all(|s| s.starts_with(&self.dir) || !s.has_root()) {
+            // A workload that has ended already has no namespace any more, and nothing is gained.
+            self.mounts = std::fs::File::open(format!("/proc/{pid}/ns/mnt")).ok();
+        }
+    }
+
     fn create(&mut self) -> Result<(Box<dyn Sandbox>, Channel), Failure> {
         let refuse = |e: HookError| Failure { kind: e.kind, message: e.message, exit_code: 125 };
         let mount = match &self.bundle.machine {
@@ -103,7 +116,7 @@ impl Core<'_> {
             false => channel::fifos(&self.run, self.bundle.open_stdin, self.bundle.stdin_once),
         };
         let (mut io, ends) = ends.map_err(|e| internal(format!("cannot make the FIFOs of stdio: {e}")))?;
-        let bundle = &self.bundle;
+        let (bundle, dir, state) = (&self.bundle, &self.dir, &self.state);
         let hooks = RefCell::new(&mut *self.hooks);
         let (ports, refused) = (RefCell::new(Vec::new()), RefCell::new(None));
         let rootfs = match (&mount, &bundle.machine) {
@@ -138,6 +151,7 @@ impl Core<'_> {
             network_inside: &|| {
                 hooks.borrow().network_inside(bundle).map_err(|e| HullError::Network(e.message))
             },
+            meanwhile: &|| super::core::save(dir, state),
         });
         let created = match (created, refused.into_inner()) {
             (Ok(created), _) => created,
@@ -284,11 +298,12 @@ impl Core<'_> {
         self.event("die", &[("exitCode", code.to_string())]);
         match wait {
             Some(wait) => {
+                self.mounts = None;
                 self.waiting = Some(Waiting { until: Instant::now() + wait });
                 self.untidy = true;
                 self.tell_end(false);
             }
-            None => self.finish(),
+            None => self.finish_saved(),
         }
     }
 
@@ -302,6 +317,11 @@ impl Core<'_> {
             self.state.status = Status::Exited;
         }
         self.save();
+        self.finish_saved();
+    }
+
+    /// The same with `state.json` as it shall stay.
+    fn finish_saved(&mut self) {
         self.log = None;
         if self.stopping {
             self.event("stop", &[]);

@@ -155,6 +155,7 @@ pub fn create_with(root: &Rootfs, spec: &Value, init: bool) -> Result<Box_, Hull
         network_outside: &mut |_| Ok(()),
         tap: &mut || Ok(None),
         network_inside: &|| Ok(()),
+        meanwhile: &|| (),
     })?;
     let Created { sandbox, console } = created;
     Ok(Box_ { sandbox, console, out: out.into(), err: err.into(), cgroup })
