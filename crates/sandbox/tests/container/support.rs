@@ -146,7 +146,7 @@ pub fn create_with(root: &Rootfs, spec: &Value, init: bool) -> Result<Box_, Hull
     let created = ContainerHull.create(CreateRequest {
         id: &id,
         spec: &spec,
-        rootfs: sandbox::hull::Rootfs::Mount(mount.as_fd()),
+        rootfs: dhow_sandbox::hull::Rootfs::Mount(mount.as_fd()),
         run: std::path::Path::new("/nonexistent"),
         cgroup: &cgroup,
         stdio: [null.as_fd(), out_w.as_fd(), err_w.as_fd()],
