@@ -68,6 +68,53 @@ fn both_killed_is_an_end() {
 }
 
 #[test]
+fn a_lost_socket_and_a_lost_state_are_made_again() {
+    let Some(store) = busybox::store() else { return };
+    store.ok(&["run", "-d", "--name", "box", "busybox", "sleep", "60"]);
+    let id = inspect(&store, "box", "{{.Id}}");
+    let record = store.root().join("sandboxes").join(&id).join("state.json");
+    let pid = inspect(&store, "box", "{{.State.Pid}}");
+    std::fs::remove_file(store.run().join("sandboxes").join(&id).join("ctl.sock")).unwrap();
+    let begin = Instant::now();
+    assert_eq!(store.ok(&["exec", "box", "echo", "hi"]), "hi");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    // Its supervisor knows what the file does not say.
+    for harm in [None, Some("")] {
+        match harm {
+            None => std::fs::remove_file(&record).unwrap(),
+            Some(text) => std::fs::write(&record, text).unwrap(),
+        }
+        assert!(store.ok(&["ps", "--format", "{{.Status}}"]).starts_with("Up"));
+        assert_eq!(inspect(&store, "box", "{{.State.Pid}}"), pid);
+    }
+    store.ok(&["rm", "-f", "box"]);
+}
+
+#[test]
+fn a_lost_end_is_not_told_as_never_begun() {
+    let Some(store) = busybox::store() else { return };
+    store.out(&["run", "--name", "box", "busybox", "sh", "-c", "echo said; exit 3"]);
+    store.ok(&["create", "--name", "new", "busybox", "true"]);
+    let record = store.root().join("sandboxes").join(inspect(&store, "box", "{{.Id}}")).join("state.json");
+    let state = "{{.State.Status}} {{.State.ExitCode}}";
+    for harm in [None, Some("")] {
+        assert_eq!(store.out(&["start", "-a", "box"]).status.code(), Some(3));
+        until("its supervisor's end", || {
+            std::fs::read_to_string(&record).is_ok_and(|s| s.contains("exited"))
+                && store.ok(&["ps", "-q"]).is_empty()
+        });
+        match harm {
+            None => std::fs::remove_file(&record).unwrap(),
+            Some(text) => std::fs::write(&record, text).unwrap(),
+        }
+        assert_eq!(inspect(&store, "box", state), "exited 255");
+        assert!(inspect(&store, "box", "{{.State.Error}}").contains("lost"));
+    }
+    assert_eq!(inspect(&store, "new", state), "created 0");
+    store.ok(&["rm", "box", "new"]);
+}
+
+#[test]
 fn a_reboot_is_seen() {
     let Some(store) = busybox::store() else { return };
     store.ok(&["run", "-d", "--name", "box", "busybox", "sleep", "60"]);

@@ -106,7 +106,11 @@ impl Core<'_> {
             Request::Resize { exec, rows, columns } => self.resize(exec, rows, columns),
             Request::Wait { condition } => Ok(self.wait_for(client, condition)),
             Request::Execs => Ok(Outcome::Now(Response::Execs { list: self.exec_list() })),
-            Request::State => Ok(Outcome::Now(Response::State(Box::new(self.state.clone())))),
+            Request::State => {
+                // Who asks could not read it.
+                self.save();
+                Ok(Outcome::Now(Response::State(Box::new(self.state.clone()))))
+            }
         };
         match outcome {
             Ok(Outcome::Now(response)) => client.answer(response),
