@@ -143,8 +143,9 @@ fn accompany(
     if prepared.is_err() && !running::has_ended(&child.pidfd) {
         return prepared.map(|()| None);
     }
-    match wire.hear().step(|| "listen to the container's process".into())? {
+    match wire.hear_from(Some(child.pid), None).step(|| "listen to the container's process".into())? {
         Heard::Ready(console) => Ok(console),
+        Heard::Stopped => Err(Heard::stopped()),
         Heard::Failed(e) => Err(e),
         Heard::Closed | Heard::Born(_) => {
             prepared?;
