@@ -27,7 +27,7 @@ pub use image::{HistoryEntry, ImageConfig, ImageHealth, ProcessDefaults, RootFs}
 pub use network::{Attachment, BridgePlan, NetworkPlan, PortBinding, Protocol};
 pub use platform::{Platform, PlatformError};
 pub use reference::{ImageRef, ReferenceError};
-pub use rootfs::{LayerFormat, LayerPlan, RootfsPlan};
+pub use rootfs::{IMPLIED_XATTR, LayerFormat, LayerPlan, RootfsPlan};
 pub use run_state::{HealthLogEntry, HealthState, HealthStatus, RunState, Status};
 
 /// Docker Engine API models, generated from Docker's own specification.
