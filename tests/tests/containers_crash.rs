@@ -168,7 +168,25 @@ fn traces(store: &Store) -> BTreeSet<String> {
             out.insert(format!("interface {name}"));
         }
     }
+    out.extend(firewall(store));
     out
+}
+
+/// Elements of our firewall tables that lead into this store's network, and its bridge's subnet.
+fn firewall(store: &Store) -> Vec<String> {
+    let bridge = format!("dhow-{}", tag_of(store));
+    let said = |program: &str, args: &[&str]| {
+        let out = std::process::Command::new(program).args(args).output();
+        out.map_or_else(|_| String::new(), |out| String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    // `7: dhow-0123  inet 172.17.0.1/16 …`: what its containers have begins with the same two numbers.
+    let address = said("ip", &["-o", "-4", "addr", "show", "dev", &bridge]);
+    let subnet = address.split_whitespace().find(|w| w.contains('/')).unwrap_or("none/");
+    let prefix: String = subnet.split_inclusive('.').take(2).collect();
+    let rules = said("nft", &["list", "table", "ip", "dhow"]);
+    let elements = rules.split([',', '{', '}', '\n', '=']).map(str::trim);
+    let ours = elements.filter(|e| e.contains(&bridge) || e.contains(&prefix));
+    ours.map(|e| format!("firewall {e}")).collect()
 }
 
 /// Whether a bridge is this store's: its name has the tag that the store's cgroups have.
