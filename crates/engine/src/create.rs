@@ -108,6 +108,7 @@ impl Engine {
         crate::config::health_check(&container.config)?;
         crate::network::check(container)?;
         crate::users::check(&container.host)?;
+        self.cgroup(container)?;
         let ipam =
             container.networking.endpoints_config.iter().flatten().find_map(|(_, e)| e.ipam_config.as_ref());
         if ipam.is_some_and(|i| i.ipv4_address.is_some() || i.ipv6_address.is_some()) {

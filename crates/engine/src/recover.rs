@@ -166,10 +166,13 @@ impl Engine {
     /// Removes what a dead supervisor and a dead workload left on the host.
     fn clean_after_death(&self, container: &Container) -> Result<()> {
         let bundle = self.read_bundle(container).ok();
-        let cgroup = bundle.as_ref().map_or_else(|| self.cgroup(container), |b| Ok(b.cgroup.clone()))?;
-        ContainerHull
-            .clean(container.id.as_str(), &cgroup)
-            .map_err(|e| EngineError::Start { message: e.to_string(), code: e.exit_code() })?;
+        // One whose cgroup cannot be named had none.
+        let cgroup = bundle.as_ref().map(|b| b.cgroup.clone()).or_else(|| self.cgroup(container).ok());
+        if let Some(cgroup) = cgroup {
+            ContainerHull
+                .clean(container.id.as_str(), &cgroup)
+                .map_err(|e| EngineError::Start { message: e.to_string(), code: e.exit_code() })?;
+        }
         if let Some(NetworkPlan::Bridge(attachment)) = bundle.as_ref().map(|b| &b.network) {
             net::detach(attachment)?;
         }

@@ -99,6 +99,10 @@ impl Core<'_> {
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::Update { resources, restart } => self.update(resources, restart),
+            Request::Rename { name } => {
+                self.bundle.name = name;
+                Ok(Outcome::Now(Response::Done))
+            }
             Request::Stats => self.with_sandbox(|s| s.stats().map(|stats| Response::Stats(Box::new(stats)))),
             Request::Processes => {
                 self.with_sandbox(|s| s.processes().map(|pids| Response::Processes { pids }))
