@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The root filesystem and the workload are taken for attackers; each file here names what it defends against. What
-//! happens inside is in [`init`]; what a process takes on itself last is the `process` crate's.
+//! happens inside is in `init`; what a process takes on itself last is the `process` crate's.
 
 pub mod apparmor;
 pub mod cgroup;
