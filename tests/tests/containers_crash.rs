@@ -68,6 +68,53 @@ fn both_killed_is_an_end() {
 }
 
 #[test]
+fn a_lost_socket_and_a_lost_state_are_made_again() {
+    let Some(store) = busybox::store() else { return };
+    store.ok(&["run", "-d", "--name", "box", "busybox", "sleep", "60"]);
+    let id = inspect(&store, "box", "{{.Id}}");
+    let record = store.root().join("sandboxes").join(&id).join("state.json");
+    let pid = inspect(&store, "box", "{{.State.Pid}}");
+    std::fs::remove_file(store.run().join("sandboxes").join(&id).join("ctl.sock")).unwrap();
+    let begin = Instant::now();
+    assert_eq!(store.ok(&["exec", "box", "echo", "hi"]), "hi");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    // Its supervisor knows what the file does not say.
+    for harm in [None, Some("")] {
+        match harm {
+            None => std::fs::remove_file(&record).unwrap(),
+            Some(text) => std::fs::write(&record, text).unwrap(),
+        }
+        assert!(store.ok(&["ps", "--format", "{{.Status}}"]).starts_with("Up"));
+        assert_eq!(inspect(&store, "box", "{{.State.Pid}}"), pid);
+    }
+    store.ok(&["rm", "-f", "box"]);
+}
+
+#[test]
+fn a_lost_end_is_not_told_as_never_begun() {
+    let Some(store) = busybox::store() else { return };
+    store.out(&["run", "--name", "box", "busybox", "sh", "-c", "echo said; exit 3"]);
+    store.ok(&["create", "--name", "new", "busybox", "true"]);
+    let record = store.root().join("sandboxes").join(inspect(&store, "box", "{{.Id}}")).join("state.json");
+    let state = "{{.State.Status}} {{.State.ExitCode}}";
+    for harm in [None, Some("")] {
+        assert_eq!(store.out(&["start", "-a", "box"]).status.code(), Some(3));
+        until("its supervisor's end", || {
+            std::fs::read_to_string(&record).is_ok_and(|s| s.contains("exited"))
+                && store.ok(&["ps", "-q"]).is_empty()
+        });
+        match harm {
+            None => std::fs::remove_file(&record).unwrap(),
+            Some(text) => std::fs::write(&record, text).unwrap(),
+        }
+        assert_eq!(inspect(&store, "box", state), "exited 255");
+        assert!(inspect(&store, "box", "{{.State.Error}}").contains("lost"));
+    }
+    assert_eq!(inspect(&store, "new", state), "created 0");
+    store.ok(&["rm", "box", "new"]);
+}
+
+#[test]
 fn a_reboot_is_seen() {
     let Some(store) = busybox::store() else { return };
     store.ok(&["run", "-d", "--name", "box", "busybox", "sleep", "60"]);
@@ -121,7 +168,25 @@ fn traces(store: &Store) -> BTreeSet<String> {
             out.insert(format!("interface {name}"));
         }
     }
+    out.extend(firewall(store));
     out
+}
+
+/// Elements of our firewall tables that lead into this store's network, and its bridge's subnet.
+fn firewall(store: &Store) -> Vec<String> {
+    let bridge = format!("dhow-{}", tag_of(store));
+    let said = |program: &str, args: &[&str]| {
+        let out = std::process::Command::new(program).args(args).output();
+        out.map_or_else(|_| String::new(), |out| String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    // `7: dhow-0123  inet 172.17.0.1/16 …`: what its containers have begins with the same two numbers.
+    let address = said("ip", &["-o", "-4", "addr", "show", "dev", &bridge]);
+    let subnet = address.split_whitespace().find(|w| w.contains('/')).unwrap_or("none/");
+    let prefix: String = subnet.split_inclusive('.').take(2).collect();
+    let rules = said("nft", &["list", "table", "ip", "dhow"]);
+    let elements = rules.split([',', '{', '}', '\n', '=']).map(str::trim);
+    let ours = elements.filter(|e| e.contains(&bridge) || e.contains(&prefix));
+    ours.map(|e| format!("firewall {e}")).collect()
 }
 
 /// Whether a bridge is this store's: its name has the tag that the store's cgroups have.

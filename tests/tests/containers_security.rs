@@ -182,6 +182,7 @@ fn cve_2019_14271_cp_trusts_nothing() {
         "-c",
         "ln -s /proc/1/root /tmp/magic; ln -s ../../../../../.. /tmp/up; sleep 60",
     ]);
+    store.ok(&["exec", "box", "sh", "-c", "while [ ! -L /tmp/up ]; do sleep 0.01; done"]);
     let dest = store.root().with_file_name("got");
     for path in ["box:/tmp/up/etc/passwd", "box:/tmp/../../../etc/passwd"] {
         store.ok(&["cp", "-L", path, dest.to_str().unwrap()]);

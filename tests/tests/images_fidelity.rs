@@ -210,12 +210,10 @@ fn sparse_files_of_every_form_are_as_umoci_unpacks_them() {
     }
 }
 
-/// Some build tools leave the parents of what they add out of their tars. umoci and containerd then leave a parent
-/// that a lower layer has as it is; here the layer's own invention (0755, root, the epoch) covers it, as overlayfs
-/// shows the attributes of the uppermost directory. A known difference: this test says how far it goes, so that
-/// whoever removes it removes it from here, too.
+/// Some build tools leave the parents of what they add out of their tars. A parent that a lower layer has stays as it
+/// is then, as with umoci, containerd and Docker.
 #[test]
-fn a_layer_without_entries_for_its_parents_covers_them() {
+fn a_layer_without_entries_for_its_parents_leaves_them_as_they_are() {
     let mut lower = Tar::new();
     lower.pax(&[("SCHILY.xattr.user.of", b"lower")]).entry(b'5', b"tmp/", b"", |h| h.set_mode(0o1777));
     lower.entry(b'5', b"root/", b"", |h| h.set_mode(0o700)).dir("home/").entry(b'5', b"home/u/", b"", |h| {
@@ -235,9 +233,10 @@ fn a_layer_without_entries_for_its_parents_covers_them() {
     upper.file("hidden/sub/file", b"");
     let layers = [lower.end(), middle.end(), upper.end()];
     let Some((ours, theirs)) = both(&layers, Packing::Gzip, &[]) else { return };
-    // Directories that no layer tells of are 0755 and root's; when they were made is anybody's guess.
+    // When a directory that a layer does not tell of was changed is anybody's guess.
     let timeless = |tree: Snapshot| -> Snapshot {
-        let implied = ["", "new", "new/dir", "home/u/.config", "tmp/b", "hidden", "hidden/sub"];
+        let implied =
+            ["", "new", "new/dir", "home/u", "home/u/.config", "tmp", "tmp/b", "hidden", "hidden/sub"];
         let strip = |t: String| {
             t.split(' ').enumerate().filter(|(i, _)| *i != 2).map(|(_, w)| w).collect::<Vec<_>>().join(" ")
         };
@@ -246,10 +245,53 @@ fn a_layer_without_entries_for_its_parents_covers_them() {
             .collect()
     };
     let (ours, theirs) = (timeless(without_mount_points(ours, &theirs)), timeless(theirs));
-    let different: Vec<&str> =
-        ours.iter().filter(|(p, t)| theirs.get(*p) != Some(t)).map(|(p, _)| p.to_str().unwrap()).collect();
-    assert_eq!(different, ["home", "home/u", "root", "tmp"], "{}", differences(&ours, &theirs));
-    assert!(different.iter().all(|p| ours[Path::new(p)] == "40755 0:0 0.000000000"));
-    // Nothing but attributes of directories differs.
-    assert!(ours.keys().eq(theirs.keys()), "{}", differences(&ours, &theirs));
+    assert_eq!(ours, theirs, "{}", differences(&ours, &theirs));
+}
+
+/// The same in each format of layers, in what is exported and committed, and nothing of it stays mounted.
+#[test]
+fn forgotten_parents_are_right_everywhere() {
+    let mut lower = Tar::new();
+    lower.entry(b'5', b"tmp/", b"", |h| h.set_mode(0o1777)).entry(b'5', b"tmp/in/", b"", |h| h.set_uid(7));
+    let mut upper = Tar::new();
+    upper.file("tmp/in/file", b"");
+    let Some(busybox) = layout::busybox_layer() else { return };
+    let layers = [busybox, lower.end(), upper.end()];
+    for format in ["erofs", "dir"] {
+        let store = Store::new();
+        let dhow = |args: &[&str]| {
+            let out = store.command(args).env("DHOW_LAYERS", format).output().unwrap();
+            assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+            out.stdout
+        };
+        let text = |args: &[&str]| String::from_utf8(dhow(args)).unwrap().trim_end().to_owned();
+        let tmp = tempfile::tempdir().unwrap();
+        let mut layout = Layout::new(tmp.path());
+        layout.name(layout.image(&layers, Packing::Gzip, layout::arch()), "latest");
+        let loaded = text(&["load", "-q", "-i", layout.dir().to_str().unwrap()]);
+        let id = loaded.rsplit(' ').next().unwrap();
+        let look = ["/bin/busybox", "stat", "-c", "%a %u", "/tmp", "/tmp/in"];
+        let box_ = ["run", "--name", "box", "--network", "none", id];
+        assert_eq!(text(&[&box_[..], &look].concat()), "1777 0\n755 7", "{format}");
+        // A container that touches nothing there changes nothing.
+        assert!(!text(&["diff", "box"]).contains("tmp"));
+        let exported = dhow(&["export", "box"]);
+        let mut tar = tar::Archive::new(exported.as_slice());
+        let found =
+            tar.entries().unwrap().map(Result::unwrap).find(|e| e.path().unwrap() == Path::new("tmp"));
+        assert_eq!(found.unwrap().header().mode().unwrap() & 0o7777, 0o1777, "{format}");
+        dhow(&["rm", "box"]);
+        dhow(&["run", "--name", "box", "--network", "none", id, "/bin/busybox", "touch", "/tmp/in/other"]);
+        dhow(&["commit", "box", "again"]);
+        dhow(&["rm", "box"]);
+        let again = ["run", "--rm", "--network", "none", "again"];
+        assert_eq!(text(&[&again[..], &look].concat()), "1777 0\n755 7", "{format}");
+        let run = store.run();
+        let mounts = || std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let begin = std::time::Instant::now();
+        while mounts().contains(run.to_str().unwrap()) {
+            assert!(begin.elapsed().as_secs() < 20, "{}", mounts());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
 }

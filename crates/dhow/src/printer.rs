@@ -28,7 +28,7 @@ impl Printer {
 
     /// Something that went wrong.
     pub fn error(&self, text: &str) {
-        self.note(&format!("dhow: {}", without_numbers(text)));
+        self.note(&format!("dhow: {}{}", without_numbers(text), advice(text)));
     }
 
     /// Something the user should know.
@@ -59,6 +59,15 @@ impl Printer {
     }
 }
 
+/// What the user can do about a failure of the host that any file operation may meet.
+fn advice(text: &str) -> &'static str {
+    // strerror(3) of EMFILE, met here or by a supervisor.
+    match text.contains("Too many open files") {
+        true => ": allow this shell more of them (ulimit -n) and try again",
+        false => "",
+    }
+}
+
 /// Takes away the numbers that the standard library puts behind the kernel's words: `(os error 13)`.
 fn without_numbers(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -85,5 +94,7 @@ mod tests {
         assert_eq!(without_numbers("a: Permission denied (os error 13): b"), "a: Permission denied: b");
         assert_eq!(without_numbers("x (os error"), "x (os error");
         assert_eq!(without_numbers("x (os error a) y"), "x (os error a) y");
+        let full = std::io::Error::from_raw_os_error(24).to_string();
+        assert!(advice(&format!("cannot open it: {full}")).contains("ulimit -n") && advice("x").is_empty());
     }
 }

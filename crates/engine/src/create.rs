@@ -109,6 +109,7 @@ impl Engine {
         crate::network::check(container)?;
         crate::users::check(&container.host)?;
         crate::machine::check(container)?;
+        self.cgroup(container)?;
         let ipam =
             container.networking.endpoints_config.iter().flatten().find_map(|(_, e)| e.ipam_config.as_ref());
         if ipam.is_some_and(|i| i.ipv4_address.is_some() || i.ipv6_address.is_some()) {

@@ -33,6 +33,7 @@ mod names;
 mod network;
 mod paths;
 mod prune;
+mod record;
 mod recover;
 mod remove;
 mod request;

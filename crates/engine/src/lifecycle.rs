@@ -226,8 +226,24 @@ impl Engine {
             Ok(())
         })?;
         let renamed = Container { name: new.to_owned(), ..container.clone() };
+        self.tell_name(&renamed);
         self.event(&renamed, "rename", &[("oldName", container.name)]);
         Ok(())
+    }
+}
+
+impl Engine {
+    /// Events of a running container come from its supervisor, and from the one that may take its place. It is renamed
+    /// already: one that ends meanwhile needs no telling.
+    fn tell_name(&self, container: &Container) {
+        if let Ok(Liveness::Supervised(_)) = self.liveness(container)
+            && let Ok(mut client) = self.client(container)
+            && client.rename(&container.name).is_ok()
+            && let Ok(mut bundle) = self.read_bundle(container)
+        {
+            bundle.name.clone_from(&container.name);
+            let _ = self.write_bundle(&bundle);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use crate::recover::remove_tree;
 use crate::request::{Filters, Pruned, RemoveOptions};
 use crate::store::{self, Container};
 use crate::{Engine, EngineError, Result, filters};
+use std::collections::HashSet;
 
 /// How long supervisors may take to unmount what they have used.
 const UNMOUNTED: std::time::Duration = std::time::Duration::from_secs(5);
@@ -18,7 +19,8 @@ impl Engine {
             if !prunable(filter, &container)? || self.state(&container)?.status.is_active() {
                 continue;
             }
-            let size = self.sizes(&container).map_or(0, |(rw, _)| rw as u64);
+            // All of its directory, as `system df` counts it.
+            let size = rootfs::usage(&self.paths.sandbox(&container.id)).unwrap_or(0);
             match self.remove(container.id.as_str(), RemoveOptions::default()) {
                 Ok(()) => {
                     out.reclaimed += size;
@@ -68,6 +70,9 @@ impl Engine {
 
     /// All of these, after a recovery of whatever a crash left.
     pub fn prune_system(&self, all_images: bool, volumes: bool, filter: &Filters) -> Result<Pruned> {
+        let images = || Ok::<u64, EngineError>(self.images.disk_usage(&HashSet::new())?.bytes);
+        // What a recovery, and the removal of an image's last container, take away is not in any list.
+        let before = images()?;
         self.recover()?;
         let mut out = self.prune_containers(filter)?;
         if volumes {
@@ -77,7 +82,7 @@ impl Engine {
         }
         let pruned = self.prune_images(all_images, filter)?;
         out.images = pruned.images;
-        out.reclaimed += pruned.reclaimed;
+        out.reclaimed += before.saturating_sub(images()?).max(pruned.reclaimed);
         Ok(out)
     }
 

@@ -6,9 +6,10 @@
 //! active            held     –              its supervisor knows
 //! active            free     runs           adopt: a new supervisor takes over
 //! active            free     gone           clean up, note the end; start again if the policy says so
+//! lost              held     –              its supervisor knows; ask it
+//! lost              free     –              clean up, note that it ended
 //! ```
 
-use crate::paths::Paths;
 use crate::remove::ASIDE;
 use crate::store::{self, Container};
 use crate::{Engine, EngineError, Result};
@@ -22,8 +23,10 @@ use types::{ContainerId, NetworkPlan, RestartPolicy, RunState, Status};
 
 /// How long a supervisor may take from its lock to its socket, and from its last word to its end.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// After which time without its socket a supervisor is told to make it anew; four times as long before the next time.
+const CALL_AFTER: Duration = Duration::from_millis(100);
 /// The exit code of a run whose end nobody saw, as Docker's daemon has it after a crash.
-const UNKNOWN: i32 = 255;
+pub(crate) const UNKNOWN: i32 = 255;
 
 /// What is true of a container right now.
 pub(crate) enum Liveness {
@@ -33,21 +36,14 @@ pub(crate) enum Liveness {
     Ended(Box<RunState>, Lock),
 }
 
-/// The state as the supervisor left it; that of a new container if there is none, or none that can be read.
-pub(crate) fn read_state(paths: &Paths, id: &ContainerId) -> RunState {
-    std::fs::read(paths.state(id)).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default()
-}
-
 impl Engine {
-    pub(crate) fn read_state(&self, id: &ContainerId) -> RunState {
-        read_state(&self.paths, id)
-    }
-
     /// The state for showing: without a lock, unless something looks wrong.
     pub(crate) fn state(&self, container: &Container) -> Result<RunState> {
-        let state = self.read_state(&container.id);
-        if !state.status.is_active() {
-            return Ok(state);
+        match self.written_state(&container.id) {
+            Some(state) if !state.status.is_active() => return Ok(state),
+            // Without a bundle nothing was ever started.
+            None if !self.paths.bundle(&container.id).exists() => return Ok(RunState::default()),
+            _ => {}
         }
         match self.liveness(container) {
             Ok(Liveness::Supervised(state) | Liveness::Ended(state, _)) => Ok(*state),
@@ -55,12 +51,6 @@ impl Engine {
             // What is wrong with one is told to those who use it, and hides no other.
             Err(_) => Ok(self.read_state(&container.id)),
         }
-    }
-
-    /// Whether the supervisor left a state that can be read.
-    fn has_state(&self, id: &ContainerId) -> bool {
-        let bytes = std::fs::read(self.paths.state(id)).unwrap_or_default();
-        serde_json::from_slice::<RunState>(&bytes).is_ok()
     }
 
     /// Finds out what is true, and makes it so where a supervisor died.
@@ -75,12 +65,12 @@ impl Engine {
         }
         let path = self.paths.lock(id);
         let Some(lock) = Lock::try_exclusive(&path).map_err(EngineError::io("cannot lock", &path))? else {
-            return Ok(Liveness::Supervised(Box::new(self.read_state(id))));
+            return Ok(Liveness::Supervised(Box::new(self.held_state(id))));
         };
-        let mut state = self.read_state(id);
+        let (mut state, made_up) = self.left_state(container);
         if !state.status.is_active() {
             // Its supervisor died on the last steps, after it had noted the end; or nobody knows what it noted.
-            if state.supervisor != 0 || (seen_before && !self.has_state(id)) {
+            if state.supervisor != 0 || made_up || (seen_before && self.written_state(id).is_none()) {
                 self.clean_after_death(container)?;
                 state.supervisor = 0;
                 self.note_state(id, &state);
@@ -176,10 +166,13 @@ impl Engine {
     /// Removes what a dead supervisor and a dead workload left on the host.
     fn clean_after_death(&self, container: &Container) -> Result<()> {
         let bundle = self.read_bundle(container).ok();
-        let cgroup = bundle.as_ref().map_or_else(|| self.cgroup(container), |b| Ok(b.cgroup.clone()))?;
-        ContainerHull
-            .clean(container.id.as_str(), &cgroup)
-            .map_err(|e| EngineError::Start { message: e.to_string(), code: e.exit_code() })?;
+        // One whose cgroup cannot be named had none.
+        let cgroup = bundle.as_ref().map(|b| b.cgroup.clone()).or_else(|| self.cgroup(container).ok());
+        if let Some(cgroup) = cgroup {
+            ContainerHull
+                .clean(container.id.as_str(), &cgroup)
+                .map_err(|e| EngineError::Start { message: e.to_string(), code: e.exit_code() })?;
+        }
         if let Some(NetworkPlan::Bridge(attachment)) = bundle.as_ref().map(|b| &b.network) {
             net::detach(attachment)?;
         }
@@ -191,6 +184,7 @@ impl Engine {
     pub(crate) fn client(&self, container: &Container) -> Result<Client> {
         let run = self.paths.sandbox_run(&container.id);
         let begin = Instant::now();
+        let mut call_at = CALL_AFTER;
         loop {
             match Client::connect(&run) {
                 Ok(client) => return Ok(client),
@@ -198,6 +192,10 @@ impl Engine {
                 Err(ClientError::Connect { .. }) if begin.elapsed() < PATIENCE => {
                     if let Liveness::Ended(..) = self.liveness(container)? {
                         return Err(EngineError::NotRunning(container.name.clone()));
+                    }
+                    if begin.elapsed() >= call_at {
+                        self.call_supervisor(&container.id);
+                        call_at *= 4;
                     }
                     std::thread::sleep(Duration::from_millis(2));
                 }

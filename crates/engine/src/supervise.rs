@@ -1,7 +1,7 @@
 //! The supervisor's side of the engine: how its process is made, and what it does around each run of its container.
 
 use crate::paths::Paths;
-use crate::{Engine, EngineError, Result, events, recover, start};
+use crate::{Engine, EngineError, Result, events, record, recover, start};
 use rustix::fs::{Mode, OFlags};
 use sandbox::container::ContainerHull;
 use sandbox::hull::Hull;
@@ -60,6 +60,8 @@ pub fn supervise(args: &[std::ffi::OsString], hello: &'static [u8]) -> i32 {
                 let _ = recover::remove_tree(dir);
             }
             shorten_log(&hooks.paths);
+            // A removed container has none.
+            let _ = sys::file::sync(&hooks.paths.state(&id));
             code
         }
         // Whoever waits for the answer is told that the supervisor ended; why, only the system log can keep.
@@ -110,7 +112,7 @@ fn prepare(
         aside: Vec::new(),
         _program: program,
     };
-    let state = adopt.then(|| recover::read_state(&paths, id));
+    let state = adopt.then(|| record::read_state(&paths, id));
     match &state {
         // A microVM's guest finds these things out by itself.
         None if bundle.machine.is_some() => {}
@@ -196,7 +198,7 @@ impl EngineHooks {
             self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
         }
         if let NetworkPlan::Bridge(attachment) = &bundle.network {
-            let ports = recover::read_state(&self.paths, &bundle.id).ports;
+            let ports = record::read_state(&self.paths, &bundle.id).ports;
             let attachment = types::Attachment { ports, ..attachment.clone() };
             self.published = net::publish(&attachment).ok();
         }

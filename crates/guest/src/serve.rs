@@ -3,10 +3,10 @@
 use crate::hooks::GuestHooks;
 use crate::{Error, Result, Told, disks, modules};
 use rustix::time::{ClockId, Timespec, clock_settime};
+use sandbox::boot::{self, Answer, Boot, CONTROL_PORT, READY_PORT, VERSION};
 use sandbox::container::ContainerHull;
 use sandbox::protocol::Failure;
 use sandbox::supervisor::{Supervise, supervise};
-use sandbox::boot::{self, Answer, Boot, CONTROL_PORT, READY_PORT, VERSION};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

@@ -138,7 +138,12 @@ impl ImageStore {
                     format!("its layer {} is gone; pull or load it again", diff_id.short()),
                 )
             };
-            layers.push(self.layers.get(&diff_id).ok_or_else(missing)?);
+            let Some(layer) = self.layers.get(&diff_id) else {
+                // A layer that cannot be opened is not a layer that is gone.
+                self.layers.reachable()?;
+                return Err(missing());
+            };
+            layers.push(layer);
         }
         Ok(Image {
             id: row.id,

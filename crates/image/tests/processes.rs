@@ -74,7 +74,7 @@ fn a_killed_pull_is_taken_up_by_the_next() {
 fn what_a_killed_pull_left_goes_with_the_next_removal() {
     let (liar, world, store) = (Liar::start(), World::new(), Store::new());
     let (_, layer) = liar.image(&layer_tar(31, 3 << 20), &Platform::host().architecture);
-    let name = kill_a_pull(&liar, &world, &store, &layer);
+    kill_a_pull(&liar, &world, &store, &layer);
     load(&store.images, &docker_archive("other", &[layer_tar(32, 1000)])).unwrap();
     store.images.remove("other", false, &|_| Vec::new()).unwrap();
     // What was downloaded may still be taken up; it goes when nobody comes back for it, or with a prune.

@@ -25,6 +25,11 @@ use std::path::PathBuf;
 use sys::Root;
 use types::oci;
 
+/// `CLONE_PARENT`, clone(2).
+const CLONE_PARENT: u64 = 0x8000;
+/// ioctl_tty(2).
+const TIOCSCTTY: u64 = 0x540e;
+
 /// A process of the specification in the kernel's terms.
 #[derive(Debug)]
 pub struct Launch {
@@ -133,6 +138,15 @@ impl Launch {
         }
         self.found = Some(lookup::find(&self.command, &self.path)?);
         Ok(())
+    }
+
+    /// Whether a process that has done [`Self::drop_privileges`] can still make another one that only opens its session
+    /// and calls [`Self::exec`]. The default policy lets it.
+    pub fn can_spawn_after(&self, terminal: bool) -> bool {
+        let Some(filter) = &self.seccomp else { return true };
+        let calls = [("clone", CLONE_PARENT), ("sendto", 0), ("setsid", 0), ("exit_group", 0)];
+        calls.into_iter().all(|(call, first)| filter.allows(call, [first, 0, 0, 0, 0, 0]))
+            && (!terminal || filter.allows("ioctl", [0, TIOCSCTTY, 0, 0, 0, 0]))
     }
 
     /// Gives up, after [`Self::settle`], every capability that the last steps do not need: for a process that others,

@@ -4,6 +4,7 @@
 //! <layer_mounts>/<hex>/      the layer, mounted read-only
 //! <layer_mounts>/<hex>.lock  each user holds it shared, for as long as it wants new containers to share the mount
 //! <layer_mounts>/.mounting   held exclusively while something is being mounted
+//! <layer_mounts>/<sha256>/   attributes of a chain's implied directories, treated like a layer, see `implied`
 //! <layer_mounts>/base/       an ordinary directory, the bottom of every root filesystem, see `base`
 //! <layer_mounts>/empty/      stands in where overlayfs wants two layers and there is one
 //! ```
@@ -25,6 +26,7 @@
 //! costs later containers the shared page cache and running ones nothing.
 
 use crate::error::{Context, Result, RootfsError};
+use crate::implied;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -78,7 +80,27 @@ impl Layers {
             }
         }
         layers.keep_topmost();
+        if implied::is_needed(&layers.lowers) {
+            layers.cover_implied(plan)?;
+        }
         Ok(layers)
+    }
+
+    /// Puts on top what implied directories of these layers should look like.
+    fn cover_implied(&mut self, plan: &RootfsPlan) -> Result<()> {
+        let dir = &plan.layer_mounts;
+        let mount = dir.join(implied::name(plan));
+        let lock = lock_file(&mount);
+        let lock = Some(Lock::shared(&lock).on("lock", &lock)?);
+        self.held.push(Held { lock, mount: mount.clone() });
+        if !is_mount(&mount)? {
+            let _mounting = mounting(dir)?;
+            if !is_mount(&mount)? {
+                implied::attach(&mount, &self.lowers)?;
+            }
+        }
+        self.lowers.push(mount);
+        Ok(())
     }
 
     /// A layer that comes twice counts where it is topmost: all it holds hides what it held below. Overlayfs
@@ -95,8 +117,9 @@ impl Layers {
     /// between stay unmounted: the running container does not need them.
     pub fn adopt(plan: &RootfsPlan) -> Result<Self> {
         let mut layers = Self { held: Vec::new(), lowers: Vec::new() };
-        for layer in plan.layers.iter().filter(|l| l.format == LayerFormat::Erofs) {
-            let mount = plan.layer_mounts.join(layer.diff_id.hex());
+        let mounted = plan.layers.iter().filter(|l| l.format == LayerFormat::Erofs);
+        for name in mounted.map(|l| l.diff_id.hex()).chain([implied::name(plan)]) {
+            let mount = plan.layer_mounts.join(name);
             if is_mount(&mount)? && !layers.held.iter().any(|h| h.mount == mount) {
                 let lock = lock_file(&mount);
                 let lock = Lock::shared(&lock).on("lock", &lock)?;

@@ -16,6 +16,7 @@ mod copy;
 mod create;
 mod diff;
 mod error;
+mod implied;
 mod layers;
 mod overlay;
 mod pack;

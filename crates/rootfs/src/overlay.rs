@@ -153,7 +153,7 @@ fn forgive_volatile(writable: &Path) -> Result<()> {
 
 /// The root directory of the topmost layer that says anything about it. Layers whose tar had no entry for the
 /// root show the default: mode 0755, owner 0, time 0.
-fn root_directory(lowers: &[PathBuf]) -> Result<Option<fs::Metadata>> {
+pub(crate) fn root_directory(lowers: &[PathBuf]) -> Result<Option<fs::Metadata>> {
     let mut found = None;
     for lower in lowers.iter().skip(1).rev() {
         let meta = fs::symlink_metadata(lower).on("look at", lower)?;

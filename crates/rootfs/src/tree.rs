@@ -213,6 +213,12 @@ pub(crate) fn is_opaque(dir: BorrowedFd<'_>) -> bool {
     matches!(xattr(&path, b"trusted.overlay.opaque", true), Ok(Some(value)) if value == b"y")
 }
 
+/// Whether a layer has a directory only because of what is in it.
+pub(crate) fn is_implied(dir: BorrowedFd<'_>) -> bool {
+    let path = proc_path(dir, OsStr::new(""));
+    matches!(xattr(&path, types::IMPLIED_XATTR.as_bytes(), true), Ok(Some(value)) if value == b"y")
+}
+
 /// Bytes on disk below `path`, each inode counted once. A directory that is not there holds none.
 pub fn usage(path: &Path) -> Result<u64> {
     let dir = match subdirectory(rustix::fs::CWD, path.as_os_str()) {

@@ -186,3 +186,64 @@ fn a_start_is_quick_where_the_layer_is_mounted() {
     times.sort();
     println!("cold: mount, release: {:?}", times[25]);
 }
+
+/// What a layer implied has the attributes of the directory below it: the nearest that is really there, and none where
+/// something else hides it.
+#[test]
+fn implied_directories_look_as_those_below() {
+    if !able(Dir) {
+        return;
+    }
+    fn mark(path: &Path) {
+        rustix::fs::setxattr(path, types::IMPLIED_XATTR, b"y", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    fn imply(root: &Path, path: &str) {
+        fs::create_dir_all(root.join(path)).unwrap();
+        Path::new(path).ancestors().for_each(|p| mark(&root.join(p)));
+    }
+    fn chmod(root: &Path, path: &str, mode: u32) {
+        fs::create_dir_all(root.join(path)).unwrap();
+        fs::set_permissions(root.join(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let store = Store::new();
+    let below = store.layer(1, Dir, |d| {
+        chmod(d, "tmp", 0o1777);
+        chmod(d, "a/b/c", 0o700);
+        chmod(d, "a", 0o711);
+        chmod(d, "opaque", 0o700);
+        fs::write(d.join("file"), "").unwrap();
+        symlink("tmp", d.join("link")).unwrap();
+    });
+    let middle = store.layer(2, Dir, |d| chmod(d, "a/b", 0o750));
+    let above = store.layer(3, Dir, |d| {
+        for path in ["tmp", "a/b/c/d", "opaque", "file", "link"] {
+            imply(d, path);
+        }
+        let opaque = d.join("opaque");
+        rustix::fs::setxattr(&opaque, "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
+            .unwrap();
+    });
+    let plan = store.plan("c", vec![below, middle, above]);
+    prepare(&plan).unwrap();
+    let rootfs = mount(&plan, &MountOptions::default()).unwrap();
+    let mode = |path: &str| {
+        let meta = fs::symlink_metadata(at(&rootfs.fd(), path)).unwrap();
+        assert!(meta.is_dir(), "{path}");
+        format!("{:o}", meta.mode() & 0o7777)
+    };
+    let seen = ["tmp", "a", "a/b", "a/b/c", "a/b/c/d", "opaque", "file", "link"].map(mode);
+    // `middle` has its own `a`, of 0755, above the one of 0711.
+    assert_eq!(seen, ["1777", "755", "750", "700", "755", "755", "755", "755"]);
+    let path = at(&rootfs.fd(), "tmp");
+    assert!(rustix::fs::getxattr(path, types::IMPLIED_XATTR, &mut [0u8; 8][..]).is_err(), "it shows inside");
+    // A second container shares it, and it goes with the last one.
+    let second = store.plan("d", plan.layers.clone());
+    prepare(&second).unwrap();
+    let other = mount(&second, &MountOptions::default()).unwrap();
+    assert_eq!(store.mounted(), 1);
+    rootfs.release().unwrap();
+    assert_eq!(store.mounted(), 1);
+    drop(other.into_layers());
+    assert_eq!(store.mounted(), 0);
+    assert!(store.left().is_empty(), "{:?}", store.left());
+}

@@ -43,27 +43,35 @@ pub struct Child {
 /// result is the exit code. The child is a copy of this process: whatever `body` does not use is closed by
 /// [`crate::process::close_all_but`], nothing is dropped.
 pub fn spawn(flags: u64, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<Child> {
-    clone3(flags, libc::SIGCHLD, cgroup, body)
+    clone3(flags, cgroup, body)
 }
 
-/// As [`spawn`], but the new process is a child of this one's parent. Its pid is the one that this process sees.
-pub fn spawn_sibling(body: impl FnOnce() -> i32) -> io::Result<Child> {
+/// As [`spawn`], but the new process is a child of this one's parent; returns its pid as this process sees it. By the
+/// old `clone(2)`, whose flags a seccomp policy can read: such policies allow it where they refuse `clone3`.
+pub fn spawn_sibling(body: impl FnOnce() -> i32) -> io::Result<i32> {
     // The signal of its end is ours.
-    clone3(libc::CLONE_PARENT as u64, 0, None, body)
+    let flags = libc::CLONE_PARENT as u64;
+    // SAFETY: no CLONE_VM and no new stack: the child continues here on its own copy of memory, as after fork(). The
+    // other arguments are pointers and a value that these flags do not use.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0u64, 0u64, 0u64, 0u64) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => become_child(body),
+        pid => Ok(pid as i32),
+    }
 }
 
-fn clone3(
-    flags: u64,
-    exit_signal: libc::c_int,
-    cgroup: Option<BorrowedFd<'_>>,
-    body: impl FnOnce() -> i32,
-) -> io::Result<Child> {
+fn become_child(body: impl FnOnce() -> i32) -> ! {
+    let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(125);
+    crate::process::exit_now(code)
+}
+
+fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<Child> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: clone_args is plain integers, for which zero is a valid value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = exit_signal as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
     if let Some(fd) = cgroup {
         args.flags |= INTO_CGROUP;
         args.cgroup = fd.as_raw_fd() as u64;
@@ -72,10 +80,7 @@ fn clone3(
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
-        0 => {
-            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(125);
-            crate::process::exit_now(code)
-        }
+        0 => become_child(body),
         // SAFETY: the kernel stored a new descriptor that nobody else owns.
         pid => Ok(Child { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
     }

@@ -41,6 +41,13 @@ fn swap(new: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes what [`replace`] put at `path` without `durable` survive the loss of power: the file, then its name.
+pub fn sync(path: &Path) -> io::Result<()> {
+    let dir = path.parent().ok_or(Errno::INVAL)?;
+    File::open(path)?.sync_data()?;
+    File::open(dir)?.sync_all()
+}
+
 /// An advisory lock (`flock(2)`) on a file; given back when dropped, or when the holder dies.
 #[derive(Debug)]
 pub struct Lock(OwnedFd);
@@ -138,6 +145,8 @@ mod tests {
         let path = tmp.path().join("f");
         replace(&path, b"one", false).unwrap();
         replace(&path, b"two", true).unwrap();
+        sync(&path).unwrap();
+        assert_eq!(sync(&tmp.path().join("g")).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 1);
         use std::os::unix::fs::PermissionsExt;

@@ -31,6 +31,19 @@ pub fn is_running(pid: i32, start: u64) -> bool {
             .is_ok_and(|s| !s.rsplit_once(')').is_some_and(|(_, r)| r.trim_start().starts_with(['Z', 'X'])))
 }
 
+/// Whether a process is stopped by a signal, or by a tracer that lives in another PID namespace than this process
+/// (`/proc/PID/status`). Who traces from here, to debug us, lets it go on.
+pub fn is_stopped(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map_or("", str::trim);
+    let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    match field("State:").chars().next() {
+        Some('T') => true,
+        Some('t') => space(field("TracerPid:")).is_some_and(|theirs| Some(theirs) != space("self")),
+        _ => false,
+    }
+}
+
 /// How a process ended that nobody has reaped yet, as `wait(2)` encodes it (`/proc/PID/stat`, field 52; shown to
 /// who may trace it). `None`: it runs, or is gone.
 pub fn zombie_status(pid: i32) -> Option<i32> {

@@ -185,6 +185,30 @@ pub fn set_io_priority(class: u16, level: u16) -> io::Result<()> {
     }
 }
 
+/// Shows another command line for this process, as setproctitle(3) does: over its own arguments, which nothing reads
+/// any more. One that does not fit is cut. Reads `/proc/self/stat`. Only for a process that
+/// [`crate::clone::spawn`] just made.
+pub fn set_title(title: &str) -> io::Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, rest) = stat.rsplit_once(')').ok_or(io::ErrorKind::InvalidData)?;
+    // Fields 48 and 49 of proc_pid_stat(5), counted from 3: where the arguments begin and end.
+    let mut fields = rest.split_ascii_whitespace().skip(45).map(str::parse::<usize>);
+    let (Some(Ok(start)), Some(Ok(end))) = (fields.next(), fields.next()) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let room = end.checked_sub(start).filter(|n| start != 0 && *n >= 2).ok_or(io::ErrorKind::InvalidData)?;
+    let mut bytes = vec![0; room];
+    for (to, from) in bytes.iter_mut().zip(title.bytes().take(room - 2)) {
+        *to = from;
+    }
+    // That the last byte is no NUL says that the first string is a title, and all there is.
+    bytes[room - 1] = b' ';
+    // SAFETY: the kernel put the arguments of this process there, `room` writable bytes of its stack; the process is a
+    // copy that runs nothing but our code, which looks at no argument.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start as *mut u8, room) };
+    Ok(())
+}
+
 /// Makes these the descriptors 0, 1 and 2 of this process, inherited by what it executes.
 pub fn set_stdio(stdio: [BorrowedFd<'_>; 3]) -> io::Result<()> {
     // First out of the way of each other: one of them may be 0, 1 or 2 itself.

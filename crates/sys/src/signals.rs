@@ -11,14 +11,25 @@ static CHILD_PIPE: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn nothing(_: libc::c_int) {}
 
+/// What [`child_notifier`] brings for a SIGHUP; for a child it is 0.
+pub const HANGUP: u8 = 1;
+
 extern "C" fn child_ended(_: libc::c_int) {
+    tell(0);
+}
+
+extern "C" fn hung_up(_: libc::c_int) {
+    tell(HANGUP);
+}
+
+fn tell(what: u8) {
     let fd = CHILD_PIPE.load(Ordering::Relaxed);
     // SAFETY: write(2) and __errno_location(3) are safe in a signal handler; the byte outlives the call; a full pipe
     // (EAGAIN) is as good as a written one. errno is restored for the interrupted code.
     unsafe {
         let errno = libc::__errno_location();
         let saved = *errno;
-        libc::write(fd, [0u8].as_ptr().cast(), 1);
+        libc::write(fd, [what].as_ptr().cast(), 1);
         *errno = saved;
     }
 }
@@ -55,7 +66,7 @@ pub fn survive() -> io::Result<()> {
     signals.into_iter().try_for_each(|s| install(s, nothing, libc::SA_RESTART))
 }
 
-/// A descriptor, not blocking, that is readable after a child ended. One a process.
+/// A descriptor, not blocking, that is readable after a child ended, and after a SIGHUP. One a process.
 pub fn child_notifier() -> io::Result<OwnedFd> {
     use rustix::pipe::{PipeFlags, pipe_with};
     let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -67,6 +78,7 @@ pub fn child_notifier() -> io::Result<OwnedFd> {
         drop(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(previous) });
     }
     install(libc::SIGCHLD, child_ended, libc::SA_RESTART | libc::SA_NOCLDSTOP)?;
+    install(libc::SIGHUP, hung_up, libc::SA_RESTART)?;
     Ok(read)
 }
 

@@ -29,7 +29,7 @@ pub use machine::{Hypervisor, MachinePlan};
 pub use network::{Attachment, BridgePlan, NetworkPlan, PortBinding, Protocol};
 pub use platform::{Platform, PlatformError};
 pub use reference::{ImageRef, ReferenceError};
-pub use rootfs::{LayerFormat, LayerPlan, RootfsPlan};
+pub use rootfs::{IMPLIED_XATTR, LayerFormat, LayerPlan, RootfsPlan};
 pub use run_state::{HealthLogEntry, HealthState, HealthStatus, RunState, Status};
 
 /// Docker Engine API models, generated from Docker's own specification.

@@ -25,6 +25,10 @@ pub struct LayerPlan {
     pub format: LayerFormat,
 }
 
+/// Extended attribute by which a layer marks a directory that its tar implied but did not mention, and its root where
+/// it has such. Overlayfs takes what begins so for its own, and shows it to nobody.
+pub const IMPLIED_XATTR: &str = "trusted.overlay.dhow.implied";
+
 /// Layers and a writable directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootfsPlan {

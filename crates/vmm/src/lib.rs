@@ -4,8 +4,8 @@
 //! host's memory, another sandbox, or a panic here.
 
 pub mod config;
-pub mod gpt;
 pub mod devices;
+pub mod gpt;
 pub mod tsc;
 pub mod vhost;
 pub mod virtio;

@@ -163,7 +163,7 @@ fn output(stream: &mut Stream, options: &Options<'_>) -> Result<Option<End>, Cli
         match written {
             Ok(()) => {}
             Err(Errno::PIPE) => return Ok(Some(End::BrokenPipe)),
-            Err(e) => return Err(ClientError::Io(e.into())),
+            Err(e) => return Err(ClientError::Output(e.into())),
         }
     }
     Ok(None)

@@ -40,6 +40,9 @@ pub(crate) fn check(container: &Container) -> Result<()> {
             }
             false
         }
+        "container:" => {
+            return Err(invalid("--network container: names no container: write container:NAME"));
+        }
         other => {
             return Err(EngineError::Invalid(format!(
                 "network {other} not found: bridge, host, none and container:NAME are known"

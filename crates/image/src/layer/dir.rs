@@ -145,14 +145,19 @@ impl Sink for Unpacker {
                 made.map_err(self.error("make an entry in"))?;
             }
         }
+        let marks = tree.marks(&live);
         // Children first: making them changed the times of their directory.
         for id in live.iter().rev() {
             let here = paths[*id as usize].take().unwrap_or_default();
             let dir = tree.dir(*id);
             let set = || {
                 let fd = openat(&self.top, &here, flags, Mode::empty())?;
-                if dir.opaque {
-                    fsetxattr(&fd, "trusted.overlay.opaque", b"y", XattrFlags::empty())?;
+                for (name, value) in marks(*id) {
+                    match fsetxattr(&fd, name, value, XattrFlags::empty()) {
+                        // Without it a layer is as good as containerd's on the same file system.
+                        Err(Errno::OPNOTSUPP) if name == types::IMPLIED_XATTR => {}
+                        done => done?,
+                    }
                 }
                 set_open(&fd, &dir.meta)
             };

@@ -149,6 +149,12 @@ impl LayerStore {
         }
     }
 
+    /// Fails where this process cannot open anything in the store: it has too many files open, or may not.
+    pub(crate) fn reachable(&self) -> std::result::Result<(), crate::ImageError> {
+        let opened = File::open(&self.dir).map(drop);
+        opened.map_err(|e| crate::ImageError::io("open", &self.dir, e))
+    }
+
     /// Deletes a layer in whatever format it is here, and returns the bytes it took on the disk. One that is not
     /// here is no error. The caller knows that nothing uses it.
     pub fn remove(&self, diff_id: &Digest) -> Result<u64> {

@@ -4,7 +4,8 @@
 //!
 //! - a later entry replaces an earlier one of the same path; a directory over a directory only replaces its
 //!   attributes;
-//! - parents that the tar forgot are directories of mode 0755, owned by root, as old as the epoch;
+//! - parents that the tar forgot are directories of mode 0755, owned by root, as old as the epoch, and marked: over a
+//!   layer that has the directory they take that one's attributes (see the `rootfs` crate);
 //! - a parent that is a symbolic link *of this layer* is followed inside the layer, at most 40 times, as
 //!   containerd does (a path through a file is refused: containerd fails there too);
 //! - `..` may not lead above the root of the layer, whether in a path or in the target of a hard link;
@@ -28,6 +29,11 @@ const MAX_KEPT: usize = 64 << 20;
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+
+const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+
+/// Name and value of an extended attribute that is ours.
+pub(super) type Mark = (&'static str, &'static [u8]);
 
 /// Index of a directory. The root is 0.
 pub(super) type DirId = u32;
@@ -71,6 +77,8 @@ pub(super) struct Dir {
     pub meta: Meta,
     /// Hides what lower layers hold under its path.
     pub opaque: bool,
+    /// The tar does not mention it: its attributes are made up.
+    pub implied: bool,
 }
 
 /// What is to be done with an entry whose path was looked at.
@@ -149,7 +157,9 @@ impl Tree {
                 _ => self.make_dir(parent, name)?,
             },
         };
-        self.dir_mut(id).meta = meta;
+        let dir = self.dir_mut(id);
+        dir.meta = meta;
+        dir.implied = false;
         Ok(())
     }
 
@@ -205,6 +215,17 @@ impl Tree {
             }));
         }
         live
+    }
+
+    /// The attributes by which overlayfs and we find out what these directories are; the root says whether there is
+    /// anything to find.
+    pub(super) fn marks(&self, live: &[DirId]) -> impl Fn(DirId) -> Vec<Mark> {
+        let any = live.iter().any(|id| self.dir(*id).implied);
+        move |id| {
+            let implied = if id == 0 { any } else { self.dir(id).implied };
+            let opaque = self.dir(id).opaque.then_some((OPAQUE_XATTR, &b"y"[..]));
+            opaque.into_iter().chain(implied.then_some((types::IMPLIED_XATTR, &b"y"[..]))).collect()
+        }
     }
 
     /// Follows `parts`, making what is missing.
@@ -281,7 +302,7 @@ impl Tree {
         let id = u32::try_from(self.dirs.len()).map_err(|_| too_many(u64::from(u32::MAX)))?;
         let old = self.dir_mut(parent).children.insert(name, Child::Dir(id));
         let opaque = old == Some(Child::Whiteout);
-        self.dirs.push(Dir { parent, opaque, meta: implied(), ..Dir::default() });
+        self.dirs.push(Dir { parent, opaque, meta: implied(), implied: true, ..Dir::default() });
         self.forget(old);
         Ok(id)
     }

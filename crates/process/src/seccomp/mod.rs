@@ -4,6 +4,7 @@
 //! Sources: seccomp(2), the OCI runtime specification's config-linux.md ("Seccomp"), Docker's documentation of its
 //! default profile.
 
+mod answer;
 mod arch;
 mod arm64;
 mod compile;

@@ -41,6 +41,9 @@ pub enum ClientError {
     /// The connection broke.
     #[error("the connection to the supervisor broke: {0}")]
     Io(#[source] io::Error),
+    /// What the process said could not be passed on.
+    #[error("cannot write the output: {0}")]
+    Output(#[source] io::Error),
     /// It sent what does not belong here.
     #[error("the supervisor's answer is not understood: {0}")]
     Protocol(#[from] ProtocolError),
@@ -55,7 +58,7 @@ pub enum ClientError {
 impl Kinded for ClientError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Connect { .. } | Self::Gone | Self::Io(_) => ErrorKind::Unavailable,
+            Self::Connect { .. } | Self::Gone | Self::Io(_) | Self::Output(_) => ErrorKind::Unavailable,
             Self::Protocol(_) | Self::Unexpected => ErrorKind::Corrupt,
             Self::Refused(failure) => failure.kind,
         }
@@ -162,6 +165,11 @@ impl Client {
         restart: Option<RestartPolicy>,
     ) -> Result<(), ClientError> {
         self.done(Request::Update { resources: resources.cloned().map(Box::new), restart })
+    }
+
+    /// Tells it the container's new name. The caller writes it into the bundle as well.
+    pub fn rename(&mut self, name: &str) -> Result<(), ClientError> {
+        self.done(Request::Rename { name: name.to_owned() })
     }
 
     /// Resource figures as of now.

@@ -1,14 +1,18 @@
 //! `exec`: one more process in a running container.
 //!
 //! ```text
-//! caller ─► helper: cgroup, namespaces by the main process's pidfd, user, few capabilities
-//!             └─► process, born into the container's PID namespace: session, seccomp, execve
+//! caller ─► helper: cgroup, namespaces by the main process's pidfd, user, seccomp, the workload's capabilities
+//!             └─► process, born into the container's PID namespace: session, execve
 //! ```
 //!
 //! The process is a child of the caller, as its helper makes it a sibling. The container sees the process only, never
 //! the helper: who holds CAP_SYS_PTRACE there would find the host's root behind `/proc/PID/root` and all the host's
-//! capabilities in it. It comes with no descriptor of ours (CVE-2024-21626) and cannot be traced without that
-//! capability (CVE-2016-9962). What can be done to it is to stop it: the caller waits for so long only.
+//! capabilities in it. The process never has more than the workload may have: the helper has given all of it up before.
+//! It comes with no descriptor of ours (CVE-2024-21626) and cannot be traced without that capability (CVE-2016-9962).
+//! What can be done to it is to stop it: that is an error at once.
+//!
+//! Where a policy of the user's own forbids what a helper must do after it is loaded (`clone` above all), the process
+//! loads it itself and holds CAP_SYS_ADMIN until then, unless `no_new_privs` makes that needless.
 
 use super::cgroup::Cgroup;
 use super::devices::Console;
@@ -20,7 +24,6 @@ use super::step::Step;
 use super::wire::{Heard, Wire};
 use crate::hull::{ExecChild, ExecRequest, HullError};
 use process::{Launch, Loadable};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,8 +32,8 @@ use sys::Root;
 use sys::clone::ns;
 use types::oci;
 
-/// How long a process may take to become the command. The container's own processes can stop it, or keep the program
-/// from being opened, and the caller does nothing else meanwhile.
+/// How long a process may take to become the command: the container can keep the program from being opened (a file
+/// system that it serves itself), and the caller does nothing else meanwhile.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs a command; returns when it is executed, or why it was not.
@@ -90,14 +93,15 @@ fn accompany(wire: &Wire, born: &mut Born) -> Result<(), HullError> {
     let until = Instant::now() + PATIENCE;
     let mut done = Ok(());
     loop {
-        let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).unwrap_or_default();
-        let mut fds = [PollFd::new(wire, PollFlags::IN)];
-        let ready = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&left)));
-        if ready.step(|| "listen to the new process".into())? == 0 {
-            let text = "the new process was stopped, or kept waiting, by the container before it could begin";
-            return done.and(Err(HullError::Invalid(text.into())));
-        }
-        match wire.hear().step(|| "listen to the new process".into())? {
+        let process = born.process.as_ref().map(|(pid, _)| *pid);
+        let heard = match wire.hear_from(process, Some(until)) {
+            Err(e) if e.kind() == std::io::ErrorKind::TimedOut => {
+                let text = "the new process was kept waiting by the container before it could begin";
+                return done.and(Err(HullError::Invalid(text.into())));
+            }
+            heard => heard.step(|| "listen to the new process".into())?,
+        };
+        match heard {
             Heard::Ready(console) => born.console = console,
             Heard::Born(pid) => {
                 // Our child: nobody else can have the pid before it is reaped.
@@ -106,6 +110,7 @@ fn accompany(wire: &Wire, born: &mut Born) -> Result<(), HullError> {
                 born.process = Some((pid, pidfd.step(|| "look at the new process".into())?));
             }
             Heard::Failed(e) => done = Err(e),
+            Heard::Stopped => return done.and(Err(Heard::stopped())),
             Heard::Closed => return done,
         }
     }
@@ -145,19 +150,27 @@ fn prepare(
     }
     sys::process::close_all_but(&[wire.as_fd()]).step(|| "close descriptors".into())?;
     std::mem::forget(console);
-    launch.narrow()?;
-    let process = sys::clone::spawn_sibling(|| {
-        let Err(e) = run(launch, terminal);
+    let confined = launch.can_spawn_after(terminal);
+    if confined {
+        launch.drop_privileges()?;
+    } else {
+        launch.narrow()?;
+    }
+    let pid = sys::clone::spawn_sibling(|| {
+        let Err(e) = run(launch, terminal, confined);
         let code = e.exit_code();
         wire.say_failed(e);
         code
     })
     .step(|| "create the process".into())?;
-    wire.say_born(process.pid).step(|| "report".into())
+    wire.say_born(pid).step(|| "report".into())
 }
 
 /// The process's side.
-fn run(launch: &Launch, terminal: bool) -> Result<Infallible, HullError> {
+fn run(launch: &Launch, terminal: bool, confined: bool) -> Result<Infallible, HullError> {
     own_session(terminal)?;
+    if confined {
+        return Err(launch.exec().into());
+    }
     Ok(launch.go()?)
 }

@@ -52,6 +52,11 @@ fn build(
     cgroup: &Cgroup,
     wire: &Wire,
 ) -> Result<(), HullError> {
+    if request.init {
+        // The init stays what this process is, and its arguments name the host's paths.
+        sys::process::set_title(reaper::TITLE).step(|| "name the init".into())?;
+        let _ = rustix::thread::set_name(reaper::NAME);
+    }
     if cgroup.fd().is_none() && plan.namespaces.new & ns::USER == 0 {
         // By itself: to be moved by another process takes a grace period of the kernel.
         cgroup.join()?;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The root filesystem and the workload are taken for attackers; each file here names what it defends against. What
-//! happens inside is in [`init`]; what a process takes on itself last is the `process` crate's.
+//! happens inside is in `init`; what a process takes on itself last is the `process` crate's.
 
 pub mod apparmor;
 pub mod cgroup;
@@ -148,8 +148,9 @@ fn accompany(
     if prepared.is_err() && !running::has_ended(&child.pidfd) {
         return prepared.map(|()| None);
     }
-    match wire.hear().step(|| "listen to the container's process".into())? {
+    match wire.hear_from(Some(child.pid), None).step(|| "listen to the container's process".into())? {
         Heard::Ready(console) => Ok(console),
+        Heard::Stopped => Err(Heard::stopped()),
         Heard::Failed(e) => Err(e),
         Heard::Closed | Heard::Born(_) => {
             prepared?;

@@ -9,7 +9,8 @@ use super::namespaces::with_mappings;
 use super::options::Options;
 use super::step::Step;
 use crate::hull::HullError;
-use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, fstatfs, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat2};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use sys::Root;
@@ -152,7 +153,7 @@ fn bind(source: &Path, recursive: bool, options: &Options) -> Result<What, HullE
         }
     }
     let meta = fstat(&tree).step(named)?;
-    let directory = rustix::fs::FileType::from_raw_mode(meta.st_mode).is_dir();
+    let directory = FileType::from_raw_mode(meta.st_mode).is_dir();
     Ok(What::Tree { tree, directory })
 }
 
@@ -180,7 +181,12 @@ impl Planned {
         let named = || format!("mount {}", self.target.display());
         match &self.what {
             What::Tree { tree, directory: true } => {
-                let target = directory(root, &self.target).step(named)?;
+                let target = match directory(root, &self.target) {
+                    Err(e) if e.kind() == ErrorKind::NotADirectory => {
+                        return Err(self.mismatch("directory", "file"));
+                    }
+                    done => done.step(named)?,
+                };
                 self.refuse_over_proc(&target, Some(tree.as_fd()))?;
                 attach(tree, target).step(named)?;
                 Ok(None)
@@ -188,6 +194,9 @@ impl Planned {
             What::Tree { tree, directory: false } => {
                 let target = file(root, &self.target).step(named)?;
                 self.refuse_over_proc(&target, Some(tree.as_fd()))?;
+                if FileType::from_raw_mode(fstat(&target).step(named)?.st_mode).is_dir() {
+                    return Err(self.mismatch("file", "directory"));
+                }
                 attach(tree, target).step(named)?;
                 Ok(None)
             }
@@ -200,6 +209,14 @@ impl Planned {
             }
             What::Filesystem { kind, source } => self.filesystem(root, kind, source),
         }
+    }
+
+    fn mismatch(&self, source: &str, target: &str) -> HullError {
+        HullError::Invalid(format!(
+            "mount {}: the source on the host is a {source} and the target in the container leads to a {target}; \
+             mount a directory on a directory, or a file on a file",
+            self.target.display()
+        ))
     }
 
     /// Nothing but procfs may cover procfs, or a part of it: labels and masks would be written to what only looks like

@@ -14,6 +14,10 @@ use rustix::process::{WaitOptions, wait};
 use std::convert::Infallible;
 use std::os::fd::AsFd;
 
+/// The command line by which the container sees it, and its short name.
+pub(super) const TITLE: &str = "/sbin/dhow-init";
+pub(super) const NAME: &std::ffi::CStr = c"dhow-init";
+
 /// Executes the workload as a child, looks after it and ends as it ends.
 pub(super) fn run(launch: &Launch, terminal: bool, wire: &Wire) -> Result<Infallible, HullError> {
     sys::process::block_signals();

@@ -89,8 +89,9 @@ impl Sandbox for Container {
             return Err(HullError::Invalid("the container has been started already".into()));
         };
         let said = wire.say(Word::Start);
-        match wire.hear().step(|| "listen to the container's process".into())? {
+        match wire.hear_from(Some(self.pid), None).step(|| "listen to the container's process".into())? {
             Heard::Failed(e) => Err(e),
+            Heard::Stopped => Err(Heard::stopped()),
             Heard::Closed if said.is_ok() => {
                 hooks::poststart(&self.spec, &self.id, self.pid);
                 Ok(())

@@ -10,6 +10,7 @@
 //! ```
 
 use crate::hull::HullError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, send, sendmsg, socketpair,
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// A message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,9 @@ pub(crate) enum Word {
     Failed = b'F',
 }
 
+/// How often a silent process is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Longest message; a longer failure text is cut.
 const MAX: usize = 8192;
 
@@ -43,8 +48,19 @@ pub(crate) enum Heard {
     Ready(Option<OwnedFd>),
     Born(i32),
     Failed(HullError),
+    /// Nothing, and the process that should speak is stopped or traced: who shares its PID namespace can do that.
+    Stopped,
     /// The other end is closed: executed, or dead.
     Closed,
+}
+
+impl Heard {
+    /// The error for [`Self::Stopped`].
+    pub(super) fn stopped() -> HullError {
+        HullError::Invalid(
+            "the new process was stopped by a process of the container before it could begin".into(),
+        )
+    }
 }
 
 impl Wire {
@@ -94,6 +110,24 @@ impl Wire {
         match message.first() {
             Some(b) if *b == word as u8 => Ok(()),
             _ => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// The hull listens to a process that others may stop, until an instant (`TimedOut`) or, without one, for ever.
+    pub(super) fn hear_from(&self, pid: Option<i32>, until: Option<Instant>) -> io::Result<Heard> {
+        loop {
+            let left = until.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
+            let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+            let wait = Timespec::try_from(left).unwrap_or_default();
+            if rustix::io::retry_on_intr(|| poll(&mut fds, Some(&wait)))? > 0 {
+                return self.hear();
+            }
+            if pid.is_some_and(sys::host::is_stopped) {
+                return Ok(Heard::Stopped);
+            }
+            if until.is_some_and(|at| at <= Instant::now()) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
     }
 

@@ -106,6 +106,11 @@ pub enum Request {
         /// Replaces the old one.
         restart: Option<RestartPolicy>,
     },
+    /// Another name, for events to come.
+    Rename {
+        /// The new one.
+        name: String,
+    },
     /// Resource figures.
     Stats,
     /// Host pids.

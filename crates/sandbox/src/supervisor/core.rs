@@ -388,7 +388,7 @@ impl Core<'_> {
     fn dispatch(&mut self, token: Token, events: PollFlags) {
         match token {
             Token::Listener => self.accept(),
-            Token::Children => self.reap_orphans(),
+            Token::Children => self.children_readable(),
             Token::Hooks => self.hooks.serve(),
             Token::MainEnd => self.main_ended(),
             Token::MainOutput(source) => self.main_output(source),
@@ -454,10 +454,23 @@ impl Core<'_> {
         }
     }
 
+    /// Children ended, or a command that cannot reach us asks for a new socket.
+    fn children_readable(&mut self) {
+        let mut told = [0; 64];
+        let mut called = false;
+        while let Ok(n) = rustix::io::read(&self.children, &mut told)
+            && let Some(bytes) = told.get(..n).filter(|b| !b.is_empty())
+        {
+            called |= bytes.contains(&sys::signals::HANGUP);
+        }
+        if called && !self.finished {
+            let _ = self.listen();
+        }
+        self.reap_orphans();
+    }
+
     /// Children that were left to us and are nobody's business any more.
     pub(super) fn reap_orphans(&mut self) {
-        let mut drained = [0; 64];
-        while rustix::io::read(&self.children, &mut drained).is_ok_and(|n| n == drained.len()) {}
         while let Some(pid) = sys::signals::ended_child() {
             let ours = self.main.as_ref().is_some_and(|m| m.sandbox.pid() == pid && !m.is_draining())
                 || self.execs.values().any(|e| e.info.pid == pid && !e.has_ended());

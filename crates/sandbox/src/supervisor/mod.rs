@@ -12,7 +12,7 @@
 //!
 //! Killed at any point it leaves what the next command can set right: before `running` is written, a cgroup that `Hull::clean`
 //! empties; after it, a container that the next supervisor adopts; after `exited` is written, nothing but files.
-//! SIGTERM and its like do nothing to it: a container is stopped by `stop`, not by its supervisor's death.
+//! SIGHUP makes it listen on a new socket. SIGTERM and its like do nothing to it: a container is stopped by `stop`, not by its supervisor's death.
 //!
 //! Not here: names, images, the database (the engine, through [`Hooks`]), isolation (the hull).
 

@@ -106,6 +106,10 @@ impl Core<'_> {
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::Update { resources, restart } => self.update(resources, restart),
+            Request::Rename { name } => {
+                self.bundle.name = name;
+                Ok(Outcome::Now(Response::Done))
+            }
             Request::Stats => self.with_sandbox(|s| s.stats().map(|stats| Response::Stats(Box::new(stats)))),
             Request::Processes => {
                 self.with_sandbox(|s| s.processes().map(|pids| Response::Processes { pids }))
@@ -113,7 +117,11 @@ impl Core<'_> {
             Request::Resize { exec, rows, columns } => self.resize(exec, rows, columns),
             Request::Wait { condition } => Ok(self.wait_for(client, condition)),
             Request::Execs => Ok(Outcome::Now(Response::Execs { list: self.exec_list() })),
-            Request::State => Ok(Outcome::Now(Response::State(Box::new(self.state.clone())))),
+            Request::State => {
+                // Who asks could not read it.
+                self.save();
+                Ok(Outcome::Now(Response::State(Box::new(self.state.clone()))))
+            }
         };
         match outcome {
             Ok(Outcome::Now(response)) => client.answer(response),

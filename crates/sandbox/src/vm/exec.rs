@@ -67,7 +67,7 @@ pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Resul
             let _ = crate::container::running::reap(&child.pidfd);
             Err(e)
         }
-        Ok(Heard::Closed | Heard::Born(_)) => {
+        Ok(Heard::Closed | Heard::Born(_) | Heard::Stopped) => {
             let e = crate::container::running::ended_early(&child.pidfd);
             let _ = crate::container::running::reap(&child.pidfd);
             Err(e)

@@ -127,6 +127,6 @@ fn await_ready(child: &sys::clone::Child, wire: &Wire, limit: Duration) -> Resul
     match wire.hear().step(|| "listen to the microVM's monitor".into())? {
         Heard::Ready(_) => Ok(()),
         Heard::Failed(e) => Err(e),
-        Heard::Closed | Heard::Born(_) => Err(running::ended_early(&child.pidfd)),
+        Heard::Closed | Heard::Born(_) | Heard::Stopped => Err(running::ended_early(&child.pidfd)),
     }
 }

@@ -1,9 +1,9 @@
 //! The monitor: a process that lives as long as its microVM. It carries the host's half of the vsock device, starts the
 //! hypervisor, tells the agent what to do, copies the workload's streams, and exits with the workload's exit code.
 
-use crate::boot::{self, Answer, Boot, READY_PORT};
 use super::qemu::Qemu;
 use super::{connect, pump};
+use crate::boot::{self, Answer, Boot, READY_PORT};
 use crate::client::{AttachOptions, Client, ClientError, Stream};
 use crate::container::cgroup::Cgroup;
 use crate::container::step::Step;

@@ -34,10 +34,7 @@ impl Qemu<'_> {
     pub(super) fn start(&self) -> Result<Child, HullError> {
         let mut command = Command::new(PROGRAM);
         command
-            .args([
-                "-M",
-                "microvm,acpi=on,rtc=on,isa-serial=on,ioapic2=off,memory-backend=mem",
-            ])
+            .args(["-M", "microvm,acpi=on,rtc=on,isa-serial=on,ioapic2=off,memory-backend=mem"])
             .args(["-accel", &format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}")])
             .args(["-cpu", "max", "-smp", &self.plan.vcpus.to_string()])
             .args(["-m", &format!("{}M", self.plan.memory_mib)])

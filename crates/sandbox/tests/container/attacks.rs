@@ -15,6 +15,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("cve_2025_52881_proc_is_procfs", cve_2025_52881),
     ("workdirs_and_links_stay_inside", workdirs_and_links_stay_inside),
     ("the_host_is_not_behind_pid_1", the_host_is_not_behind_pid_1),
+    ("exec_never_has_more_than_the_workload", exec_never_has_more_than_the_workload),
+    ("a_container_that_stops_what_comes_stops_nobody", a_container_that_stops_what_comes_stops_nobody),
 ];
 
 /// The workload must not get at the program that started it: neither by /proc/self/exe as an entry point nor by the
@@ -180,4 +182,91 @@ fn the_host_is_not_behind_pid_1() {
     assert_eq!(out, "0\n0\n");
     let out = sh(&root, "chroot /proc/1/root/.. /bin/sh -c 'ls /' | grep -c '^usr$'; true");
     assert_eq!(out, "0\n");
+}
+
+/// A process in sight of the container must not have, for a moment, what CAP_SYS_PTRACE could take over. Watched by a
+/// process of ours: what it reads of a process whose command is not executed yet holds for every exec.
+fn exec_never_has_more_than_the_workload() {
+    let root = Rootfs::new();
+    let mut c = create(&root, &spec(&["sleep", "1000"])).unwrap();
+    c.sandbox.start().unwrap();
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let me = std::process::id();
+    let watcher = sys::clone::spawn(0, None, || {
+        loop {
+            let children =
+                std::fs::read_to_string(format!("/proc/{me}/task/{me}/children")).unwrap_or_default();
+            for pid in children.split_whitespace() {
+                let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+                let inside = field("NSpid:").is_some_and(|pids| pids.split_whitespace().count() > 1);
+                let seen = (field("CapPrm:"), field("Seccomp:"));
+                if inside && seen != (Some("00000000a80425fb"), Some("2")) {
+                    let _ = rustix::io::write(&write, format!("{seen:?}\n").as_bytes());
+                }
+            }
+        }
+    })
+    .unwrap();
+    drop(write);
+    for _ in 0..200 {
+        c.exec(spec(&["true"])["process"].clone()).unwrap();
+    }
+    sys::process::pidfd_signal(&watcher.pidfd, 9).unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut std::fs::File::from(read), &mut said).unwrap();
+    wait_readable(&watcher.pidfd);
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(&watcher.pidfd)), WaitIdOptions::EXITED).unwrap();
+    assert_eq!(said, "");
+    // A policy that forbids to make processes is kept too, and still lets commands in.
+    let mut own = spec(&["sleep", "1000"]);
+    own["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["clone", "clone3", "fork", "vfork"], "action": "SCMP_ACT_ERRNO"}]});
+    let mut strict = create(&root, &own).unwrap();
+    strict.sandbox.start().unwrap();
+    let said = strict
+        .exec(shell("read -r x < /proc/1/comm; echo $x; (true) || echo no")["process"].clone())
+        .unwrap();
+    assert!(said.out.starts_with("sleep\n") && said.status != ExitStatus::Exited(0), "{said:?}");
+    strict.sandbox.destroy().unwrap();
+    c.sandbox.destroy().unwrap();
+}
+
+/// SIGSTOP to whatever appears: neither exec nor who joins the PID namespace may wait for its end.
+fn a_container_that_stops_what_comes_stops_nobody() {
+    let root = Rootfs::new();
+    let mut c = create(&root, &shell("while :; do kill -STOP -1; done 2>/dev/null")).unwrap();
+    c.sandbox.start().unwrap();
+    let process = serde_json::from_value(spec(&["true"])["process"].clone()).unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let stdio = [std::os::fd::AsFd::as_fd(&null); 3];
+    let mut refused = 0;
+    for _ in 0..10 {
+        let begin = std::time::Instant::now();
+        let request =
+            dhow_sandbox::hull::ExecRequest { id: "exec", process: &process, stdio, console_size: None };
+        match c.sandbox.exec(request) {
+            Err(e) => {
+                assert!(e.to_string().contains("stopped by a process of the container"), "{e}");
+                refused += 1;
+            }
+            Ok(child) => {
+                use rustix::process::{WaitId, WaitIdOptions, waitid};
+                sys::process::pidfd_signal(&child.pidfd, 9).unwrap();
+                let pidfd = std::os::fd::AsFd::as_fd(&child.pidfd);
+                waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED).unwrap();
+            }
+        }
+        assert!(begin.elapsed().as_secs_f64() < 2.0, "{:?}", begin.elapsed());
+    }
+    assert!(refused > 0, "no attempt was caught");
+    let mut joins = spec(&["true"]);
+    let path = format!("/proc/{}/ns/pid", c.sandbox.pid());
+    joins["linux"]["namespaces"][1] = json!({"type": "pid", "path": path});
+    let begin = std::time::Instant::now();
+    let e = run(&root, &joins).map(|done| format!("{done:?}")).unwrap_err();
+    assert!(e.to_string().contains("stopped by a process of the container"), "{e}");
+    assert!(begin.elapsed().as_secs_f64() < 2.0, "{:?}", begin.elapsed());
+    c.sandbox.destroy().unwrap();
 }

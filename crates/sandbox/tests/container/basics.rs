@@ -227,6 +227,9 @@ fn has_an_init() {
         with("echo $PPID; ls -l /proc/1/fd 2>&1 | grep -c 'denied'; readlink /proc/1/exe; exit 5").finish();
     assert_eq!(done.status, ExitStatus::Exited(5), "{done:?}");
     assert!(done.out.starts_with("1\n"), "{done:?}");
+    let named = with("cat /proc/1/cmdline; cat /proc/1/comm").finish();
+    assert!(named.out.starts_with("/sbin/dhow-init") && named.out.ends_with("dhow-init\n"), "{named:?}");
+    assert!(!named.out.contains("container"), "{named:?}");
     assert!(!done.out.contains("container"), "our program's path is out of sight: {done:?}");
     let orphans = with("(sh -c 'sleep 0.1 & ' &); sleep 0.4; ps -o stat | grep -c '^Z'; true").finish();
     assert_eq!(orphans.out, "0\n", "{orphans:?}");

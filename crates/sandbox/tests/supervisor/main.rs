@@ -182,6 +182,20 @@ fn stop_asks_then_kills() {
 }
 
 #[test]
+fn a_lost_socket_and_a_lost_state_come_back() {
+    let mut rig = Rig::new("exec sleep 60");
+    let (pid, _) = rig.launch(None).unwrap();
+    std::fs::remove_file(rig.run_dir().join(SOCKET)).unwrap();
+    let supervisor = rustix::process::Pid::from_child(rig.child.as_ref().unwrap());
+    rustix::process::kill_process(supervisor, rustix::process::Signal::HUP).unwrap();
+    until("a new socket", || Client::connect(&rig.run_dir()).is_ok());
+    std::fs::write(rig.dir().join("state.json"), "").unwrap();
+    let state = rig.client().state().unwrap();
+    assert_eq!((state.status, state.pid), (Status::Running, pid));
+    assert_eq!(rig.state(), state);
+}
+
+#[test]
 fn signals_pause_and_waiting() {
     let mut rig = Rig::new("trap 'exit 5' USR1; while true; do sleep 0.02; done");
     rig.launch(None).unwrap();

@@ -3,6 +3,7 @@
 //! Source: Linux `fs/erofs/erofs_fs.h` and Documentation/filesystems/erofs.rst. All numbers are little-endian.
 
 use super::super::tar::{Meta, Xattrs};
+use super::super::tree::Mark;
 
 /// Size of a block.
 pub(crate) const BLOCK: u64 = 4096;
@@ -133,13 +134,14 @@ impl RawInode<'_> {
 }
 
 /// The inline xattr area of an inode: nothing, or a header and entries, each padded to four bytes.
-/// `extra` is one more attribute. `None` if EROFS cannot hold that much.
-pub(crate) fn xattrs(xattrs: &Xattrs, extra: Option<(&[u8], &[u8])>) -> Option<Vec<u8>> {
-    if xattrs.is_empty() && extra.is_none() {
+/// `marks` are more of them, our own. `None` if EROFS cannot hold that much.
+pub(crate) fn xattrs(xattrs: &Xattrs, marks: &[Mark]) -> Option<Vec<u8>> {
+    if xattrs.is_empty() && marks.is_empty() {
         return Some(Vec::new());
     }
     let mut out = vec![0; 12];
-    for (name, value) in xattrs.iter().map(|(n, v)| (n.as_slice(), v.as_slice())).chain(extra) {
+    let own = marks.iter().map(|(name, value)| (name.as_bytes(), *value));
+    for (name, value) in xattrs.iter().map(|(n, v)| (n.as_slice(), v.as_slice())).chain(own) {
         let (index, rest) = prefix(name)?;
         out.push(u8::try_from(rest.len()).ok()?);
         out.push(index);

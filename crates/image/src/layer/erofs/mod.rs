@@ -206,10 +206,11 @@ impl Writer {
     fn lay_out(tree: &Tree, start: u64) -> Result<(Vec<Spot>, u64)> {
         let (mut at, mut block) = (start, 0);
         let mut spots = Vec::new();
-        for id in tree.live() {
+        let live = tree.live();
+        let marks = tree.marks(&live);
+        for id in live.iter().copied() {
             let dir = tree.dir(id);
-            let opaque = dir.opaque.then_some((&b"trusted.overlay.opaque"[..], &b"y"[..]));
-            let xattrs = format::xattrs(&dir.meta.xattrs, opaque).ok_or_else(too_many_xattrs)?;
+            let xattrs = format::xattrs(&dir.meta.xattrs, &marks(id)).ok_or_else(too_many_xattrs)?;
             let (counts, last) = format::split(names(tree, id, |_| 0).iter().map(|entry| entry.name));
             let (head, tail) = (INODE + xattrs.len() as u64, last as u64);
             let inline = if id == 0 { ROOT + head + tail <= BLOCK } else { format::inline(at, head, tail) };
@@ -384,7 +385,7 @@ fn copy(tar: &mut Tar<'_>, mut length: u64, mut to: impl FnMut(&[u8]) -> Result<
 }
 
 fn encode_xattrs(meta: &Meta) -> Result<Vec<u8>> {
-    format::xattrs(&meta.xattrs, None).ok_or_else(too_many_xattrs)
+    format::xattrs(&meta.xattrs, &[]).ok_or_else(too_many_xattrs)
 }
 
 fn too_many_xattrs() -> LayerError {

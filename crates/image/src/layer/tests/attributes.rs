@@ -45,7 +45,10 @@ fn every_kind_of_entry() {
     });
     let seen = layer(&bytes);
     let get = |path: &str| seen.get(Path::new(path)).unwrap_or_else(|| panic!("{path}: {seen:#?}")).as_str();
-    assert_eq!(get(""), "41777 0:0 123.000000004 links=0 user.dir=[0, 10, 61]");
+    // Its root says that something is implied: the directory of `long`.
+    let mark = "trusted.overlay.dhow.implied=[121]";
+    assert_eq!(get(""), format!("41777 0:0 123.000000004 links=0 {mark} user.dir=[0, 10, 61]"));
+    assert!(get(&format!("d/{}", "n".repeat(200))).ends_with(mark) && !get("d").contains(mark));
     assert!(
         get("d/suid").starts_with("106755 4000000000:0 -6.750000000 links=3 size=2"),
         "{}",
@@ -94,7 +97,12 @@ fn later_entries_replace_earlier_ones() {
     assert!(get("d").starts_with("40700"));
     assert!(get("d/f").contains("size=0"));
     assert!(get("gone").starts_with("100644"));
-    assert_eq!(get("deep/in"), "40755 0:0 0.000000000 links=0");
+    assert_eq!(
+        get("deep/in"),
+        "40755 0:0 0.000000000 links=0 trusted.overlay.dhow.implied=[121]",
+        "marked, as the tar does not tell of it"
+    );
+    assert!(!get("d").contains("implied"));
     assert!(get("usr/lib/through").contains("size=0"));
     assert!(get("deep/in/and/away").contains("size=0"));
     assert!(get("lib").starts_with("120777"), "{}", get("lib"));
