@@ -30,6 +30,7 @@ fn exec(args: &[&str]) -> ExecOptions {
         tty: false,
         console_size: None,
         detach: false,
+        tied: false,
     }
 }
 

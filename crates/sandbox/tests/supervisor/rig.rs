@@ -151,6 +151,10 @@ impl Hooks for FakeHooks {
     fn network_outside(&mut self, _: &Bundle, _: BorrowedFd<'_>) -> Result<Vec<PortBinding>, HookError> {
         Ok(Vec::new())
     }
+    fn tap(&mut self, _: &Bundle) -> Result<(Option<OwnedFd>, Vec<types::PortBinding>), HookError> {
+        Ok((None, Vec::new()))
+    }
+
     fn network_inside(&self, _: &Bundle) -> Result<(), HookError> {
         Ok(())
     }
