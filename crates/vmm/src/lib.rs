@@ -4,4 +4,6 @@
 //! host's memory, another sandbox, or a panic here.
 
 pub mod config;
+pub mod devices;
+pub mod vhost;
 pub mod virtio;

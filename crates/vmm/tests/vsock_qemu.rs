@@ -1,0 +1,382 @@
+//! The virtual socket under a real driver: QEMU without KVM boots Debian's kernel, our vhost-user back end serves its
+//! vsock device, and this very binary is the guest's init.
+//!
+//! Needs `qemu-system-x86_64` and a Debian kernel with its modules: `DHOW_TEST_KERNEL` names a directory in which a
+//! package `linux-image-*-cloud-amd64` is unpacked; else it is downloaded by apt-get.
+
+use dhow_vmm::devices::vsock::Vsock;
+use dhow_vmm::vhost::{ServeError, serve_vsock};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
+
+/// Of the guest.
+const CID: u64 = 42;
+/// Ports of the guest: sends back what it reads; counts it, and answers after the end; calls the host; stops.
+const ECHO: u32 = 1000;
+const COUNT: u32 = 1001;
+const CALL: u32 = 1002;
+const STOP: u32 = 1003;
+/// Ports of the host: sends back what it reads; nobody listens.
+const HOST_ECHO: u32 = 2000;
+const HOST_NOBODY: u32 = 2001;
+
+/// In the order in which they need each other.
+const MODULES: [&str; 6] = [
+    "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
+    "drivers/virtio/virtio_mmio.ko",
+    "net/vmw_vsock/vsock.ko",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
+    "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
+];
+
+#[test]
+fn a_guest_in_qemu_speaks_with_the_host() {
+    let kernel = match kernel() {
+        Ok(kernel) => kernel,
+        Err(why) => return println!("SKIPPED: {why}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::start(&kernel, dir.path());
+    let booted = Instant::now();
+    assert_eq!(echo(&mut host.retry(ECHO), b"first".to_vec()), b"first");
+    println!("first answer {:?} after QEMU's start", booted.elapsed());
+
+    // A mebibyte comes back whole; several at a time do not mix.
+    let start = Instant::now();
+    assert!(echo(&mut host.connect(ECHO).unwrap(), pattern(1, 1 << 20)) == pattern(1, 1 << 20));
+    println!("1 MiB there and back: {:?}", start.elapsed());
+    thread::scope(|scope| {
+        for seed in 0..8 {
+            let host = &host;
+            scope.spawn(move || {
+                let data = pattern(seed, 200_000 + seed as usize);
+                assert!(echo(&mut host.connect(ECHO).unwrap(), data.clone()) == data);
+            });
+        }
+    });
+
+    // The guest answers after it has seen the end of what the host sends.
+    let mut stream = host.connect(COUNT).unwrap();
+    stream.write_all(&pattern(3, 300_000)).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "300000");
+
+    // Nobody listens on that port of the guest.
+    assert!(host.connect(77).is_err());
+
+    // The guest calls the host.
+    let listener = UnixListener::bind(host.path(HOST_ECHO)).unwrap();
+    let echoing = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        send_back(&stream);
+    });
+    let mut report = String::new();
+    host.connect(CALL).unwrap().read_to_string(&mut report).unwrap();
+    assert_eq!(report, "1048576 bytes, same: true; nobody: Connection reset by peer (os error 104)");
+    echoing.join().unwrap();
+
+    host.stop();
+}
+
+/// Not a test: what runs as the first process of the guest.
+#[test]
+#[ignore = "runs inside the virtual machine"]
+fn guest() {
+    if std::process::id() == 1 {
+        guest::run();
+    }
+}
+
+/// The host's side.
+struct Host {
+    dir: PathBuf,
+    qemu: Child,
+    service: Option<thread::JoinHandle<Result<(), ServeError>>>,
+}
+
+impl Host {
+    fn start(kernel: &Kernel, dir: &Path) -> Self {
+        let initrd = dir.join("initrd");
+        fs::write(&initrd, initramfs(kernel)).unwrap();
+        let socket = dir.join("vhost.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let hosts = UnixListener::bind(dir.join("vsock")).unwrap();
+        let vsock = Vsock::new(CID, hosts, dir.join("vsock")).unwrap();
+        let service = Some(thread::spawn(move || serve_vsock(&listener, vsock)));
+        let qemu = Command::new("qemu-system-x86_64")
+            .args(["-M", "microvm,acpi=on,ioapic2=off,memory-backend=mem", "-accel", "tcg", "-cpu", "max"])
+            .args(["-m", "256M", "-object", "memory-backend-memfd,id=mem,size=256M,share=on"])
+            .args(["-global", "virtio-mmio.force-legacy=false"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
+            .args(["-chardev", &format!("socket,id=vsock,path={}", socket.display())])
+            .args(["-device", "vhost-user-vsock-device,chardev=vsock"])
+            .arg("-kernel")
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(&initrd)
+            .args(["-append", &format!("{} -- guest --exact --ignored --nocapture", kernel_arguments())])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { dir: dir.into(), qemu, service }
+    }
+
+    /// Where the host listens for a port.
+    fn path(&self, port: u32) -> PathBuf {
+        self.dir.join(format!("vsock_{port}"))
+    }
+
+    /// To a port of the guest.
+    fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        let mut stream = UnixStream::connect(self.dir.join("vsock"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(60)))?;
+        stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while byte != *b"\n" {
+            stream.read_exact(&mut byte)?;
+            line.extend(byte);
+        }
+        assert!(line.starts_with(b"OK "), "{line:?}");
+        Ok(stream)
+    }
+
+    /// While the guest boots it refuses.
+    fn retry(&self, port: u32) -> UnixStream {
+        let end = Instant::now() + Duration::from_secs(120);
+        loop {
+            match self.connect(port) {
+                Ok(stream) => return stream,
+                Err(e) => {
+                    assert!(!self.service.as_ref().is_some_and(|s| s.is_finished()), "the service ended");
+                    assert!(Instant::now() < end, "the guest does not answer: {e}");
+                }
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The guest powers off, QEMU ends, and so does the service.
+    fn stop(mut self) {
+        drop(self.connect(STOP));
+        self.qemu.wait().unwrap();
+        let service = self.service.take().unwrap();
+        service.join().unwrap().unwrap();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// Without KVM the guest's TSC is the host's. The kernel would measure it against the PIT and, on a busy host, hang.
+fn kernel_arguments() -> String {
+    // SAFETY: reads a counter.
+    let cycles = || unsafe { std::arch::x86_64::_rdtsc() };
+    let (start, before) = (Instant::now(), cycles());
+    thread::sleep(Duration::from_millis(20));
+    let khz = u128::from(cycles() - before) * 1_000_000 / start.elapsed().as_nanos();
+    format!("console=ttyS0 quiet panic=-1 rdinit=/init no_timer_check tsc_early_khz={khz}")
+}
+
+/// Writes, and reads at the same time until the end.
+fn echo(stream: &mut UnixStream, data: Vec<u8>) -> Vec<u8> {
+    let mut writer = stream.try_clone().unwrap();
+    let writing = thread::spawn(move || {
+        writer.write_all(&data).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).unwrap();
+    writing.join().unwrap();
+    back
+}
+
+/// Sends back what comes, until its end.
+fn send_back(mut stream: &UnixStream) {
+    let mut buffer = vec![0; 50_000];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(n) => stream.write_all(&buffer[..n]).unwrap(),
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// Bytes that tell when they are lost or mixed up.
+fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+/// A kernel and the directory of its modules.
+struct Kernel {
+    image: PathBuf,
+    modules: PathBuf,
+}
+
+fn kernel() -> Result<Kernel, String> {
+    let found = |program: &str| Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !found("qemu-system-x86_64") {
+        return Err("qemu-system-x86_64 is not installed".into());
+    }
+    let dir = match std::env::var_os("DHOW_TEST_KERNEL") {
+        Some(dir) => PathBuf::from(dir),
+        None => download()?,
+    };
+    let only = |dir: PathBuf, start: &str| -> Result<PathBuf, String> {
+        let entries = fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+        entries
+            .filter_map(|e| Some(e.ok()?.path()))
+            .find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(start)))
+            .ok_or_else(|| format!("{} holds no {start}*", dir.display()))
+    };
+    let modules = only(dir.join("lib/modules"), "")?.join("kernel");
+    Ok(Kernel { image: only(dir.join("boot"), "vmlinuz-")?, modules })
+}
+
+/// Debian's cloud kernel, unpacked once below the target directory.
+fn download() -> Result<PathBuf, String> {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cloud-kernel");
+    if dir.join("boot").exists() {
+        return Ok(dir);
+    }
+    let fresh = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|e| e.to_string())?;
+    let script = "package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/ *Depends: *//p') && \
+                  apt-get download -q $package >&2 && dpkg-deb -x linux-image-*.deb tree";
+    let status = Command::new("sh").args(["-c", script]).current_dir(fresh.path()).status();
+    if !status.is_ok_and(|s| s.success()) {
+        return Err("Debian's cloud kernel cannot be downloaded; DHOW_TEST_KERNEL can name one".into());
+    }
+    // Another test may have been faster.
+    let _ = fs::rename(fresh.path().join("tree"), &dir);
+    Ok(dir)
+}
+
+/// A cpio archive in the format `newc` (Documentation/driver-api/early-userspace/buffer-format.rst).
+fn initramfs(kernel: &Kernel) -> Vec<u8> {
+    let mut archive = Vec::new();
+    let mut add = |name: &str, mode: u32, device: (u32, u32), content: &[u8]| {
+        let fields =
+            [0, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
+        archive.extend_from_slice(b"070701");
+        fields.iter().for_each(|f| archive.extend_from_slice(format!("{f:08x}").as_bytes()));
+        archive.extend_from_slice(name.as_bytes());
+        archive.push(0);
+        archive.resize(archive.len().next_multiple_of(4), 0);
+        archive.extend_from_slice(content);
+        archive.resize(archive.len().next_multiple_of(4), 0);
+    };
+    add("dev", 0o040755, (0, 0), b"");
+    add("dev/console", 0o020600, (5, 1), b"");
+    add("init", 0o100755, (0, 0), &fs::read("/proc/self/exe").unwrap());
+    for (index, module) in MODULES.iter().enumerate() {
+        add(&format!("{index}.ko"), 0o100644, (0, 0), &fs::read(kernel.modules.join(module)).unwrap());
+    }
+    add("TRAILER!!!", 0, (0, 0), b"");
+    archive
+}
+
+/// What runs in the guest.
+mod guest {
+    use super::*;
+
+    /// Never returns.
+    pub fn run() -> ! {
+        for index in 0..MODULES.len() {
+            let module = fs::File::open(format!("/{index}.ko")).unwrap();
+            rustix::system::finit_module(&module, c"", 0).unwrap();
+        }
+        thread::scope(|scope| {
+            scope.spawn(|| serve(ECHO, |stream| send_back(&stream)));
+            scope.spawn(|| serve(COUNT, count));
+            scope.spawn(|| serve(CALL, call));
+            scope.spawn(|| {
+                serve(STOP, |_| rustix::system::reboot(rustix::system::RebootCommand::Restart).unwrap())
+            });
+        });
+        unreachable!()
+    }
+
+    fn count(mut stream: UnixStream) {
+        let read = io::copy(&mut stream, &mut io::sink()).unwrap();
+        write!(stream, "{read}").unwrap();
+    }
+
+    fn call(mut stream: UnixStream) {
+        let mut other = connect(HOST_ECHO).unwrap();
+        let back = echo(&mut other, pattern(9, 1 << 20));
+        let same = back == pattern(9, 1 << 20);
+        let nobody = connect(HOST_NOBODY).unwrap_err();
+        write!(stream, "{} bytes, same: {same}; nobody: {nobody}", back.len()).unwrap();
+    }
+
+    fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
+        // SAFETY: all zeros are a value of this structure of numbers.
+        let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+        address.svm_family = libc::AF_VSOCK as u16;
+        address.svm_cid = cid;
+        address.svm_port = port;
+        address
+    }
+
+    fn socket() -> OwnedFd {
+        // SAFETY: no pointers; the descriptor is ours.
+        unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0)) }
+    }
+
+    fn connect(port: u32) -> io::Result<UnixStream> {
+        use std::os::fd::AsRawFd;
+        let (socket, address) = (socket(), address(libc::VMADDR_CID_HOST, port));
+        // SAFETY: the address is valid for its size.
+        let result = unsafe {
+            libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32)
+        };
+        if result == 0 { Ok(socket.into()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    fn serve(port: u32, answer: impl Fn(UnixStream) + Copy + Send) {
+        use std::os::fd::AsRawFd;
+        let (socket, address) = (socket(), address(libc::VMADDR_CID_ANY, port));
+        // SAFETY: the address is valid for its size.
+        unsafe {
+            assert_eq!(
+                libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32),
+                0
+            );
+            assert_eq!(libc::listen(socket.as_raw_fd(), 16), 0);
+        }
+        thread::scope(|scope| {
+            loop {
+                // SAFETY: no address is asked for; the descriptor is ours.
+                let fd =
+                    unsafe { libc::accept(socket.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) };
+                assert!(fd >= 0, "{}", io::Error::last_os_error());
+                // SAFETY: as above.
+                let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+                scope.spawn(move || answer(stream));
+            }
+        });
+    }
+}
