@@ -171,6 +171,12 @@ impl Net {
                     }
                     Ok(n) => n,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                    // The tap would stay ready for ever.
+                    Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                        return Err(DeviceError::Driver(
+                            "buffers for packets come in too many pieces".into(),
+                        ));
+                    }
                     // No more of them, or the interface is down or gone.
                     Err(_) => break,
                 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::devices::testing::{BUFFERS, Driver, WRITE, pump};
+use crate::devices::testing::{BUFFERS, Driver, INDIRECT, NEXT, WRITE, pump};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -179,6 +179,21 @@ fn broken_queues_cost_the_device() {
         driver.chain(RX_QUEUE, 0, &chain);
         assert!(matches!(serve(driver), Err(DeviceError::Driver(_))));
     }
+}
+
+#[test]
+fn buffers_in_crumbs_cost_the_device_instead_of_all_its_time() {
+    let features = feature::MRG_RXBUF | feature::GUEST_CSUM | feature::GUEST_TSO4 | RING_FEATURES;
+    let mut rig = Rig::new(features, &RateLimit::default());
+    for head in 0..256 {
+        rig.driver.descriptor_at(BUFFERS + 16 * head, 2 * BUFFERS + head, 1, WRITE | NEXT, head as u16 + 1);
+    }
+    rig.driver.descriptor_at(BUFFERS + 16 * 255, 2 * BUFFERS, 1, WRITE, 0);
+    for head in 0..8 {
+        rig.driver.chain(RX_QUEUE, head, &[(BUFFERS, 256 * 16, INDIRECT)]);
+    }
+    rig.host_sends(&packet(60));
+    assert!(matches!(rig.device.ready(RX, IN), Err(DeviceError::Driver(_))));
 }
 
 #[test]
