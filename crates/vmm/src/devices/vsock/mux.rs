@@ -352,9 +352,10 @@ impl Mux {
         }
     }
 
-    /// Writes the next packet for the guest into `space`, which has room for a header at least; its length.
+    /// Writes the next packet for the guest into `space`, which has room for more than a header; its length.
     pub fn next(&mut self, space: &Segments) -> Option<usize> {
-        loop {
+        // One turn for each at most: whoever has nothing after all may stand in the queue again.
+        for _ in 0..=self.turns.len() {
             if let Some(ports) = self.control.pop_front() {
                 return Some(space.write(0, &Header::to_guest(self.cid, ports, op::RST).to_bytes()));
             }
@@ -367,6 +368,7 @@ impl Mux {
                 return Some(length.max(HEADER));
             }
         }
+        None
     }
 
     /// Gives up what took too long.

@@ -422,8 +422,9 @@ fn broken_queues_cost_the_device() {
     Driver::hostile(3, 1, false, activate);
     Driver::hostile(3, 0, true, activate);
     for (queue, chain) in [
-        // No room for a header; none that may be written; packets that are cut off; readable after writable.
+        // No room for a header, or none behind it; none that may be written; packets that are cut off; readable after writable.
         (0, vec![(BUFFERS, 43, WRITE)]),
+        (0, vec![(BUFFERS, 44, WRITE)]),
         (0, vec![(BUFFERS, 4096, 0)]),
         (1, vec![(BUFFERS, 43, 0)]),
         (1, vec![(BUFFERS, 4096, WRITE)]),
