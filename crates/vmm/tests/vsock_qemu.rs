@@ -6,7 +6,7 @@
 
 use dhow_vmm::devices::vsock::Vsock;
 use dhow_vmm::vhost::{ServeError, serve_vsock};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -73,6 +73,14 @@ fn a_guest_in_qemu_speaks_with_the_host() {
     // Nobody listens on that port of the guest.
     assert!(host.connect(77).is_err());
 
+    // A virtual machine that was paused goes on with the connections that it had.
+    let mut stream = host.connect(ECHO).unwrap();
+    stream.write_all(b"before").unwrap();
+    let mut back = [0; 6];
+    stream.read_exact(&mut back).unwrap();
+    host.pause_and_continue();
+    assert_eq!(echo(&mut stream, pattern(5, 100_000)), pattern(5, 100_000));
+
     // The guest calls the host.
     let listener = UnixListener::bind(host.path(HOST_ECHO)).unwrap();
     let echoing = thread::spawn(move || {
@@ -119,6 +127,7 @@ impl Host {
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
             .args(["-chardev", &format!("socket,id=vsock,path={}", socket.display())])
             .args(["-device", "vhost-user-vsock-device,chardev=vsock"])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", dir.join("qmp").display())])
             .arg("-kernel")
             .arg(&kernel.image)
             .arg("-initrd")
@@ -163,6 +172,16 @@ impl Host {
                 }
             }
             thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// By QEMU's monitor.
+    fn pause_and_continue(&self) {
+        let mut monitor = UnixStream::connect(self.dir.join("qmp")).unwrap();
+        let mut answers = BufReader::new(monitor.try_clone().unwrap()).lines();
+        for command in ["qmp_capabilities", "stop", "cont"] {
+            writeln!(monitor, "{{\"execute\": \"{command}\"}}").unwrap();
+            assert!(answers.any(|line| line.unwrap().contains("\"return\"")), "{command}");
         }
     }
 

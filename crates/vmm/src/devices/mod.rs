@@ -1,12 +1,20 @@
 //! The virtio devices, and what they share: a queue of which nothing is believed before it is checked.
 
+pub mod balloon;
+pub mod net;
+pub mod net_tap;
+pub mod rate;
+#[cfg(test)]
+mod testing;
 pub mod vsock;
 
 use crate::virtio::{Activation, DeviceError, Interest, Interrupt, Memory};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 /// VIRTIO_F_INDIRECT_DESC (VIRTIO 1.2, 2.7.5.3): chains may lie in tables of their own.
@@ -26,10 +34,11 @@ pub(crate) struct Ring {
     index: u16,
     interrupt: Arc<dyn Interrupt>,
     dirty: bool,
+    overdue: bool,
 }
 
 impl Ring {
-    /// Takes the queues of an activation; refuses fewer than `least` of them, and any that are not valid.
+    /// Takes the queues of an activation. At least `least` must be ready; the driver may leave others out.
     pub fn all(activation: Activation, least: usize) -> Result<(Memory, Vec<Self>), DeviceError> {
         let Activation { memory, queues, kicks, interrupt, features } = activation;
         if queues.len() < least || kicks.len() < queues.len() {
@@ -38,11 +47,15 @@ impl Ring {
         let guard = memory.memory();
         let mut rings = Vec::with_capacity(queues.len());
         for (index, (mut queue, kick)) in (0..).zip(queues.into_iter().zip(kicks)) {
+            if !queue.ready() && usize::from(index) >= least {
+                break;
+            }
             if !queue.is_valid(&*guard) {
                 return Err(DeviceError::Driver(format!(
                     "queue {index} is outside of its memory or not ready"
                 )));
             }
+            let index: u16 = index;
             queue.set_event_idx(features & EVENT_IDX != 0);
             // SAFETY: `kick` stays open beyond this statement.
             let fd = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
@@ -50,7 +63,14 @@ impl Ring {
                 what: "cannot prepare a queue's event",
                 source: e.into(),
             })?;
-            rings.push(Self { queue, kick, index, interrupt: Arc::clone(&interrupt), dirty: false });
+            rings.push(Self {
+                queue,
+                kick,
+                index,
+                interrupt: Arc::clone(&interrupt),
+                dirty: false,
+                overdue: false,
+            });
         }
         drop(guard);
         Ok((memory, rings))
@@ -125,6 +145,30 @@ impl Ring {
         self.queue.add_used(memory, head, written).map_err(|e| self.broken(&e))
     }
 
+    /// Gives several chains back at once: the driver sees all of them or none.
+    pub fn used_together(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        chains: &[(u16, usize)],
+    ) -> Result<(), DeviceError> {
+        let Some(((last, length), rest)) = chains.split_last() else { return Ok(()) };
+        for (head, written) in rest {
+            let (index, size) = (self.queue.next_used(), self.queue.size());
+            // The used ring has a header of 4 bytes and entries of 8 (VIRTIO 1.2, 2.7.8), and was found valid.
+            let slot = 4 + 8 * u64::from(index % size.max(1));
+            // Head and length, each 32 bits in little endian.
+            let entry = u64::from(*head) | u64::from(u32::try_from(*written).unwrap_or(u32::MAX)) << 32;
+            let address = GuestAddress(self.queue.used_ring().wrapping_add(slot));
+            memory
+                .write_obj(entry.to_le(), address)
+                .map_err(|e| self.broken(&virtio_queue::Error::GuestMemory(e)))?;
+            self.queue.set_next_used(index.wrapping_add(1));
+            // The queue knows of the last one only, and could think that the driver does not want to hear of it.
+            self.overdue = true;
+        }
+        self.used(memory, *last, *length)
+    }
+
     /// Asks to be kicked for the next chain. True if one is there already, and no kick will come.
     pub fn wait(&mut self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
         self.queue.enable_notification(memory).map_err(|e| self.broken(&e))
@@ -132,10 +176,11 @@ impl Ring {
 
     /// Interrupts the driver if chains were used that it wants to hear of.
     pub fn signal(&mut self, memory: &GuestMemoryMmap) -> Result<(), DeviceError> {
-        if std::mem::take(&mut self.dirty)
-            && self.queue.needs_notification(memory).map_err(|e| self.broken(&e))?
-        {
-            self.interrupt.queue(self.index);
+        if std::mem::take(&mut self.dirty) {
+            let wanted = self.queue.needs_notification(memory).map_err(|e| self.broken(&e))?;
+            if std::mem::take(&mut self.overdue) || wanted {
+                self.interrupt.queue(self.index);
+            }
         }
         Ok(())
     }

@@ -308,7 +308,7 @@ impl Connection {
         self.after_flush()
     }
 
-    /// Writes the next packet for the guest, if there is any, into `space`, which has room for a header at least.
+    /// Writes the next packet for the guest, if there is any, into `space`, which has room for more than a header.
     /// Returns its length.
     pub fn produce(&mut self, cid: u64, space: &Segments) -> (Option<usize>, Fate) {
         let (op, data, flags) = if let Some(greeting) = self.greeting.take() {

@@ -110,9 +110,9 @@ impl Vsock {
                 break;
             };
             turns -= 1;
-            if chain.writable.len() < HEADER {
+            if chain.writable.len() <= HEADER {
                 return Err(DeviceError::Driver(
-                    "a buffer for the virtual socket has no room for a header".into(),
+                    "a buffer for the virtual socket has no room for data".into(),
                 ));
             }
             match self.mux.next(&chain.writable) {

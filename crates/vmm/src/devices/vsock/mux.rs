@@ -24,14 +24,19 @@ pub const CONNECTIONS: usize = 1024;
 const CONTROL: usize = 256;
 /// Longest first line of the host: `CONNECT 4294967295\n` and some grace.
 const LINE: usize = 32;
+/// Tests are less patient.
+const fn seconds(n: u64) -> Duration {
+    if cfg!(test) { Duration::from_millis(n * 30) } else { Duration::from_secs(n) }
+}
+
 /// The host may take this long to write it.
-const LINE_TIME: Duration = Duration::from_secs(10);
+const LINE_TIME: Duration = seconds(10);
 /// The guest may take this long to accept or refuse.
-const ACCEPT_TIME: Duration = Duration::from_secs(10);
+const ACCEPT_TIME: Duration = seconds(10);
 /// The guest may take this long to confirm an end by RST.
-const END_TIME: Duration = Duration::from_secs(10);
+const END_TIME: Duration = seconds(10);
 /// The host may take this long to read the last data of a connection that the guest ended.
-const DRAIN_TIME: Duration = Duration::from_secs(60);
+const DRAIN_TIME: Duration = seconds(60);
 /// No descriptor was free for a connection: look again after this time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Local ports of connections that the host opens begin here, where the guest's own requests hardly ever point to.
@@ -347,9 +352,10 @@ impl Mux {
         }
     }
 
-    /// Writes the next packet for the guest into `space`, which has room for a header at least; its length.
+    /// Writes the next packet for the guest into `space`, which has room for more than a header; its length.
     pub fn next(&mut self, space: &Segments) -> Option<usize> {
-        loop {
+        // One turn for each at most: whoever has nothing after all may stand in the queue again.
+        for _ in 0..=self.turns.len() {
             if let Some(ports) = self.control.pop_front() {
                 return Some(space.write(0, &Header::to_guest(self.cid, ports, op::RST).to_bytes()));
             }
@@ -362,6 +368,7 @@ impl Mux {
                 return Some(length.max(HEADER));
             }
         }
+        None
     }
 
     /// Gives up what took too long.

@@ -1,0 +1,207 @@
+//! A driver for tests, which can also break every rule.
+
+use crate::virtio::{Activation, Device, DeviceError, Interrupt, Memory};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Entries of each queue.
+pub const SIZE: u16 = 256;
+/// Guest memory in bytes; buffers may lie from [`BUFFERS`] on.
+pub const MEMORY: usize = 16 << 20;
+/// See [`MEMORY`].
+pub const BUFFERS: u64 = 1 << 20;
+/// Flags of descriptors.
+pub const NEXT: u16 = 1;
+/// The device writes.
+pub const WRITE: u16 = 2;
+/// A table of descriptors.
+pub const INDIRECT: u16 = 4;
+
+/// Counts interrupts.
+#[derive(Default)]
+pub struct Fired {
+    pub queues: [AtomicU32; 3],
+    pub config: AtomicU32,
+}
+
+impl Interrupt for Fired {
+    fn queue(&self, index: u16) {
+        self.queues[usize::from(index)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn config(&self) {
+        self.config.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Memory, and what was made available and seen used.
+pub struct Driver {
+    pub memory: Memory,
+    pub fired: Arc<Fired>,
+    available: Vec<u16>,
+    seen: Vec<u16>,
+}
+
+fn table(queue: usize) -> u64 {
+    0x1_0000 * (queue as u64 + 1)
+}
+
+impl Driver {
+    pub fn new(queues: usize) -> Self {
+        let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        Self {
+            memory: Memory::new(map),
+            fired: Arc::default(),
+            available: vec![0; queues],
+            seen: vec![0; queues],
+        }
+    }
+
+    pub fn activation(&self, features: u64) -> Activation {
+        let queue = |index| {
+            let mut queue = Queue::new(SIZE).unwrap();
+            let base = table(index) as u32;
+            queue.set_desc_table_address(Some(base), Some(0));
+            queue.set_avail_ring_address(Some(base + 0x2000), Some(0));
+            queue.set_used_ring_address(Some(base + 0x4000), Some(0));
+            queue.set_ready(true);
+            queue
+        };
+        Activation {
+            memory: self.memory.clone(),
+            queues: (0..self.available.len()).map(queue).collect(),
+            kicks: self.available.iter().map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect(),
+            interrupt: Arc::clone(&self.fired) as Arc<dyn Interrupt>,
+            features,
+        }
+    }
+
+    pub fn write(&self, address: u64, data: &[u8]) {
+        self.memory.memory().write_slice(data, GuestAddress(address)).unwrap();
+    }
+
+    pub fn read(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut data = vec![0; length];
+        self.memory.memory().read_slice(&mut data, GuestAddress(address)).unwrap();
+        data
+    }
+
+    /// One descriptor, as it is.
+    pub fn descriptor(&self, queue: usize, index: u16, address: u64, length: u32, flags: u16, next: u16) {
+        self.descriptor_at(table(queue) + 16 * u64::from(index), address, length, flags, next);
+    }
+
+    /// One descriptor anywhere.
+    pub fn descriptor_at(&self, at: u64, address: u64, length: u32, flags: u16, next: u16) {
+        self.write(at, &address.to_le_bytes());
+        self.write(at + 8, &length.to_le_bytes());
+        self.write(at + 12, &flags.to_le_bytes());
+        self.write(at + 14, &next.to_le_bytes());
+    }
+
+    /// Makes the chain that begins there available.
+    pub fn offer(&mut self, queue: usize, head: u16) {
+        let index = self.available[queue];
+        self.write(table(queue) + 0x2004 + 2 * u64::from(index % SIZE), &head.to_le_bytes());
+        self.set_available(queue, index.wrapping_add(1));
+    }
+
+    /// Says that so many are available.
+    pub fn set_available(&mut self, queue: usize, index: u16) {
+        self.available[queue] = index;
+        self.write(table(queue) + 0x2002, &index.to_le_bytes());
+    }
+
+    /// A chain of these buffers (address, length, flags), whose descriptors begin at `head`.
+    pub fn chain(&mut self, queue: usize, head: u16, buffers: &[(u64, u32, u16)]) {
+        for (at, (address, length, flags)) in (head..).zip(buffers) {
+            let next = if usize::from(at - head) + 1 < buffers.len() { NEXT } else { 0 };
+            self.descriptor(queue, at, *address, *length, flags | next, at + 1);
+        }
+        self.offer(queue, head);
+    }
+
+    /// What was used since the last look: head and length.
+    pub fn used(&mut self, queue: usize) -> Vec<(u16, usize)> {
+        let word = |at| u32::from_le_bytes(self.read(at, 4).try_into().unwrap());
+        let index = u16::from_le_bytes(self.read(table(queue) + 0x4002, 2).try_into().unwrap());
+        let mut used = Vec::new();
+        let mut seen = self.seen[queue];
+        while seen != index {
+            let at = table(queue) + 0x4004 + 8 * u64::from(seen % SIZE);
+            used.push((word(at) as u16, word(at + 4) as usize));
+            seen = seen.wrapping_add(1);
+        }
+        self.seen[queue] = seen;
+        used
+    }
+
+    /// Every way to break a queue of which the device reads (`write` false) or to which it writes, each on a fresh
+    /// device and driver. `size` is what an honest buffer may have.
+    pub fn hostile(
+        queues: usize,
+        queue: usize,
+        write: bool,
+        mut serve: impl FnMut(Driver) -> Result<(), DeviceError>,
+    ) {
+        let flags = if write { WRITE } else { 0 };
+        type Attack<'a> = (&'a str, &'a dyn Fn(&mut Driver));
+        let attacks: [Attack; 9] = [
+            ("a chain that bites its tail", &|d| {
+                d.descriptor(queue, 0, BUFFERS, 64, flags | NEXT, 1);
+                d.descriptor(queue, 1, BUFFERS, 64, flags | NEXT, 0);
+                d.offer(queue, 0);
+            }),
+            ("a head outside of the table", &|d| d.offer(queue, SIZE + 5)),
+            ("a next outside of the table", &|d| {
+                d.descriptor(queue, 0, BUFFERS, 64, flags | NEXT, 60000);
+                d.offer(queue, 0);
+            }),
+            ("a buffer outside of memory", &|d| d.chain(queue, 0, &[(MEMORY as u64 - 10, 4096, flags)])),
+            ("a buffer that wraps around", &|d| d.chain(queue, 0, &[(u64::MAX - 10, 4096, flags)])),
+            ("an indirect table outside of memory", &|d| d.chain(queue, 0, &[(!15, 64, INDIRECT)])),
+            ("an indirect table of a crooked length", &|d| d.chain(queue, 0, &[(BUFFERS, 65, INDIRECT)])),
+            ("an endless indirect table", &|d| {
+                for at in 0..65535 {
+                    d.descriptor_at(BUFFERS + 16 * at, BUFFERS, 1, flags | NEXT, at as u16 + 1);
+                }
+                d.chain(queue, 0, &[(BUFFERS, 65535 * 16, INDIRECT)]);
+            }),
+            ("more chains than the queue has", &|d| d.set_available(queue, SIZE + 1)),
+        ];
+        for (name, attack) in attacks {
+            let mut driver = Driver::new(queues);
+            attack(&mut driver);
+            let result = serve(driver);
+            assert!(matches!(result, Err(DeviceError::Driver(_))), "{name}: {result:?}");
+        }
+    }
+}
+
+/// Serves what is ready until nothing is for `millis`.
+pub fn pump(device: &mut dyn Device, millis: i64) -> Result<(), DeviceError> {
+    loop {
+        let interests = device.interests();
+        let mut fds: Vec<PollFd> = interests
+            .iter()
+            .map(|i| {
+                // SAFETY: the device owns it and is not called meanwhile.
+                let fd = unsafe { BorrowedFd::borrow_raw(i.fd) };
+                PollFd::from_borrowed_fd(fd, PollFlags::from_bits_truncate(i.events as u16))
+            })
+            .collect();
+        let wait = Timespec { tv_sec: 0, tv_nsec: millis * 1_000_000 };
+        if poll(&mut fds, Some(&wait)).unwrap() == 0 {
+            return Ok(());
+        }
+        let ready: Vec<u32> = fds.iter().map(|fd| u32::from(fd.revents().bits())).collect();
+        for (interest, events) in interests.iter().zip(ready).filter(|(_, events)| *events != 0) {
+            device.ready(interest.token, events)?;
+        }
+    }
+}
