@@ -1,0 +1,99 @@
+//! The main thread while the guest runs: serves the control socket and waits for the end.
+
+use crate::config::Config;
+use crate::control::{Answer, Client, Request, State};
+use crate::run::Ended;
+use crate::vcpu::{Machine, Vcpus};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Connections at a time; the next wait in the socket's backlog.
+const CLIENTS: usize = 16;
+
+/// Serves until the guest has ended; says how.
+pub fn serve(
+    config: &Config,
+    listener: &UnixListener,
+    end: &EventFd,
+    machine: &Machine,
+    vcpus: &Vcpus,
+) -> io::Result<Ended> {
+    let epoll = Epoll::new()?;
+    let watch = |operation, fd: RawFd| epoll.ctl(operation, fd, EpollEvent::new(EventSet::IN, fd as u64));
+    watch(ControlOperation::Add, end.as_raw_fd())?;
+    watch(ControlOperation::Add, listener.as_raw_fd())?;
+    let mut control = Control { config, machine, vcpus, state: State::Running };
+    let mut clients: BTreeMap<RawFd, Client> = BTreeMap::new();
+    let mut events = [EpollEvent::default(); CLIENTS];
+    loop {
+        let count = match epoll.wait(-1, &mut events) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        for event in &events[..count] {
+            let fd = event.data() as RawFd;
+            if fd == listener.as_raw_fd() {
+                if let Ok((stream, _)) = listener.accept() {
+                    let client = Client::new(stream)?;
+                    watch(ControlOperation::Add, client.stream.as_raw_fd())?;
+                    clients.insert(client.stream.as_raw_fd(), client);
+                }
+                if clients.len() == CLIENTS {
+                    watch(ControlOperation::Delete, listener.as_raw_fd())?;
+                }
+            } else if let Some(client) = clients.get_mut(&fd)
+                && !client.serve(|request| control.answer(request))
+            {
+                // Closing it takes it out of epoll.
+                clients.remove(&fd);
+                if clients.len() == CLIENTS - 1 {
+                    watch(ControlOperation::Add, listener.as_raw_fd())?;
+                }
+            }
+        }
+        if let Some(how) = machine.ended() {
+            return Ok(how);
+        }
+    }
+}
+
+struct Control<'a> {
+    config: &'a Config,
+    machine: &'a Machine,
+    vcpus: &'a Vcpus,
+    state: State,
+}
+
+impl Control<'_> {
+    fn answer(&mut self, request: Request) -> Answer {
+        match request {
+            Request::Pause => {
+                if !self.vcpus.pause() {
+                    self.vcpus.resume();
+                    return Answer::Refused { why: "the guest's processors did not stop in time".into() };
+                }
+                self.state = State::Paused;
+                Answer::Done
+            }
+            Request::Resume => {
+                self.vcpus.resume();
+                self.state = State::Running;
+                Answer::Done
+            }
+            Request::Stop => {
+                self.machine.end(Ended::Stopped);
+                Answer::Done
+            }
+            Request::Status => Answer::Status {
+                state: self.state,
+                vcpus: self.config.vcpus,
+                memory_mib: self.config.memory_mib,
+            },
+            Request::Balloon { .. } => Answer::Refused { why: "this guest has no balloon".into() },
+        }
+    }
+}
