@@ -8,10 +8,11 @@ use crate::devices::rng::Rng;
 use crate::error::VmmError;
 use crate::mmio::{QUEUE_NOTIFY, Transport};
 use crate::seccomp::{Filter, Filters};
+use crate::serve::Server;
 use crate::vcpu::{Machine, Vcpus};
 use crate::virtio::{Device, Memory};
 use crate::worker::{Running, Shared, Worker, lock};
-use crate::{jail, memory, open, serve};
+use crate::{jail, memory, open};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -69,6 +70,7 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
     let ports = Ports::new(console, com1_line(&vm)?);
     let end = EventFd::new(EFD_NONBLOCK).map_err(VmmError::system("make an event"))?;
     let told = end.try_clone().map_err(VmmError::system("copy an event"))?;
+    let server = Server::new(listener, end).map_err(VmmError::system("wait for the control socket"))?;
     let machine = Arc::new(Machine::new(bus, ports, told));
 
     let filters = match &config.jail {
@@ -84,7 +86,7 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
 
     let threads = Threads::start(vcpus, workers, &machine, filters.as_ref())?;
     threads.vcpus.resume();
-    let served = serve::serve(&config, &listener, &end, &machine, &threads.vcpus);
+    let served = server.run(&config, &machine, &threads.vcpus);
     threads.stop();
     machine.ports.finish();
     let ended = served.map_err(VmmError::system("serve the control socket"))?;

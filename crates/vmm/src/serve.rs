@@ -14,49 +14,66 @@ use vmm_sys_util::eventfd::EventFd;
 /// Connections at a time; the next wait in the socket's backlog.
 const CLIENTS: usize = 16;
 
-/// Serves until the guest has ended; says how.
-pub fn serve(
-    config: &Config,
-    listener: &UnixListener,
-    end: &EventFd,
-    machine: &Machine,
-    vcpus: &Vcpus,
-) -> io::Result<Ended> {
-    let epoll = Epoll::new()?;
-    let watch = |operation, fd: RawFd| epoll.ctl(operation, fd, EpollEvent::new(EventSet::IN, fd as u64));
-    watch(ControlOperation::Add, end.as_raw_fd())?;
-    watch(ControlOperation::Add, listener.as_raw_fd())?;
-    let mut control = Control { config, machine, vcpus, state: State::Running };
-    let mut clients: BTreeMap<RawFd, Client> = BTreeMap::new();
-    let mut events = [EpollEvent::default(); CLIENTS];
-    loop {
-        let count = match epoll.wait(-1, &mut events) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            other => other?,
-        };
-        for event in &events[..count] {
-            let fd = event.data() as RawFd;
-            if fd == listener.as_raw_fd() {
-                if let Ok((stream, _)) = listener.accept() {
-                    let client = Client::new(stream)?;
-                    watch(ControlOperation::Add, client.stream.as_raw_fd())?;
-                    clients.insert(client.stream.as_raw_fd(), client);
-                }
-                if clients.len() == CLIENTS {
-                    watch(ControlOperation::Delete, listener.as_raw_fd())?;
-                }
-            } else if let Some(client) = clients.get_mut(&fd)
-                && !client.serve(|request| control.answer(request))
-            {
-                // Closing it takes it out of epoll.
-                clients.remove(&fd);
-                if clients.len() == CLIENTS - 1 {
-                    watch(ControlOperation::Add, listener.as_raw_fd())?;
+/// What the main thread waits for. Made before the thread is confined.
+pub struct Server {
+    listener: UnixListener,
+    end: EventFd,
+    epoll: Epoll,
+}
+
+impl Server {
+    /// Waits for connections and for the end.
+    pub fn new(listener: UnixListener, end: EventFd) -> io::Result<Self> {
+        let server = Self { epoll: Epoll::new()?, listener, end };
+        server.watch(ControlOperation::Add, server.end.as_raw_fd())?;
+        server.watch(ControlOperation::Add, server.listener.as_raw_fd())?;
+        Ok(server)
+    }
+
+    fn watch(&self, operation: ControlOperation, fd: RawFd) -> io::Result<()> {
+        self.epoll.ctl(operation, fd, EpollEvent::new(EventSet::IN, fd as u64))
+    }
+
+    /// Serves until the guest has ended; says how.
+    pub fn run(&self, config: &Config, machine: &Machine, vcpus: &Vcpus) -> io::Result<Ended> {
+        let mut control = Control { config, machine, vcpus, state: State::Running };
+        let mut clients: BTreeMap<RawFd, Client> = BTreeMap::new();
+        let mut events = [EpollEvent::default(); CLIENTS];
+        loop {
+            let count = match self.epoll.wait(-1, &mut events) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            for event in events.iter().take(count) {
+                let fd = event.data() as RawFd;
+                if fd == self.listener.as_raw_fd() {
+                    self.accept(&mut clients)?;
+                } else if let Some(client) = clients.get_mut(&fd)
+                    && !client.serve(|request| control.answer(request))
+                {
+                    // Closing it takes it out of epoll.
+                    clients.remove(&fd);
+                    if clients.len() == CLIENTS - 1 {
+                        self.watch(ControlOperation::Add, self.listener.as_raw_fd())?;
+                    }
                 }
             }
+            if let Some(how) = machine.ended() {
+                return Ok(how);
+            }
         }
-        if let Some(how) = machine.ended() {
-            return Ok(how);
+    }
+
+    fn accept(&self, clients: &mut BTreeMap<RawFd, Client>) -> io::Result<()> {
+        // Who connected may be gone already.
+        if let Ok((stream, _)) = self.listener.accept() {
+            let client = Client::new(stream)?;
+            self.watch(ControlOperation::Add, client.stream.as_raw_fd())?;
+            clients.insert(client.stream.as_raw_fd(), client);
+        }
+        match clients.len() {
+            CLIENTS => self.watch(ControlOperation::Delete, self.listener.as_raw_fd()),
+            _ => Ok(()),
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::error::{BootError, VmmError};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use std::fs::File;
+use std::io::Seek;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -157,6 +158,7 @@ fn load_initrd(
         return Err(too_small());
     }
     let size = usize::try_from(length).map_err(|_| too_small())?;
+    file.rewind().map_err(|source| BootError::Read { path: path.into(), source })?;
     memory
         .read_exact_volatile_from(GuestAddress(start), file, size)
         .map_err(|e| BootError::Read { path: path.into(), source: std::io::Error::other(e.to_string()) })?;
