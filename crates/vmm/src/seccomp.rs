@@ -72,7 +72,7 @@ const IO_LEGACY: &[i64] = &[libc::SYS_epoll_wait];
 const IO_LEGACY: &[i64] = &[];
 
 /// ioctl of a vCPU: `_IO(KVMIO, 0x80)`.
-const KVM_RUN: u64 = 0xae80;
+const KVM_RUN: i64 = 0xae80;
 
 /// A compiled filter.
 #[derive(Clone)]
@@ -119,6 +119,12 @@ fn compile(rules: Rules) -> Result<Filter, seccompiler::Error> {
     Ok(Filter(filter.try_into()?))
 }
 
+/// The call's argument must be this.
+fn argument(index: u8, value: i64) -> Result<SeccompRule, seccompiler::Error> {
+    let is = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64)?;
+    Ok(SeccompRule::new(vec![is])?)
+}
+
 fn common() -> Result<Rules, seccompiler::Error> {
     let mut rules: Rules = ALL.iter().map(|call| (*call, Vec::new())).collect();
     // memory, but never executable
@@ -127,16 +133,14 @@ fn common() -> Result<Rules, seccompiler::Error> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![SeccompRule::new(vec![no_exec.clone()])?]);
     }
+    // Rust's library looks whether a descriptor is open before it closes it, in debug builds.
+    rules.insert(libc::SYS_fcntl, vec![argument(1, libc::F_GETFD.into())?]);
     Ok(rules)
 }
 
 fn io_rules() -> Result<Rules, seccompiler::Error> {
     let mut rules = common()?;
     rules.extend(IO.iter().chain(IO_LEGACY).map(|call| (*call, Vec::new())));
-    let argument = |index, value: i64| {
-        let is = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64)?;
-        SeccompRule::new(vec![is])
-    };
     rules.insert(libc::SYS_socket, vec![argument(0, libc::AF_UNIX.into())?]);
     rules.insert(libc::SYS_ioctl, vec![argument(1, libc::FIONBIO as i64)?]);
     let fcntl = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD, libc::F_DUPFD_CLOEXEC];
@@ -147,8 +151,7 @@ fn io_rules() -> Result<Rules, seccompiler::Error> {
 
 fn vcpu_rules() -> Result<Rules, seccompiler::Error> {
     let mut rules = common()?;
-    let run = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, KVM_RUN)?;
-    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![run])?]);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, KVM_RUN)?]);
     Ok(rules)
 }
 
