@@ -1,5 +1,6 @@
 //! Which device answers at a guest-physical address.
 
+use crate::virtio::Command;
 use crate::worker::{Mailbox, Shared, lock};
 
 /// A window of addresses with a device behind it.
@@ -24,6 +25,12 @@ pub struct Bus {
 }
 
 impl Bus {
+    /// Has one device of this type, counted from 0 in the order of the configuration, carry out a command.
+    pub fn command(&self, kind: u32, number: usize, command: Command) -> bool {
+        let mut of_kind = self.windows.iter().filter(|window| lock(&window.device).kind() == kind);
+        of_kind.nth(number).is_some_and(|window| window.worker.command(window.number, command))
+    }
+
     fn find(&self, address: u64) -> Option<(&Window, u64)> {
         self.windows.iter().find_map(|window| {
             let offset = address.checked_sub(window.start)?;

@@ -63,11 +63,11 @@ impl Write for Console {
         let excess = self.tail.len().saturating_sub(TAIL);
         self.tail.drain(..excess);
         let now = usize::try_from(self.room).unwrap_or(usize::MAX).min(bytes.len());
-        if let Some(file) = &mut self.file {
-            if file.write_all(&bytes[..now]).is_err() {
-                // The host's disk is full: the guest need not know, and no further attempt is made.
-                self.file = None;
-            }
+        if let Some(file) = &mut self.file
+            && file.write_all(&bytes[..now]).is_err()
+        {
+            // The host's disk is full: the guest need not know, and no further attempt is made.
+            self.file = None;
         }
         self.room -= now as u64;
         self.held += (bytes.len() - now) as u64;

@@ -8,6 +8,7 @@
 //!
 //! Whoever can connect to the socket rules the guest: its directory must keep others out.
 
+use crate::config::RateLimit;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -36,6 +37,20 @@ pub enum Request {
     Balloon {
         /// How much, in all.
         mib: u64,
+    },
+    /// Sets the limits of a disk.
+    LimitDisk {
+        /// Its number in the configuration, from 0.
+        number: usize,
+        /// The limits.
+        rate: RateLimit,
+    },
+    /// Sets the limits of a network interface.
+    LimitNet {
+        /// Its number in the configuration, from 0.
+        number: usize,
+        /// The limits.
+        rate: RateLimit,
     },
 }
 

@@ -11,7 +11,7 @@
 //! Source: VIRTIO 1.2, sections 2.1 to 2.3, 3.1 and 4.2.2.
 
 use crate::note::note;
-use crate::virtio::{Activation, Device, DeviceError, Interest, Interrupt, Memory};
+use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Interrupt, Memory};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -139,7 +139,7 @@ impl Transport {
         data.fill(0);
         if let Some(offset) = offset.checked_sub(CONFIG) {
             self.device.read_config(offset, data);
-        } else if offset % 4 == 0
+        } else if offset.is_multiple_of(4)
             && let Ok(data) = <&mut [u8; 4]>::try_from(data)
         {
             *data = self.register(offset).to_le_bytes();
@@ -308,6 +308,14 @@ impl Transport {
         note(format_args!("virtio device of type {} needs a reset: {error}", self.kind()));
         self.status |= status::NEEDS_RESET;
         self.interrupt.config();
+    }
+
+    /// On the device's thread: carries out a command; false if it means nothing to the device.
+    pub fn command(&mut self, command: Command) -> bool {
+        self.device.command(command).unwrap_or_else(|e| {
+            self.fail(&e);
+            true
+        })
     }
 
     /// What the device waits for; nothing unless it is active and sound.

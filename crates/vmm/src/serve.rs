@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::control::{Answer, Client, Request, State};
 use crate::run::Ended;
 use crate::vcpu::{Machine, Vcpus};
+use crate::virtio::Command;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -78,6 +79,18 @@ impl Server {
     }
 }
 
+/// Types of devices (VIRTIO 1.2, section 5).
+const NET: u32 = 1;
+const DISK: u32 = 2;
+const BALLOON: u32 = 5;
+
+fn done(done: bool, why_not: impl FnOnce() -> String) -> Answer {
+    match done {
+        true => Answer::Done,
+        false => Answer::Refused { why: why_not() },
+    }
+}
+
 struct Control<'a> {
     config: &'a Config,
     machine: &'a Machine,
@@ -110,7 +123,19 @@ impl Control<'_> {
                 vcpus: self.config.vcpus,
                 memory_mib: self.config.memory_mib,
             },
-            Request::Balloon { .. } => Answer::Refused { why: "this guest has no balloon".into() },
+            Request::Balloon { mib } => {
+                done(self.machine.bus.command(BALLOON, 0, Command::Balloon(mib)), || {
+                    "this guest has no balloon".into()
+                })
+            }
+            Request::LimitDisk { number, rate } => {
+                let set = self.machine.bus.command(DISK, number, Command::Limit(rate));
+                done(set, || format!("this guest has no disk {number} that can be limited"))
+            }
+            Request::LimitNet { number, rate } => {
+                let set = self.machine.bus.command(NET, number, Command::Limit(rate));
+                done(set, || format!("this guest has no network interface {number} that can be limited"))
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::VmmError;
 use crate::mmio::{Deferred, Transport};
-use crate::virtio::Interest;
+use crate::virtio::{Command, Interest};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -25,6 +25,7 @@ const JOBS: u64 = u64::MAX;
 
 enum Job {
     Access { device: usize, access: Deferred, done: SyncSender<()> },
+    Command { device: usize, command: Command, done: SyncSender<bool> },
     Stop,
 }
 
@@ -43,6 +44,14 @@ impl Mailbox {
             // An error says that the worker stopped: the machine is ending.
             let _ = wait.recv();
         }
+    }
+
+    /// Has its device number `device` carry out a command; false if that means nothing to it.
+    pub fn command(&self, device: usize, command: Command) -> bool {
+        let (done, wait) = sync_channel(1);
+        let sent =
+            self.jobs.send(Job::Command { device, command, done }).is_ok() && self.wake.write(1).is_ok();
+        sent && wait.recv().unwrap_or(false)
     }
 }
 
@@ -125,14 +134,25 @@ impl Worker {
         let _ = self.mailbox.wake.read();
         let mut changed = Vec::new();
         while let Ok(job) = self.jobs.try_recv() {
-            let Job::Access { device, access, done } = job else { return None };
-            if let Some(shared) = self.devices.get(device) {
-                lock(shared).carry_out(access);
-                if self.register(device) {
-                    changed.push(device);
+            let device = match &job {
+                Job::Access { device, .. } | Job::Command { device, .. } => *device,
+                Job::Stop => return None,
+            };
+            let Some(shared) = self.devices.get(device).cloned() else { continue };
+            // Answers nobody waits for any more are lost.
+            match job {
+                Job::Access { access, done, .. } => {
+                    lock(&shared).carry_out(access);
+                    let _ = done.send(());
                 }
+                Job::Command { command, done, .. } => {
+                    let _ = done.send(lock(&shared).command(command));
+                }
+                Job::Stop => {}
             }
-            let _ = done.send(());
+            if self.register(device) {
+                changed.push(device);
+            }
         }
         Some(changed)
     }

@@ -7,7 +7,7 @@ use dhow_vmm::Ended;
 use dhow_vmm::config::{Config, Disk, DiskContent, Jail};
 use dhow_vmm::control::{Answer, Request, State, ask};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -63,9 +63,9 @@ fn find(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
 /// What the guest's first process does, by the word `do=` of its command line.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
-mkdir /proc /sys /dev
+mkdir -p /proc /sys /dev
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev
-for module in virtio virtio_ring virtio_mmio virtio_blk virtio-rng; do insmod /$module.ko; done
+for module in virtio_ring virtio virtio_mmio virtio_blk virtio-rng; do insmod /$module.ko; done
 echo \"hello from $(grep -c ^processor /proc/cpuinfo) processors\"
 case $(sed 's/.*do=\\([a-z]*\\).*/\\1/' /proc/cmdline) in
 disks)
@@ -111,6 +111,9 @@ fn initramfs(kernel: &Path) -> Result<Vec<u8>, String> {
     }
     Ok(cpio(&files))
 }
+
+/// How long a guest may take for anything, on a slow emulated host.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A microVM in a process of its own.
 struct Machine {
@@ -167,22 +170,34 @@ impl Machine {
     }
 
     fn wait_for(&self, text: &str) {
-        let until = Instant::now() + Duration::from_secs(120);
+        let until = Instant::now() + PATIENCE;
         while !self.console().contains(text) {
             assert!(Instant::now() < until, "no {text:?} on the console:\n{}", self.console());
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
-    /// How it ended, as text.
-    fn end(self) -> (String, String, tempfile::TempDir) {
-        let console = self.directory.path().join("console");
-        let output = self.process.wait_with_output().unwrap();
-        let console = String::from_utf8_lossy(&fs::read(console).unwrap_or_default()).into_owned();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    /// How it ended, as text, and all of the console.
+    fn end(&mut self) -> (String, String) {
+        let until = Instant::now() + PATIENCE;
+        let status = loop {
+            match self.process.try_wait().unwrap() {
+                Some(status) => break status,
+                None => assert!(Instant::now() < until, "it does not end:\n{}", self.console()),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        let mut said = String::new();
+        self.process.stdout.take().unwrap().read_to_string(&mut said).unwrap();
         let ended = said.lines().find_map(|line| line.strip_prefix("ended: ")).map(str::to_owned);
-        let ended = ended.unwrap_or_else(|| format!("{}: {said}", output.status));
-        (ended, console, self.directory)
+        (ended.unwrap_or_else(|| format!("{status}: {said}")), self.console())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -213,19 +228,19 @@ fn a_guest_finds_its_processors_and_disks_and_powers_off() {
         config.disks = vec![disk(partitions, true), disk(DiskContent::Raw(at("disk")), false)];
         fs::set_permissions(at("disk"), fs::Permissions::from_mode(0o600)).unwrap();
     });
-    let Some(machine) = machine else { return };
-    let (ended, console, directory) = machine.end();
+    let Some(mut machine) = machine else { return };
+    let (ended, console) = machine.end();
     assert_eq!(ended, "PoweredOff", "{console}");
     for text in ["hello from 2 processors", "partition 2: second file", "read-only: 10", "random: 8"] {
         assert!(console.contains(text), "no {text:?} in:\n{console}");
     }
-    let disk = fs::read(directory.path().join("disk")).unwrap();
+    let disk = fs::read(machine.directory.path().join("disk")).unwrap();
     assert_eq!(&disk[3 * 512..][..14], b"from-the-guest");
 }
 
 #[test]
 fn a_guest_is_paused_resumed_and_stopped() {
-    let Some(machine) = Machine::boot("count", |_, _| ()) else { return };
+    let Some(mut machine) = Machine::boot("count", |_, _| ()) else { return };
     machine.wait_for("count 3");
     let asked = |request| ask(&machine.control, &request).unwrap();
     let status = |state| Answer::Status { state, vcpus: 2, memory_mib: 256 };
@@ -244,8 +259,8 @@ fn a_guest_is_paused_resumed_and_stopped() {
 
 #[test]
 fn a_guest_resets_the_machine() {
-    let Some(machine) = Machine::boot("reboot", |_, config| config.vcpus = 1) else { return };
-    let (ended, console, _directory) = machine.end();
+    let Some(mut machine) = Machine::boot("reboot", |_, config| config.vcpus = 1) else { return };
+    let (ended, console) = machine.end();
     assert_eq!(ended, "Reset", "{console}");
 }
 

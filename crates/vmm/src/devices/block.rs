@@ -159,7 +159,9 @@ impl Block {
         let start = sector.checked_mul(SECTOR);
         let end = start.and_then(|start| start.checked_add(length));
         match (start, end) {
-            (Some(start), Some(end)) if length % SECTOR == 0 && end <= self.storage.size() => Ok(start..end),
+            (Some(start), Some(end)) if length.is_multiple_of(SECTOR) && end <= self.storage.size() => {
+                Ok(start..end)
+            }
             _ => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
@@ -176,7 +178,7 @@ impl Block {
 
     fn erase(&self, memory: &GuestMemoryMmap, mut readable: Segments, discard: bool) -> io::Result<()> {
         let ranges = readable.length();
-        if ranges % 16 != 0 || ranges / 16 > u64::from(MAX_ERASE_SEGMENTS) {
+        if !ranges.is_multiple_of(16) || ranges / 16 > u64::from(MAX_ERASE_SEGMENTS) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         for _ in 0..ranges / 16 {
