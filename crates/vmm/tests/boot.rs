@@ -238,10 +238,38 @@ fn a_guest_finds_its_processors_and_disks_and_powers_off() {
     assert_eq!(&disk[3 * 512..][..14], b"from-the-guest");
 }
 
+/// Every thread of a jailed machine that runs is a nobody without rights, but the test's own that waits for it.
+fn assert_walls(process: u32) {
+    let mut confined = 0;
+    for task in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+        let task = task.unwrap().path();
+        let status = fs::read_to_string(task.join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        if field("Seccomp:") == ["0"] {
+            assert_eq!(task.file_name().unwrap().to_str(), Some(&*process.to_string()));
+            continue;
+        }
+        confined += 1;
+        assert_eq!(field("Seccomp:"), ["2"]);
+        assert_eq!(
+            (field("Uid:"), field("Gid:")),
+            (vec!["65534".to_owned(); 4], vec!["65534".to_owned(); 4])
+        );
+        assert_eq!((field("Groups:").len(), field("NoNewPrivs:")), (0, vec!["1".to_owned()]));
+        assert_eq!((&*field("CapEff:")[0], &*field("CapPrm:")[0]), ("0000000000000000", "0000000000000000"));
+        assert_eq!(fs::read_dir(task.join("root")).unwrap().count(), 0, "its root is not empty");
+    }
+    assert!(confined >= 4, "main, two vCPUs, a worker: {confined}");
+}
+
 #[test]
 fn a_guest_is_paused_resumed_and_stopped() {
     let Some(mut machine) = Machine::boot("count", |_, _| ()) else { return };
     machine.wait_for("count 3");
+    assert_walls(machine.process.id());
     let asked = |request| ask(&machine.control, &request).unwrap();
     let status = |state| Answer::Status { state, vcpus: 2, memory_mib: 256 };
     assert_eq!(asked(Request::Status), status(State::Running));

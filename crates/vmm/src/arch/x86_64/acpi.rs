@@ -129,7 +129,7 @@ mod tests {
             let all = tables(vcpus, devices);
             assert_eq!(&all[..8], b"RSD PTR ");
             assert_eq!((sum(&all[..20]), sum(&all[..36])), (0, 0));
-            assert!(layout::ACPI + (all.len() as u64) < layout::HIGH_MEMORY);
+            assert!(layout::ACPI + (all.len() as u64) < layout::RESET_VECTOR);
 
             let xsdt = table(&all, u64_at(&all, 24));
             let fadt = table(&all, u64_at(xsdt, 36));

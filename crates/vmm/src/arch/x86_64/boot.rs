@@ -2,7 +2,7 @@
 //!
 //! Source: Documentation/arch/x86/boot.rst, section "64-bit Boot Protocol", and zero-page.rst.
 
-use super::{acpi, cpu, layout};
+use super::{acpi, cpu, layout, ports};
 use crate::error::{BootError, VmmError};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
@@ -54,6 +54,7 @@ pub fn load(
     write(memory, &gdt, layout::GDT)?;
     write(memory, &cpu::page_tables(), layout::PAGE_TABLES)?;
     write(memory, &acpi::tables(vcpus, devices), layout::ACPI)?;
+    write(memory, &ports::RESET_CODE, layout::RESET_VECTOR)?;
     let params = zero_page(&kernel, initrd, cmdline, size);
     memory
         .write_obj(params, GuestAddress(layout::ZERO_PAGE))

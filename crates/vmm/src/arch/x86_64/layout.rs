@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0            zero page, command line, page tables, GDT, stack     (RAM)
-//! 0x9fc00      ACPI tables at 0xe0000                               (reserved)
+//! 0x9fc00      ACPI tables at 0xe0000, reset vector                 (reserved)
 //! 1 MiB        kernel, then free, initramfs at the top              (RAM, up to 3 GiB)
 //! 3 GiB        virtio-mmio windows, IOAPIC, LAPIC, TSS              (hole)
 //! 4 GiB        the rest of memory                                   (RAM)
@@ -24,6 +24,9 @@ pub const CMDLINE_BYTES: usize = 0x800;
 pub const LOW_END: u64 = 0x9_fc00;
 /// ACPI tables; Linux looks for the RSDP here, too.
 pub const ACPI: u64 = 0xe_0000;
+/// Where a BIOS is entered after a reset, in real mode. Linux jumps there to reset a hardware-reduced machine without
+/// EFI, unless its command line says `reboot=acpi`.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where memory goes on after the legacy area.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 /// Where the hole for devices begins.

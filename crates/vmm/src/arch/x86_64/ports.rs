@@ -13,6 +13,8 @@ pub const COM1: u16 = 0x3f8;
 pub const I8042: u16 = 0x64;
 /// The command that pulses the reset line.
 pub const I8042_RESET: u8 = 0xfe;
+/// Real-mode code of the reset vector: sends [`I8042_RESET`] to [`I8042`], and halts.
+pub const RESET_CODE: [u8; 5] = [0xb0, I8042_RESET, 0xe6, I8042 as u8, 0xf4];
 /// ACPI's SLEEP_CONTROL_REG of hardware-reduced machines.
 pub const SLEEP_CONTROL: u16 = 0x600;
 /// ACPI's SLEEP_STATUS_REG.
