@@ -1,6 +1,6 @@
-//! Checks of the repository that no ready tool makes.
+//! Checks of the repository that no ready tool makes, and the host on which microVMs are tested.
 //!
-//! Each prints what is wrong, one sentence a line, with what to do about it, and exits with 1 if anything is.
+//! Each check prints what is wrong, one sentence a line, with what to do about it, and exits with 1 if anything is.
 #![forbid(unsafe_code)]
 
 mod deps;
@@ -13,16 +13,19 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-const USAGE: &str = "usage: cargo xtask layers|deps|sizes
+const USAGE: &str = "usage: cargo xtask layers|deps|sizes|kvm-host
   layers   who may know whom, and where unsafe code may live
   deps     licences, sources and duplicates of dependencies, by deny.toml
-  sizes    warns of files that have grown long";
+  sizes    warns of files that have grown long
+  kvm-host [-m MIB] [-c CPUS] [-t SECONDS] -- COMMAND...
+           runs a command on an emulated host that has KVM (contrib/kvm-host)";
 
 fn main() -> ExitCode {
     let done = match std::env::args().nth(1).as_deref() {
         Some("layers") => run_layers(),
         Some("deps") => run_deps(),
         Some("sizes") => run_sizes(),
+        Some("kvm-host") => return run_kvm_host(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -59,6 +62,15 @@ fn run_sizes() -> Result<bool> {
         println!("sizes: warning: {warning}");
     }
     Ok(true)
+}
+
+/// Becomes the script; comes back only if it cannot be started.
+fn run_kvm_host() -> ExitCode {
+    use std::os::unix::process::CommandExt;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../contrib/kvm-host");
+    let e = std::process::Command::new(script).args(std::env::args_os().skip(2)).exec();
+    eprintln!("xtask: cannot run {script}: {e}");
+    ExitCode::from(125)
 }
 
 fn report(check: &str, problems: &[String], good: &str) -> bool {

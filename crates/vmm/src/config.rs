@@ -99,4 +99,7 @@ pub struct Jail {
     pub gid: u32,
     /// An empty directory that becomes its root.
     pub root: PathBuf,
+    /// Inherited descriptors that stay open beside the standard ones and the taps: a held lock, for instance.
+    #[serde(default)]
+    pub keep: Vec<i32>,
 }

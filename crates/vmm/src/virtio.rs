@@ -6,6 +6,7 @@
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2, sections 2 and 5.
 
+use crate::config::RateLimit;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use virtio_queue::Queue;
@@ -27,7 +28,7 @@ pub trait Interrupt: Send + Sync {
 pub struct Activation {
     /// The guest's memory.
     pub memory: Memory,
-    /// The queues, configured and valid.
+    /// The queues. One that the driver did not set up is not ready; the others lie in guest memory.
     pub queues: Vec<Queue>,
     /// Readable when the driver kicks the queue of the same index.
     pub kicks: Vec<EventFd>,
@@ -53,7 +54,17 @@ pub enum DeviceError {
     },
 }
 
-/// A virtio device. All calls come from one thread; nothing in it may block.
+/// What is asked of a device from outside the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// The guest shall give up this much memory, in MiB, in all.
+    Balloon(u64),
+    /// From now on these limits of throughput.
+    Limit(RateLimit),
+}
+
+/// A virtio device. One thread makes all calls but those of [`Self::read_config`], which never run at the same time
+/// as another; nothing in it may block but on the host's disks.
 pub trait Device: Send {
     /// Device type, VIRTIO 1.2 section 5.
     fn kind(&self) -> u32;
@@ -70,10 +81,15 @@ pub trait Device: Send {
     /// The driver reset the device: forgets the activation and all that depends on it.
     fn reset(&mut self);
     /// Descriptors to wait for, with epoll's flags (EPOLLIN = 1, EPOLLOUT = 4) and a token of the device's choice;
-    /// asked again after each call of [`Self::ready`], [`Self::activate`] and [`Self::reset`] that changed it.
+    /// asked again after each other call. A descriptor stands there once. If one is closed and another, opened within
+    /// the same call, got its number, the token must be another, too: nothing else tells them apart.
     fn interests(&self) -> Vec<Interest>;
     /// A descriptor is ready.
     fn ready(&mut self, token: u64, events: u32) -> Result<(), DeviceError>;
+    /// Carries out a command, active or not; false if it means nothing to this device.
+    fn command(&mut self, _command: Command) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
 }
 
 /// What a device waits for.

@@ -1,9 +1,13 @@
 //! The virtio devices, and what they share: a queue of which nothing is believed before it is checked.
 
 pub mod balloon;
+pub mod block;
+mod chain;
 pub mod net;
 pub mod net_tap;
 pub mod rate;
+pub mod rng;
+pub mod storage;
 #[cfg(test)]
 mod testing;
 pub mod vsock;

@@ -1,0 +1,58 @@
+//! Which device answers at a guest-physical address.
+
+use crate::virtio::Command;
+use crate::worker::{Mailbox, Shared, lock};
+
+/// A window of addresses with a device behind it.
+pub struct Window {
+    /// First address.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What is behind it.
+    pub device: Shared,
+    /// The worker that runs it.
+    pub worker: Mailbox,
+    /// Its number there.
+    pub number: usize,
+}
+
+/// All windows.
+#[derive(Default)]
+pub struct Bus {
+    /// In no order; there are few.
+    pub windows: Vec<Window>,
+}
+
+impl Bus {
+    /// Has one device of this type, counted from 0 in the order of the configuration, carry out a command.
+    pub fn command(&self, kind: u32, number: usize, command: Command) -> bool {
+        let mut of_kind = self.windows.iter().filter(|window| lock(&window.device).kind() == kind);
+        of_kind.nth(number).is_some_and(|window| window.worker.command(window.number, command))
+    }
+
+    fn find(&self, address: u64) -> Option<(&Window, u64)> {
+        self.windows.iter().find_map(|window| {
+            let offset = address.checked_sub(window.start)?;
+            (offset < window.length).then_some((window, offset))
+        })
+    }
+
+    /// A vCPU reads; where nothing is, all bits are 1.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        match self.find(address) {
+            Some((window, offset)) => lock(&window.device).read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// A vCPU writes; where nothing is, it is lost.
+    pub fn write(&self, address: u64, data: &[u8]) {
+        if let Some((window, offset)) = self.find(address) {
+            let deferred = lock(&window.device).write(offset, data);
+            if let Some(deferred) = deferred {
+                window.worker.carry_out(window.number, deferred);
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The walls around the VMM's process, for the day on which a guest breaks out into it.
+//!
+//! Everything is open before; what remains is an empty root, an unprivileged user, no capability, and the few system
+//! calls of `seccomp`. Network namespace and cgroup are the caller's to give.
+//!
+//! Sources: pivot_root(2), capabilities(7), credentials(7).
+
+use crate::config::Jail;
+use crate::error::VmmError;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+/// More descriptors than this a VMM never has open: files, queues' events, connections.
+const DESCRIPTORS: u64 = 4096;
+
+/// The descriptors that are open now, beyond the standard ones.
+pub fn open_descriptors() -> io::Result<BTreeSet<RawFd>> {
+    let mut open = BTreeSet::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        open.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    Ok(open.into_iter().filter(|fd| *fd > 2 && rustix::io::fcntl_getfd(borrow(*fd)).is_ok()).collect())
+}
+
+fn borrow<'a>(fd: RawFd) -> std::os::fd::BorrowedFd<'a> {
+    // SAFETY: used for fcntl(F_GETFD) alone, which on a number that is no descriptor says EBADF and does nothing.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+}
+
+/// Closes what the process was given and the machine does not need.
+pub fn close_inherited(inherited: &BTreeSet<RawFd>, keep: &[RawFd]) {
+    for fd in inherited.iter().filter(|fd| !keep.contains(fd)) {
+        // SAFETY: they were open before this machine opened anything, and nothing of it refers to them. That the
+        // process is the machine's own is what a configuration with a jail promises.
+        drop(unsafe { OwnedFd::from_raw_fd(*fd) });
+    }
+}
+
+/// Shuts this thread, the only one, in.
+pub fn enter(jail: &Jail) -> Result<(), VmmError> {
+    let step = |step| move |e: rustix::io::Errno| VmmError::Jail { step, source: e.into() };
+    limit().map_err(step("lower the limits"))?;
+    empty_root(&jail.root).map_err(step("make the empty directory its root"))?;
+    unprivileged(jail.uid, jail.gid).map_err(step("become the unprivileged user"))?;
+    rustix::thread::set_no_new_privs(true).map_err(step("forbid new privileges"))?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, none).map_err(step("give up all capabilities"))
+}
+
+fn limit() -> rustix::io::Result<()> {
+    let lower = |resource, value: u64| {
+        let now = rustix::process::getrlimit(resource);
+        let value = now.maximum.map_or(value, |maximum| maximum.min(value));
+        rustix::process::setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+    };
+    lower(Resource::Core, 0)?;
+    lower(Resource::Nofile, DESCRIPTORS)?;
+    lower(Resource::Memlock, 0)
+}
+
+/// A mount namespace of its own that has nothing but the empty directory.
+fn empty_root(root: &Path) -> rustix::io::Result<()> {
+    // SAFETY: a new mount namespace changes nothing for the memory of this process; there is no other thread yet.
+    unsafe {
+        rustix::thread::unshare_unsafe(
+            rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::NEWIPC,
+        )
+    }?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private)?;
+    rustix::mount::mount_bind(root, root)?;
+    let read_only =
+        MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::NODEV | MountFlags::NOSUID;
+    rustix::mount::mount_remount(root, read_only, c"")?;
+    rustix::process::chdir(root)?;
+    // The old root lands on top of the new one and goes with everything beneath it.
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")
+}
+
+fn unprivileged(uid: u32, gid: u32) -> rustix::io::Result<()> {
+    use rustix::process::{Gid, Uid};
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
+}

@@ -1,0 +1,77 @@
+//! Opens what the configuration names, before anything is jailed.
+
+use crate::arch::boot::Images;
+use crate::config::{Config, Disk, DiskContent};
+use crate::devices::block::Block;
+use crate::devices::storage::Storage;
+use crate::error::VmmError;
+use crate::gpt::{Layout, SECTOR};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VmmError {
+    move |source| VmmError::Open { what, path: path.into(), source }
+}
+
+/// Kernel and initramfs.
+pub fn images(config: &Config) -> Result<Images, VmmError> {
+    let open = |what, path: &Path| -> Result<_, VmmError> {
+        let file = File::open(path).map_err(failed(what, path))?;
+        Ok((file, path.to_path_buf()))
+    };
+    Ok(Images {
+        kernel: open("the kernel", &config.kernel)?,
+        initrd: config.initrd.as_deref().map(|path| open("the initramfs", path)).transpose()?,
+    })
+}
+
+/// The file that the console's output is appended to.
+pub fn console(config: &Config) -> Result<Option<File>, VmmError> {
+    let open = |path: &Path| {
+        OpenOptions::new().create(true).append(true).open(path).map_err(failed("the console's file", path))
+    };
+    config.console.as_deref().map(open).transpose()
+}
+
+/// The control socket, listening; a socket that nobody serves any more is replaced.
+pub fn control(config: &Config) -> Result<UnixListener, VmmError> {
+    let path = &config.control;
+    let bind = || -> io::Result<UnixListener> {
+        if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    bind().map_err(failed("the control socket", path))
+}
+
+/// A disk of the configuration; `number` counts from 0.
+pub fn disk(disk: &Disk, number: usize) -> Result<Block, VmmError> {
+    let storage = match &disk.content {
+        DiskContent::Raw(path) => raw(path, disk.read_only).map_err(failed("the disk", path))?,
+        DiskContent::Partitions(paths) => {
+            let mut files = Vec::with_capacity(paths.len());
+            let mut sizes = Vec::with_capacity(paths.len());
+            for path in paths {
+                let mut file = File::open(path).map_err(failed("the partition", path))?;
+                sizes.push(file.seek(SeekFrom::End(0)).map_err(failed("the partition", path))?);
+                files.push(file);
+            }
+            let layout = Layout::of(&sizes).map_err(|source| VmmError::Layout { disk: number, source })?;
+            Storage::Partitions { layout, files }
+        }
+    };
+    Ok(Block::new(storage, disk.read_only, number))
+}
+
+/// Seeking tells the size of block devices, too.
+fn raw(path: &Path, read_only: bool) -> io::Result<Storage> {
+    let mut file = OpenOptions::new().read(true).write(!read_only).open(path)?;
+    let size = file.seek(SeekFrom::End(0))?;
+    Ok(Storage::Raw { file, size: size - size % SECTOR })
+}

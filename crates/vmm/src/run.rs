@@ -1,0 +1,255 @@
+//! One microVM, from its configuration to its end. [`run`] reads from top to bottom.
+
+use crate::arch::{self, layout, ports::Ports};
+use crate::bus::{Bus, Window};
+use crate::config::Config;
+use crate::console::Console;
+use crate::devices::rng::Rng;
+use crate::error::VmmError;
+use crate::mmio::{QUEUE_NOTIFY, Transport};
+use crate::seccomp::{Filter, Filters};
+use crate::serve::Server;
+use crate::vcpu::{Machine, Vcpus};
+use crate::virtio::{Device, Memory};
+use crate::worker::{Running, Shared, Worker, lock};
+use crate::{jail, memory, open};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// How a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It switched itself off.
+    PoweredOff,
+    /// It reset the machine, which a panic with `panic=-1` does, too.
+    Reset,
+    /// Somebody asked for it on the control socket.
+    Stopped,
+    /// It cannot go on; why, with the console's last lines.
+    Crashed(String),
+}
+
+/// Bytes of the console in the text of a crash.
+const CRASH_TAIL: usize = 2048;
+
+/// Runs a microVM to its end.
+///
+/// With a jail the process is the machine's own from here on, and does not get out of it: its root is empty, its user
+/// has no rights, the system calls of the calling thread are few, and its inherited descriptors, but for the standard
+/// ones, taps, and those that the jail keeps, are closed. The caller can still write to descriptors and exit.
+pub fn run(config: Config) -> Result<Ended, VmmError> {
+    let inherited = jail::open_descriptors().map_err(VmmError::system("list the open descriptors"))?;
+    check(&config)?;
+
+    let mut images = open::images(&config)?;
+    let console = Console::new(open::console(&config)?);
+    let (shared, own) = devices(&config)?;
+    let listener = open::control(&config)?;
+
+    let memory = memory::map(config.memory_mib)?;
+    let kvm = open_kvm()?;
+    let vm = create_vm(&kvm)?;
+    memory::attach(&vm, &memory)?;
+    arch::create_interrupt_controllers(&kvm, &vm)?;
+
+    let size = config.memory_mib << 20;
+    let count = shared.len() + own.len();
+    let entry = arch::boot::load(&memory, size, &mut images, &config.cmdline, config.vcpus, count)?;
+    drop(images);
+    let vcpus = create_vcpus(&kvm, &vm, config.vcpus, entry)?;
+
+    let mut bus = Bus::default();
+    let memory = Memory::new(memory);
+    let mut workers = vec![plug(&vm, &memory, &mut bus, shared)?];
+    for device in own {
+        workers.push(plug(&vm, &memory, &mut bus, vec![device])?);
+    }
+    let ports = Ports::new(console, com1_line(&vm)?);
+    let end = EventFd::new(EFD_NONBLOCK).map_err(VmmError::system("make an event"))?;
+    let told = end.try_clone().map_err(VmmError::system("copy an event"))?;
+    let server = Server::new(listener, end).map_err(VmmError::system("wait for the control socket"))?;
+    let machine = Arc::new(Machine::new(bus, ports, told));
+
+    let filters = match &config.jail {
+        Some(walls) => {
+            let taps = config.nets.iter().map(|net| net.tap);
+            jail::close_inherited(&inherited, &taps.chain(walls.keep.iter().copied()).collect::<Vec<_>>());
+            let filters = Filters::new()?;
+            jail::enter(walls)?;
+            Some(filters)
+        }
+        None => None,
+    };
+
+    let threads = Threads::start(vcpus, workers, &machine, filters.as_ref())?;
+    threads.vcpus.resume();
+    let served = server.run(&config, &machine, &threads.vcpus);
+    threads.stop();
+    machine.ports.finish();
+    let ended = served.map_err(VmmError::system("serve the control socket"))?;
+    Ok(match ended {
+        Ended::Crashed(why) => Ended::Crashed(with_console(why, &machine.ports.tail(CRASH_TAIL))),
+        other => other,
+    })
+}
+
+fn with_console(why: String, tail: &str) -> String {
+    match tail {
+        "" => format!("{why}; the console is empty"),
+        tail => format!("{why}; the console's last lines:\n{tail}"),
+    }
+}
+
+fn check(config: &Config) -> Result<(), VmmError> {
+    let refuse = |why: String| Err(VmmError::Config(why));
+    if !(1..=layout::MAX_VCPUS).contains(&config.vcpus) {
+        return refuse(format!("a microVM has 1 to {} vCPUs, not {}", layout::MAX_VCPUS, config.vcpus));
+    }
+    // 2^20 MiB are 1 TiB, within the physical addresses of every processor that can do this.
+    if !(16..=1 << 20).contains(&config.memory_mib) {
+        return refuse(format!("a microVM has 16 to 1048576 MiB of memory, not {}", config.memory_mib));
+    }
+    let count = 1 + config.disks.len();
+    if count > layout::MAX_DEVICES {
+        return refuse(format!("a microVM has at most {} devices, not {count}", layout::MAX_DEVICES));
+    }
+    Ok(())
+}
+
+/// The devices: those that share a thread, and those that wait for the host's disks and so have threads of their own.
+#[allow(clippy::type_complexity)]
+fn devices(config: &Config) -> Result<(Vec<Box<dyn Device>>, Vec<Box<dyn Device>>), VmmError> {
+    let shared: Vec<Box<dyn Device>> = vec![Box::new(Rng::default())];
+    let mut own: Vec<Box<dyn Device>> = Vec::new();
+    for (number, disk) in config.disks.iter().enumerate() {
+        own.push(Box::new(open::disk(disk, number)?));
+    }
+    Ok((shared, own))
+}
+
+fn open_kvm() -> Result<Kvm, VmmError> {
+    let kvm = Kvm::new().map_err(VmmError::kvm("open /dev/kvm"))?;
+    // The version that every kernel since 2.6.22 has; others are to be refused (Documentation/virt/kvm/api.rst).
+    match kvm.get_api_version() {
+        12 => Ok(kvm),
+        _ => Err(VmmError::Internal("KVM's interface is not version 12")),
+    }
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
+    loop {
+        match kvm.create_vm() {
+            Err(e) if e.errno() == libc::EINTR => continue,
+            other => return other.map_err(VmmError::kvm("create a virtual machine")),
+        }
+    }
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<VcpuFd>, VmmError> {
+    let supported = arch::cpu::supported(kvm)?;
+    let mut vcpus = Vec::with_capacity(count.into());
+    for id in 0..count {
+        let vcpu = vm.create_vcpu(id.into()).map_err(VmmError::kvm("create a vCPU"))?;
+        let cpuid = arch::cpu::for_vcpu(&supported, id, count);
+        arch::cpu::prepare(&vcpu, &cpuid, (id == 0).then_some(entry))?;
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+fn com1_line(vm: &VmFd) -> Result<EventFd, VmmError> {
+    let line = EventFd::new(EFD_NONBLOCK).map_err(VmmError::system("make an event"))?;
+    vm.register_irqfd(&line, layout::COM1_GSI).map_err(VmmError::kvm("connect the interrupt of COM1"))?;
+    Ok(line)
+}
+
+/// Gives these devices their windows on the bus, their interrupts and one worker.
+fn plug(
+    vm: &VmFd,
+    memory: &Memory,
+    bus: &mut Bus,
+    devices: Vec<Box<dyn Device>>,
+) -> Result<Worker, VmmError> {
+    let mut shared: Vec<Shared> = Vec::with_capacity(devices.len());
+    for device in devices {
+        let transport = Transport::new(device, memory.clone())
+            .map_err(VmmError::system("make the events of a device"))?;
+        shared.push(Arc::new(Mutex::new(transport)));
+    }
+    let worker = Worker::new(shared.clone())?;
+    for (number, device) in shared.into_iter().enumerate() {
+        let (start, line) = layout::device(bus.windows.len());
+        {
+            let transport = lock(&device);
+            let notify = IoEventAddress::Mmio(start + QUEUE_NOTIFY);
+            for (queue, kick) in (0u32..).zip(transport.kicks()) {
+                vm.register_ioevent(kick, &notify, queue).map_err(VmmError::kvm("connect a queue"))?;
+            }
+            vm.register_irqfd(transport.line(), line).map_err(VmmError::kvm("connect an interrupt"))?;
+        }
+        let worker = worker.mailbox();
+        bus.windows.push(Window { start, length: layout::MMIO_WINDOW, device, worker, number });
+    }
+    Ok(worker)
+}
+
+/// All threads but the main one.
+struct Threads {
+    vcpus: Vcpus,
+    workers: Vec<Running>,
+}
+
+impl Threads {
+    /// Starts them, vCPUs held, each within its filter; the calling thread gets its own.
+    fn start(
+        vcpus: Vec<VcpuFd>,
+        workers: Vec<Worker>,
+        machine: &Arc<Machine>,
+        filters: Option<&Filters>,
+    ) -> Result<Self, VmmError> {
+        let count = vcpus.len() + workers.len();
+        let (began, results) = channel();
+        let mut running = Vec::with_capacity(workers.len());
+        for (number, worker) in workers.into_iter().enumerate() {
+            let begin = confine(filters.map(|filters| filters.worker.clone()), began.clone());
+            let started = worker.spawn(&format!("io{number}"), begin);
+            running.push(started.map_err(VmmError::system("start the thread of a device"))?);
+        }
+        let begin = confine(filters.map(|filters| filters.vcpu.clone()), began);
+        let threads = Self { vcpus: Vcpus::start(vcpus, machine.clone(), begin)?, workers: running };
+        let confined = all_began(&results, count).and_then(|()| match filters {
+            Some(filters) => filters.main.apply(),
+            None => Ok(()),
+        });
+        match confined {
+            Ok(()) => Ok(threads),
+            Err(source) => {
+                threads.stop();
+                Err(VmmError::Jail { step: "bind its threads to their system calls", source })
+            }
+        }
+    }
+
+    fn stop(self) {
+        self.vcpus.stop();
+        for worker in self.workers {
+            worker.stop();
+        }
+    }
+}
+
+/// What a thread does first: takes its filter, and tells.
+fn confine(filter: Option<Filter>, tell: Sender<io::Result<()>>) -> impl Fn() -> bool + Clone + Send {
+    move || {
+        let applied = filter.as_ref().map_or(Ok(()), Filter::apply);
+        let good = applied.is_ok();
+        tell.send(applied).is_ok() && good
+    }
+}
+
+fn all_began(results: &Receiver<io::Result<()>>, count: usize) -> io::Result<()> {
+    (0..count).try_for_each(|_| results.recv().map_err(io::Error::other)?)
+}

@@ -1,0 +1,206 @@
+//! The system calls that each kind of thread needs once the guest runs; any other kills the process.
+//!
+//! Sources: seccomp(2); what Rust's and C's libraries call for memory, locks and the end of threads.
+
+use crate::error::VmmError;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+use std::collections::BTreeMap;
+use std::io;
+
+/// Memory, locks, time, signals, the end of a thread or of the process.
+const ALL: &[i64] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_nanosleep,
+    libc::SYS_read,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_yield,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+];
+
+/// Descriptors of devices and of the control socket: files, Unix sockets, the tap.
+const IO: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_dup,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_fallocate,
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    libc::SYS_getrandom,
+    libc::SYS_getsockopt,
+    libc::SYS_lseek,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+];
+
+#[cfg(target_arch = "x86_64")]
+const IO_LEGACY: &[i64] = &[libc::SYS_epoll_wait];
+#[cfg(not(target_arch = "x86_64"))]
+const IO_LEGACY: &[i64] = &[];
+
+/// ioctl of a vCPU: `_IO(KVMIO, 0x80)`.
+const KVM_RUN: i64 = 0xae80;
+
+/// A compiled filter.
+#[derive(Clone)]
+pub struct Filter(BpfProgram);
+
+impl Filter {
+    /// Binds this thread to it, for ever.
+    pub fn apply(&self) -> io::Result<()> {
+        seccompiler::apply_filter(&self.0).map_err(io::Error::other)
+    }
+}
+
+/// The filters of the kinds of threads.
+#[derive(Clone)]
+pub struct Filters {
+    /// Control socket, end.
+    pub main: Filter,
+    /// Devices.
+    pub worker: Filter,
+    /// vCPUs.
+    pub vcpu: Filter,
+}
+
+impl Filters {
+    /// Compiles them.
+    pub fn new() -> Result<Self, VmmError> {
+        let compiled = || -> Result<Self, seccompiler::Error> {
+            Ok(Self {
+                main: compile(io_rules()?)?,
+                worker: compile(io_rules()?)?,
+                vcpu: compile(vcpu_rules()?)?,
+            })
+        };
+        compiled()
+            .map_err(|e| VmmError::Jail { step: "compile its seccomp filters", source: io::Error::other(e) })
+    }
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn compile(rules: Rules) -> Result<Filter, seccompiler::Error> {
+    let arch = std::env::consts::ARCH.try_into()?;
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
+    Ok(Filter(filter.try_into()?))
+}
+
+/// The call's argument must be this.
+fn argument(index: u8, value: i64) -> Result<SeccompRule, seccompiler::Error> {
+    let is = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64)?;
+    Ok(SeccompRule::new(vec![is])?)
+}
+
+fn common() -> Result<Rules, seccompiler::Error> {
+    let mut rules: Rules = ALL.iter().map(|call| (*call, Vec::new())).collect();
+    // memory, but never executable
+    let exec = libc::PROT_EXEC as u64;
+    let no_exec = SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(exec), 0)?;
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![SeccompRule::new(vec![no_exec.clone()])?]);
+    }
+    // Rust's library looks whether a descriptor is open before it closes it, in debug builds.
+    rules.insert(libc::SYS_fcntl, vec![argument(1, libc::F_GETFD.into())?]);
+    Ok(rules)
+}
+
+fn io_rules() -> Result<Rules, seccompiler::Error> {
+    let mut rules = common()?;
+    rules.extend(IO.iter().chain(IO_LEGACY).map(|call| (*call, Vec::new())));
+    rules.insert(libc::SYS_socket, vec![argument(0, libc::AF_UNIX.into())?]);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, libc::FIONBIO as i64)?]);
+    let fcntl = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD, libc::F_DUPFD_CLOEXEC];
+    let fcntl = fcntl.iter().map(|command| argument(1, (*command).into())).collect::<Result<_, _>>()?;
+    rules.insert(libc::SYS_fcntl, fcntl);
+    Ok(rules)
+}
+
+fn vcpu_rules() -> Result<Rules, seccompiler::Error> {
+    let mut rules = common()?;
+    rules.insert(libc::SYS_ioctl, vec![argument(1, KVM_RUN)?]);
+    Ok(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, ExitStatus};
+
+    /// Runs the test of this name as a process of its own, in which the filter of a worker binds the thread that
+    /// calls `action`; how that ended.
+    fn confined(name: &str, action: impl FnOnce()) -> ExitStatus {
+        if std::env::var_os("DHOW_SECCOMP_CHILD").is_some() {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            Filters::new().unwrap().worker.apply().unwrap();
+            action();
+            std::process::exit(0);
+        }
+        let exe = std::env::current_exe().unwrap();
+        let arguments = ["--exact", name, "--test-threads=1"];
+        Command::new(exe).args(arguments).env("DHOW_SECCOMP_CHILD", "1").output().unwrap().status
+    }
+
+    #[test]
+    fn a_worker_may_do_io() {
+        let file = tempfile::tempfile().unwrap();
+        let status = confined("seccomp::tests::a_worker_may_do_io", || {
+            use std::os::unix::fs::FileExt;
+            file.write_all_at(b"x", 5).unwrap();
+            file.sync_data().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        });
+        assert!(status.success(), "{status}");
+    }
+
+    #[test]
+    fn a_worker_that_opens_a_file_dies_with_its_process() {
+        let status = confined("seccomp::tests::a_worker_that_opens_a_file_dies_with_its_process", || {
+            let _ = std::fs::File::open("/etc/passwd");
+        });
+        assert_eq!(status.signal(), Some(libc::SIGSYS));
+    }
+
+    #[test]
+    fn memory_does_not_become_executable() {
+        let status = confined("seccomp::tests::memory_does_not_become_executable", || {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let _ = vm_memory::MmapRegion::<()>::build(None, 4096, libc::PROT_READ | libc::PROT_EXEC, flags);
+        });
+        assert_eq!(status.signal(), Some(libc::SIGSYS));
+    }
+}

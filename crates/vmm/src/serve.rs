@@ -1,0 +1,141 @@
+//! The main thread while the guest runs: serves the control socket and waits for the end.
+
+use crate::config::Config;
+use crate::control::{Answer, Client, Request, State};
+use crate::run::Ended;
+use crate::vcpu::{Machine, Vcpus};
+use crate::virtio::Command;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Connections at a time; the next wait in the socket's backlog.
+const CLIENTS: usize = 16;
+
+/// What the main thread waits for. Made before the thread is confined.
+pub struct Server {
+    listener: UnixListener,
+    end: EventFd,
+    epoll: Epoll,
+}
+
+impl Server {
+    /// Waits for connections and for the end.
+    pub fn new(listener: UnixListener, end: EventFd) -> io::Result<Self> {
+        let server = Self { epoll: Epoll::new()?, listener, end };
+        server.watch(ControlOperation::Add, server.end.as_raw_fd())?;
+        server.watch(ControlOperation::Add, server.listener.as_raw_fd())?;
+        Ok(server)
+    }
+
+    fn watch(&self, operation: ControlOperation, fd: RawFd) -> io::Result<()> {
+        self.epoll.ctl(operation, fd, EpollEvent::new(EventSet::IN, fd as u64))
+    }
+
+    /// Serves until the guest has ended; says how.
+    pub fn run(&self, config: &Config, machine: &Machine, vcpus: &Vcpus) -> io::Result<Ended> {
+        let mut control = Control { config, machine, vcpus, state: State::Running };
+        let mut clients: BTreeMap<RawFd, Client> = BTreeMap::new();
+        let mut events = [EpollEvent::default(); CLIENTS];
+        loop {
+            let count = match self.epoll.wait(-1, &mut events) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            for event in events.iter().take(count) {
+                let fd = event.data() as RawFd;
+                if fd == self.listener.as_raw_fd() {
+                    self.accept(&mut clients)?;
+                } else if let Some(client) = clients.get_mut(&fd)
+                    && !client.serve(|request| control.answer(request))
+                {
+                    // Closing it takes it out of epoll.
+                    clients.remove(&fd);
+                    if clients.len() == CLIENTS - 1 {
+                        self.watch(ControlOperation::Add, self.listener.as_raw_fd())?;
+                    }
+                }
+            }
+            if let Some(how) = machine.ended() {
+                return Ok(how);
+            }
+        }
+    }
+
+    fn accept(&self, clients: &mut BTreeMap<RawFd, Client>) -> io::Result<()> {
+        // Who connected may be gone already.
+        if let Ok((stream, _)) = self.listener.accept() {
+            let client = Client::new(stream)?;
+            self.watch(ControlOperation::Add, client.stream.as_raw_fd())?;
+            clients.insert(client.stream.as_raw_fd(), client);
+        }
+        match clients.len() {
+            CLIENTS => self.watch(ControlOperation::Delete, self.listener.as_raw_fd()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Types of devices (VIRTIO 1.2, section 5).
+const NET: u32 = 1;
+const DISK: u32 = 2;
+const BALLOON: u32 = 5;
+
+fn done(done: bool, why_not: impl FnOnce() -> String) -> Answer {
+    match done {
+        true => Answer::Done,
+        false => Answer::Refused { why: why_not() },
+    }
+}
+
+struct Control<'a> {
+    config: &'a Config,
+    machine: &'a Machine,
+    vcpus: &'a Vcpus,
+    state: State,
+}
+
+impl Control<'_> {
+    fn answer(&mut self, request: Request) -> Answer {
+        match request {
+            Request::Pause => {
+                if !self.vcpus.pause() {
+                    self.vcpus.resume();
+                    return Answer::Refused { why: "the guest's processors did not stop in time".into() };
+                }
+                self.state = State::Paused;
+                Answer::Done
+            }
+            Request::Resume => {
+                self.vcpus.resume();
+                self.state = State::Running;
+                Answer::Done
+            }
+            Request::Stop => {
+                self.machine.end(Ended::Stopped);
+                Answer::Done
+            }
+            Request::Status => Answer::Status {
+                state: self.state,
+                vcpus: self.config.vcpus,
+                memory_mib: self.config.memory_mib,
+            },
+            Request::Balloon { mib } => {
+                done(self.machine.bus.command(BALLOON, 0, Command::Balloon(mib)), || {
+                    "this guest has no balloon".into()
+                })
+            }
+            Request::LimitDisk { number, rate } => {
+                let set = self.machine.bus.command(DISK, number, Command::Limit(rate));
+                done(set, || format!("this guest has no disk {number} that can be limited"))
+            }
+            Request::LimitNet { number, rate } => {
+                let set = self.machine.bus.command(NET, number, Command::Limit(rate));
+                done(set, || format!("this guest has no network interface {number} that can be limited"))
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The threads on which devices run: each waits with epoll for the descriptors of its devices, and for register
+//! accesses that vCPUs hand over.
+
+use crate::error::VmmError;
+use crate::mmio::{Deferred, Transport};
+use crate::virtio::{Command, Interest};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// A device that threads share.
+pub type Shared = Arc<Mutex<Transport>>;
+
+/// Locks; a panic elsewhere does not make the device's state less defined than a hostile driver does.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// epoll's word for the channel of jobs; the others are a device's number in the upper and an index in the lower half.
+const JOBS: u64 = u64::MAX;
+
+enum Job {
+    Access { device: usize, access: Deferred, done: SyncSender<()> },
+    Command { device: usize, command: Command, done: SyncSender<bool> },
+    Stop,
+}
+
+/// The way to a worker, for vCPUs.
+#[derive(Clone)]
+pub struct Mailbox {
+    jobs: Sender<Job>,
+    wake: Arc<EventFd>,
+}
+
+impl Mailbox {
+    /// Has the worker carry out a register access of its device number `device`, and waits until it has.
+    pub fn carry_out(&self, device: usize, access: Deferred) {
+        let (done, wait) = sync_channel(1);
+        if self.jobs.send(Job::Access { device, access, done }).is_ok() && self.wake.write(1).is_ok() {
+            // An error says that the worker stopped: the machine is ending.
+            let _ = wait.recv();
+        }
+    }
+
+    /// Has its device number `device` carry out a command; false if that means nothing to it.
+    pub fn command(&self, device: usize, command: Command) -> bool {
+        let (done, wait) = sync_channel(1);
+        let sent =
+            self.jobs.send(Job::Command { device, command, done }).is_ok() && self.wake.write(1).is_ok();
+        sent && wait.recv().unwrap_or(false)
+    }
+}
+
+/// A worker before it runs.
+pub struct Worker {
+    epoll: Epoll,
+    devices: Vec<Shared>,
+    registered: Vec<Vec<Interest>>,
+    jobs: Receiver<Job>,
+    mailbox: Mailbox,
+}
+
+impl Worker {
+    /// A worker for these devices.
+    pub fn new(devices: Vec<Shared>) -> Result<Self, VmmError> {
+        let made = || -> io::Result<_> {
+            let epoll = Epoll::new()?;
+            let wake = EventFd::new(EFD_NONBLOCK)?;
+            epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, JOBS))?;
+            Ok((epoll, wake))
+        };
+        let (epoll, wake) = made().map_err(VmmError::system("make the thread of a device"))?;
+        let (sender, jobs) = channel();
+        let registered = devices.iter().map(|_| Vec::new()).collect();
+        Ok(Self { epoll, devices, registered, jobs, mailbox: Mailbox { jobs: sender, wake: Arc::new(wake) } })
+    }
+
+    /// The way to this worker.
+    pub fn mailbox(&self) -> Mailbox {
+        self.mailbox.clone()
+    }
+
+    /// Runs on a thread of its own, after `begin` there, which says whether to go on.
+    pub fn spawn(self, name: &str, begin: impl FnOnce() -> bool + Send + 'static) -> io::Result<Running> {
+        let mailbox = self.mailbox();
+        let thread =
+            std::thread::Builder::new().name(name.into()).stack_size(256 << 10).spawn(move || {
+                if begin() {
+                    self.run();
+                }
+            })?;
+        Ok(Running { mailbox, thread })
+    }
+
+    fn run(mut self) {
+        let mut events = [EpollEvent::default(); 64];
+        loop {
+            let count = match self.epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return,
+            };
+            // Events of a device whose registrations changed are stale; epoll tells the true ones again.
+            let mut changed = Vec::new();
+            for event in events.iter().take(count) {
+                if event.data() == JOBS {
+                    match self.jobs() {
+                        Some(devices) => changed.extend(devices),
+                        None => return,
+                    }
+                    continue;
+                }
+                let (device, index) = ((event.data() >> 32) as usize, event.data() as u32 as usize);
+                if changed.contains(&device) {
+                    continue;
+                }
+                let interest = self.registered.get(device).and_then(|list| list.get(index)).copied();
+                if let (Some(interest), Some(shared)) = (interest, self.devices.get(device)) {
+                    lock(shared).ready(interest.token, event.events());
+                    if self.register(device) {
+                        changed.push(device);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does all jobs; the devices whose registrations changed, or none to stop.
+    fn jobs(&mut self) -> Option<Vec<usize>> {
+        let _ = self.mailbox.wake.read();
+        let mut changed = Vec::new();
+        while let Ok(job) = self.jobs.try_recv() {
+            let device = match &job {
+                Job::Access { device, .. } | Job::Command { device, .. } => *device,
+                Job::Stop => return None,
+            };
+            let Some(shared) = self.devices.get(device).cloned() else { continue };
+            // Answers nobody waits for any more are lost.
+            match job {
+                Job::Access { access, done, .. } => {
+                    lock(&shared).carry_out(access);
+                    let _ = done.send(());
+                }
+                Job::Command { command, done, .. } => {
+                    let _ = done.send(lock(&shared).command(command));
+                }
+                Job::Stop => {}
+            }
+            if self.register(device) {
+                changed.push(device);
+            }
+        }
+        Some(changed)
+    }
+
+    /// Brings epoll up to date with what a device waits for; whether anything changed.
+    fn register(&mut self, device: usize) -> bool {
+        let wanted = lock(&self.devices[device]).interests();
+        let old = &self.registered[device];
+        if *old == wanted {
+            return false;
+        }
+        for interest in old.iter().filter(|i| !wanted.iter().any(|w| w.fd == i.fd)) {
+            // A closed descriptor is gone from epoll already.
+            let _ = self.epoll.ctl(ControlOperation::Delete, interest.fd, EpollEvent::default());
+        }
+        for (index, interest) in wanted.iter().enumerate() {
+            self.add(interest, (device as u64) << 32 | index as u64);
+        }
+        self.registered[device] = wanted;
+        true
+    }
+
+    fn add(&self, interest: &Interest, word: u64) {
+        let set = EventSet::from_bits_truncate(interest.events);
+        let ctl = |operation, fd: RawFd| self.epoll.ctl(operation, fd, EpollEvent::new(set, word));
+        let added = match ctl(ControlOperation::Add, interest.fd) {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => ctl(ControlOperation::Modify, interest.fd),
+            other => other,
+        };
+        if let Err(e) = added {
+            crate::note::note(format_args!("cannot wait for descriptor {} of a device: {e}", interest.fd));
+        }
+    }
+}
+
+/// A worker that runs.
+pub struct Running {
+    mailbox: Mailbox,
+    thread: JoinHandle<()>,
+}
+
+impl Running {
+    /// Ends it, after what it is doing.
+    pub fn stop(self) {
+        if self.mailbox.jobs.send(Job::Stop).is_ok() && self.mailbox.wake.write(1).is_ok() {
+            let _ = self.thread.join();
+        }
+    }
+}
