@@ -6,7 +6,8 @@ use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 use types::LayerFormat;
 
-static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
+static DIR: LazyLock<tempfile::TempDir> =
+    LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
 
 const LIMITS: LayerLimits = LayerLimits { max_content: 1 << 24, max_entries: 2000, max_tar: 1 << 24 };
 

@@ -89,7 +89,13 @@ impl Driver {
         self.write(at, data);
         let first = length.min(44);
         self.descriptor(table(queue) + u64::from(head) * 16, at, first, flags | 1, head + 1);
-        self.descriptor(table(queue) + u64::from(head + 1) * 16, at + u64::from(first), length - first, flags, 0);
+        self.descriptor(
+            table(queue) + u64::from(head + 1) * 16,
+            at + u64::from(first),
+            length - first,
+            flags,
+            0,
+        );
         self.available(queue, head);
     }
 
