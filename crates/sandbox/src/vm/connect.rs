@@ -6,9 +6,9 @@ use crate::container::step::Step;
 use crate::hull::HullError;
 use rustix::fs::{Mode, OFlags};
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Listens for the host's connections to the guest.
@@ -27,10 +27,17 @@ pub(super) fn fresh_dir(dir: &Path) -> Result<(), HullError> {
 }
 
 /// An address has 108 bytes (unix(7)): the directory is reached by its descriptor.
-fn within<T>(dir: &Path, name: &str, f: impl FnOnce(String) -> io::Result<T>) -> io::Result<T> {
+fn within<T>(dir: &Path, name: &str, f: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
+    let (_open, path) = short(dir)?;
+    f(path.join(name))
+}
+
+/// The directory, and a path by which this process reaches it as long as that is open, short enough for any address.
+pub(super) fn short(dir: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(dir, flags, Mode::empty())?;
-    f(format!("/proc/self/fd/{}/{name}", fd.as_raw_fd()))
+    let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    Ok((fd, path))
 }
 
 /// Listens on a socket of the directory.
@@ -38,11 +45,16 @@ pub(super) fn listen(dir: &Path, name: &str) -> io::Result<UnixListener> {
     within(dir, name, UnixListener::bind)
 }
 
+/// Connects to a socket of the directory.
+pub(super) fn stream(dir: &Path, name: &str) -> io::Result<UnixStream> {
+    within(dir, name, UnixStream::connect)
+}
+
 /// Connects to the agent's control port.
 pub(super) fn control(dir: &Path) -> Result<Client, ClientError> {
     let refused = |source| ClientError::Connect { path: dir.join(VSOCK).display().to_string(), source };
     let connect = || -> io::Result<UnixStream> {
-        let mut socket = within(dir, VSOCK, UnixStream::connect)?;
+        let mut socket = stream(dir, VSOCK)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
         socket.write_all(format!("CONNECT {CONTROL_PORT}\n").as_bytes())?;

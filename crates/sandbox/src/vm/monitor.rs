@@ -21,6 +21,8 @@ use vmm::devices::vsock::Vsock;
 
 /// The guest's context id; each microVM has a vsock device of its own, so all may have the same.
 const GUEST_CID: u64 = 3;
+/// The socket between QEMU and its vsock device.
+const VHOST: &str = "vhost";
 /// What is kept of the guest's console.
 const CONSOLE_TAIL: usize = 16 << 10;
 /// How many of its lines an error carries.
@@ -80,14 +82,16 @@ impl Monitor<'_> {
                 "this build carries microVMs with QEMU only: use --hypervisor qemu".into(),
             )),
             Hypervisor::Qemu => {
-                let vhost = self.dir.join("vhost");
                 let listener =
-                    connect::listen(self.dir, "vhost").step(|| "listen for the hypervisor".into())?;
+                    connect::listen(self.dir, VHOST).step(|| "listen for the hypervisor".into())?;
+                let vhost = connect::stream(self.dir, VHOST).step(|| "connect to the vsock device".into())?;
                 let vsock =
                     connect::listen(self.dir, connect::VSOCK).step(|| "listen for the host".into())?;
-                let device = Vsock::new(GUEST_CID, vsock, self.dir.join(connect::VSOCK))
+                let (open, dir) = connect::short(self.dir).step(|| "open the machine's directory".into())?;
+                let device = Vsock::new(GUEST_CID, vsock, dir.join(connect::VSOCK))
                     .step(|| "make the vsock device".into())?;
                 let serve = move || {
+                    let _open = open;
                     // It ends with the hypervisor; that is waited for elsewhere.
                     let _ = vmm::vhost::serve_vsock(&listener, device);
                 };
@@ -101,7 +105,7 @@ impl Monitor<'_> {
                     dir: self.dir,
                     tap: self.tap,
                     network: &self.boot.network,
-                    vhost: &vhost,
+                    vhost: vhost.into(),
                 }
                 .start()?;
                 console.read(child.stdout.take().map(Into::into));

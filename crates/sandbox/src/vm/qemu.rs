@@ -25,13 +25,14 @@ pub(super) struct Qemu<'a> {
     pub(super) dir: &'a Path,
     pub(super) tap: Option<&'a OwnedFd>,
     pub(super) network: &'a NetworkPlan,
-    /// Where the vsock device's other half listens.
-    pub(super) vhost: &'a Path,
+    /// Connected to the vsock device's other half.
+    pub(super) vhost: OwnedFd,
 }
 
 impl Qemu<'_> {
     /// Starts it; its standard output is the guest's console.
     pub(super) fn start(&self) -> Result<Child, HullError> {
+        fcntl_setfd(&self.vhost, FdFlags::empty()).step(|| "hand the vsock device over".into())?;
         let mut command = Command::new(PROGRAM);
         command
             .args(["-M", "microvm,acpi=on,rtc=on,isa-serial=on,ioapic2=off,memory-backend=mem"])
@@ -52,7 +53,7 @@ impl Qemu<'_> {
             .args(["-global", "virtio-mmio.force-legacy=false"])
             .args(["-device", "virtio-rng-device"])
             .args(["-device", "virtio-balloon-device,free-page-reporting=on"])
-            .args(["-chardev", &format!("socket,id=vsock,path={}", comma(self.vhost)?)])
+            .args(["-chardev", &format!("socket,id=vsock,fd={}", self.vhost.as_raw_fd())])
             .args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
         if !self.layers.is_empty() {
             let layers = self.layers_disk()?;
