@@ -112,6 +112,11 @@ fn check(config: &Config) -> Result<(), VmmError> {
     if !(16..=1 << 20).contains(&config.memory_mib) {
         return refuse(format!("a microVM has 16 to 1048576 MiB of memory, not {}", config.memory_mib));
     }
+    if !config.nets.is_empty() || config.vsock.is_some() || config.balloon {
+        return refuse(
+            "this VMM serves disks and entropy, not network interfaces, virtual sockets or balloons".into(),
+        );
+    }
     let count = 1 + config.disks.len();
     if count > layout::MAX_DEVICES {
         return refuse(format!("a microVM has at most {} devices, not {count}", layout::MAX_DEVICES));

@@ -45,6 +45,7 @@ const IO: &[i64] = &[
     libc::SYS_dup,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
     libc::SYS_eventfd2,
     libc::SYS_fallocate,
     libc::SYS_fdatasync,
@@ -73,6 +74,9 @@ const IO_LEGACY: &[i64] = &[];
 
 /// ioctl of a vCPU: `_IO(KVMIO, 0x80)`.
 const KVM_RUN: i64 = 0xae80;
+
+/// ioctl of a tap, when a driver says which offloads it takes: `_IOW('T', 208, unsigned int)`.
+const TUNSETOFFLOAD: i64 = 0x4004_54d0;
 
 /// A compiled filter.
 #[derive(Clone)]
@@ -142,7 +146,7 @@ fn io_rules() -> Result<Rules, seccompiler::Error> {
     let mut rules = common()?;
     rules.extend(IO.iter().chain(IO_LEGACY).map(|call| (*call, Vec::new())));
     rules.insert(libc::SYS_socket, vec![argument(0, libc::AF_UNIX.into())?]);
-    rules.insert(libc::SYS_ioctl, vec![argument(1, libc::FIONBIO as i64)?]);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, libc::FIONBIO as i64)?, argument(1, TUNSETOFFLOAD)?]);
     let fcntl = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD, libc::F_DUPFD_CLOEXEC];
     let fcntl = fcntl.iter().map(|command| argument(1, (*command).into())).collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_fcntl, fcntl);

@@ -9,11 +9,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Connections at a time; the next wait in the socket's backlog.
 const CLIENTS: usize = 16;
+
+/// Pause after a connection that could not be taken.
+const BREATH: Duration = Duration::from_millis(20);
 
 /// What the main thread waits for. Made before the thread is confined.
 pub struct Server {
@@ -48,7 +52,7 @@ impl Server {
             for event in events.iter().take(count) {
                 let fd = event.data() as RawFd;
                 if fd == self.listener.as_raw_fd() {
-                    self.accept(&mut clients)?;
+                    self.accept(&mut clients);
                 } else if let Some(client) = clients.get_mut(&fd)
                     && !client.serve(|request| control.answer(request))
                 {
@@ -65,16 +69,25 @@ impl Server {
         }
     }
 
-    fn accept(&self, clients: &mut BTreeMap<RawFd, Client>) -> io::Result<()> {
-        // Who connected may be gone already.
-        if let Ok((stream, _)) = self.listener.accept() {
-            let client = Client::new(stream)?;
+    /// Takes a connection; its trouble is not the guest's.
+    fn accept(&self, clients: &mut BTreeMap<RawFd, Client>) {
+        let accepted = || -> io::Result<Client> {
+            let client = Client::new(self.listener.accept()?.0)?;
             self.watch(ControlOperation::Add, client.stream.as_raw_fd())?;
-            clients.insert(client.stream.as_raw_fd(), client);
+            Ok(client)
+        };
+        match accepted() {
+            Ok(client) => {
+                clients.insert(client.stream.as_raw_fd(), client);
+            }
+            // who connected is gone
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            // Out of descriptors, which a guest's connections can cause: the listener stays readable.
+            Err(_) => std::thread::sleep(BREATH),
         }
-        match clients.len() {
-            CLIENTS => self.watch(ControlOperation::Delete, self.listener.as_raw_fd()),
-            _ => Ok(()),
+        if clients.len() == CLIENTS {
+            // It is watched, so this does not fail.
+            let _ = self.watch(ControlOperation::Delete, self.listener.as_raw_fd());
         }
     }
 }

@@ -66,7 +66,12 @@ impl Machine {
     /// Notes the first end, and wakes who waits for it.
     pub fn end(&self, how: Ended) {
         lock(&self.ended).get_or_insert(how);
+        // Its only failure is a full counter, which is readable, too.
         let _ = self.end.write(1);
+        // Who waits for vCPUs to park has looked at `ended` under this lock.
+        let parked = lock(&self.parked);
+        self.changed.notify_all();
+        drop(parked);
     }
 
     fn want(&self, what: u8) {

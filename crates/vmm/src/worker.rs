@@ -202,3 +202,83 @@ impl Running {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::{Bus, Window};
+    use crate::devices::rng::Rng;
+    use crate::virtio::Memory;
+    use std::time::{Duration, Instant};
+    use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
+
+    const WINDOW: u64 = 0xd000_0000;
+
+    fn write(bus: &Bus, register: u64, value: u32) {
+        bus.write(WINDOW + register, &value.to_le_bytes());
+    }
+
+    fn read(bus: &Bus, register: u64) -> u32 {
+        let mut value = [0; 4];
+        bus.read(WINDOW + register, &mut value);
+        u32::from_le_bytes(value)
+    }
+
+    /// Polls, as the line does not block.
+    fn interrupted(device: &Shared) -> bool {
+        let until = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < until {
+            if lock(device).line().read().is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        false
+    }
+
+    #[test]
+    fn a_kick_reaches_the_device_and_its_interrupt_comes_back() {
+        let memory = Memory::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
+        let device: Shared =
+            Arc::new(Mutex::new(Transport::new(Box::<Rng>::default(), memory.clone()).unwrap()));
+        let worker = Worker::new(vec![device.clone()]).unwrap();
+        let window = Window {
+            start: WINDOW,
+            length: 0x1000,
+            device: device.clone(),
+            worker: worker.mailbox(),
+            number: 0,
+        };
+        let bus = Bus { windows: vec![window] };
+        let running = worker.spawn("test", || true).unwrap();
+
+        for round in 0..2u16 {
+            for (register, value) in [(0x70, 0), (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
+                write(&bus, register, value);
+            }
+            for (register, value) in
+                [(0x30, 0), (0x38, 8), (0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x3000), (0x44, 1)]
+            {
+                write(&bus, register, value);
+            }
+            let guard = memory.memory();
+            let descriptor =
+                [&0x8000u64.to_le_bytes()[..], &64u32.to_le_bytes(), &2u16.to_le_bytes(), &[0; 2]].concat();
+            guard.write_slice(&descriptor, GuestAddress(0x1000)).unwrap();
+            guard.write_slice(&[0, 0, 0, 0, 0, 0], GuestAddress(0x2000)).unwrap();
+            guard.write_slice(&[0; 64], GuestAddress(0x8000)).unwrap();
+            guard.write_slice(&[0; 16], GuestAddress(0x3000)).unwrap();
+            write(&bus, 0x70, 15);
+            assert_eq!(read(&bus, 0x70), 15);
+            guard.write_obj(1u16, GuestAddress(0x2002)).unwrap();
+            write(&bus, 0x50, 0);
+            assert!(interrupted(&device), "round {round}");
+            assert_eq!(guard.read_obj::<u16>(GuestAddress(0x3002)).unwrap(), 1);
+            let bytes: [u8; 32] = guard.read_obj(GuestAddress(0x8000)).unwrap();
+            assert_ne!(bytes, [0; 32]);
+        }
+        assert_eq!(read(&bus, 0x1000), u32::MAX, "beyond the window is nothing");
+        running.stop();
+        write(&bus, 0x70, 0);
+    }
+}

@@ -71,7 +71,6 @@ fn topology(entry: &mut kvm_cpuid_entry2, id: u8, vcpus: u8) {
         }
         // AMD: number of cores, width of the core id
         0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | bits << 12 | (vcpus - 1),
-        0x8000_0001 => set(&mut entry.ecx, 22, true),
         // AMD's caches, as above
         0x8000_001d if entry.eax & 0x1f != 0 => {
             let sharing = if (entry.eax >> 5) & 7 >= 3 { vcpus - 1 } else { 0 };

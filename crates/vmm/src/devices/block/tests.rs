@@ -230,6 +230,15 @@ fn a_file_that_shrank_gives_an_error_not_old_data() {
 }
 
 #[test]
+fn a_full_disk_of_the_host_is_an_io_error_of_the_guest() {
+    let full = File::options().read(true).write(true).open("/dev/full").unwrap();
+    let mut driver = Driver::new(Storage::Raw { file: full, size: 1 << 20 }, false);
+    assert_eq!(driver.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]), IOERR);
+    assert!(driver.block.complained);
+    assert_eq!(driver.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]), OK, "and the disk goes on");
+}
+
+#[test]
 fn broken_chains_end_the_device() {
     let cases: [&[(u64, u32, u16)]; 5] = [
         &[(HEADER, 16, 0)],
