@@ -97,7 +97,7 @@ pub struct Jail {
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
-    /// An empty directory that becomes its root.
+    /// A directory that becomes its root, read-only: empty, or with the sockets of the virtual socket.
     pub root: PathBuf,
     /// Inherited descriptors that stay open beside the standard ones and the taps: a held lock, for instance.
     #[serde(default)]

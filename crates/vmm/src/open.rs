@@ -1,13 +1,17 @@
 //! Opens what the configuration names, before anything is jailed.
 
 use crate::arch::boot::Images;
-use crate::config::{Config, Disk, DiskContent};
+use crate::config::{self, Config, Disk, DiskContent};
 use crate::devices::block::Block;
+use crate::devices::net::Net;
+use crate::devices::net_tap::Tap;
 use crate::devices::storage::Storage;
+use crate::devices::vsock::Vsock;
 use crate::error::VmmError;
 use crate::gpt::{Layout, SECTOR};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -48,6 +52,28 @@ pub fn control(config: &Config) -> Result<UnixListener, VmmError> {
         Ok(listener)
     };
     bind().map_err(failed("the control socket", path))
+}
+
+/// A network interface on the tap that was inherited.
+pub fn net(net: &config::Net) -> Result<Net, VmmError> {
+    // SAFETY: the configuration says that this descriptor is the machine's; nothing else here refers to it.
+    let fd = unsafe { OwnedFd::from_raw_fd(net.tap) };
+    let open = || Net::new(Tap::new(fd)?, net.mac, &net.rate);
+    open().map_err(VmmError::system("use the tap device"))
+}
+
+/// The virtual socket, listening. In a jail, whose root then is the directory of the sockets, the guest's connections go
+/// to paths below that root.
+pub fn vsock(vsock: &config::Vsock, jailed: bool) -> Result<Vsock, VmmError> {
+    let open = || {
+        let listener = UnixListener::bind(&vsock.socket)?;
+        let base = match vsock.socket.file_name() {
+            Some(name) if jailed => Path::new("/").join(name),
+            _ => vsock.socket.clone(),
+        };
+        Vsock::new(vsock.cid, listener, base)
+    };
+    open().map_err(failed("the virtual socket", &vsock.socket))
 }
 
 /// A disk of the configuration; `number` counts from 0.

@@ -4,6 +4,7 @@ use crate::arch::{self, layout, ports::Ports};
 use crate::bus::{Bus, Window};
 use crate::config::Config;
 use crate::console::Console;
+use crate::devices::balloon::Balloon;
 use crate::devices::rng::Rng;
 use crate::error::VmmError;
 use crate::mmio::{QUEUE_NOTIFY, Transport};
@@ -112,12 +113,11 @@ fn check(config: &Config) -> Result<(), VmmError> {
     if !(16..=1 << 20).contains(&config.memory_mib) {
         return refuse(format!("a microVM has 16 to 1048576 MiB of memory, not {}", config.memory_mib));
     }
-    if !config.nets.is_empty() || config.vsock.is_some() || config.balloon {
-        return refuse(
-            "this VMM serves disks and entropy, not network interfaces, virtual sockets or balloons".into(),
-        );
-    }
-    let count = 1 + config.disks.len();
+    let count = 1
+        + config.disks.len()
+        + config.nets.len()
+        + usize::from(config.vsock.is_some())
+        + usize::from(config.balloon);
     if count > layout::MAX_DEVICES {
         return refuse(format!("a microVM has at most {} devices, not {count}", layout::MAX_DEVICES));
     }
@@ -127,7 +127,16 @@ fn check(config: &Config) -> Result<(), VmmError> {
 /// The devices: those that share a thread, and those that wait for the host's disks and so have threads of their own.
 #[allow(clippy::type_complexity)]
 fn devices(config: &Config) -> Result<(Vec<Box<dyn Device>>, Vec<Box<dyn Device>>), VmmError> {
-    let shared: Vec<Box<dyn Device>> = vec![Box::new(Rng::default())];
+    let mut shared: Vec<Box<dyn Device>> = vec![Box::new(Rng::default())];
+    for net in &config.nets {
+        shared.push(Box::new(open::net(net)?));
+    }
+    if let Some(vsock) = &config.vsock {
+        shared.push(Box::new(open::vsock(vsock, config.jail.is_some())?));
+    }
+    if config.balloon {
+        shared.push(Box::new(Balloon::new()));
+    }
     let mut own: Vec<Box<dyn Device>> = Vec::new();
     for (number, disk) in config.disks.iter().enumerate() {
         own.push(Box::new(open::disk(disk, number)?));

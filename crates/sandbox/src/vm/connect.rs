@@ -40,6 +40,21 @@ pub(super) fn short(dir: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     Ok((fd, path))
 }
 
+/// Lets a machine's own user reach the sockets in the directory, which nobody else can reach: the directories above are
+/// root's alone.
+pub(super) fn open_to_all(dir: &Path) -> Result<(), HullError> {
+    use std::os::unix::fs::PermissionsExt;
+    let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+    let open = || -> io::Result<()> {
+        set(dir, 0o755)?;
+        for entry in std::fs::read_dir(dir)? {
+            set(&entry?.path(), 0o666)?;
+        }
+        Ok(())
+    };
+    open().step(|| format!("open the directory {} to the machine", dir.display()))
+}
+
 /// Listens on a socket of the directory.
 pub(super) fn listen(dir: &Path, name: &str) -> io::Result<UnixListener> {
     within(dir, name, UnixListener::bind)

@@ -11,8 +11,10 @@
 //! costs the host. The guest is taken for an attacker: what it says is bounded and checked ([`crate::protocol`]), what it
 //! never says is waited for with a deadline.
 
+mod carrier;
 mod connect;
 mod exec;
+mod kvm;
 mod machine;
 mod monitor;
 mod pump;

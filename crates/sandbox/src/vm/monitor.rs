@@ -1,6 +1,8 @@
 //! The monitor: a process that lives as long as its microVM. It carries the host's half of the vsock device, starts the
 //! hypervisor, tells the agent what to do, copies the workload's streams, and exits with the workload's exit code.
 
+use super::carrier::Carrier;
+use super::kvm::{self, Kvm};
 use super::qemu::Qemu;
 use super::{connect, pump};
 use crate::boot::{self, Answer, Boot, READY_PORT};
@@ -14,7 +16,6 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::{Arc, Mutex};
 use types::{Hypervisor, MachinePlan};
 use vmm::devices::vsock::Vsock;
@@ -71,16 +72,28 @@ impl Monitor<'_> {
         let mut hypervisor = self.start(&console)?;
         let done = self.accompany(&ready, stdio, &mut hypervisor, &console);
         // What it has on its disks is synced before its agent tells of the end.
-        let _ = hypervisor.kill();
+        hypervisor.kill();
         let _ = hypervisor.wait();
         done
     }
 
-    fn start(&self, console: &Console) -> Result<Child, HullError> {
+    fn start(&self, console: &Console) -> Result<Carrier, HullError> {
         match self.plan.hypervisor {
-            Hypervisor::Kvm => Err(HullError::Unsupported(
-                "this build carries microVMs with QEMU only: use --hypervisor qemu".into(),
-            )),
+            Hypervisor::Kvm => {
+                let (child, said) = Kvm {
+                    plan: self.plan,
+                    layers: self.layers,
+                    dir: self.dir,
+                    tap: self.tap,
+                    network: &self.boot.network,
+                    cid: GUEST_CID,
+                    id: &self.boot.id,
+                }
+                .start()?;
+                console.read(Some(said));
+                console.also(self.dir.join(kvm::CONSOLE));
+                Ok(Carrier::Vmm(child))
+            }
             Hypervisor::Qemu => {
                 let listener =
                     connect::listen(self.dir, VHOST).step(|| "listen for the hypervisor".into())?;
@@ -110,7 +123,7 @@ impl Monitor<'_> {
                 .start()?;
                 console.read(child.stdout.take().map(Into::into));
                 console.read(child.stderr.take().map(Into::into));
-                Ok(child)
+                Carrier::qemu(child)
             }
         }
     }
@@ -120,7 +133,7 @@ impl Monitor<'_> {
         &self,
         ready: &UnixListener,
         stdio: [OwnedFd; 3],
-        hypervisor: &mut Child,
+        hypervisor: &mut Carrier,
         console: &Console,
     ) -> Result<i32, HullError> {
         let mut agent = self.await_agent(ready, hypervisor, console)?;
@@ -151,23 +164,22 @@ impl Monitor<'_> {
     fn await_agent(
         &self,
         ready: &UnixListener,
-        hypervisor: &mut Child,
+        hypervisor: &mut Carrier,
         console: &Console,
     ) -> Result<UnixStream, HullError> {
         use rustix::event::{PollFd, PollFlags, poll};
-        use rustix::process::{Pid, PidfdFlags, pidfd_open};
-        let pid = i32::try_from(hypervisor.id()).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| HullError::Invalid("the hypervisor has no pid".into()))?;
-        let end = pidfd_open(pid, PidfdFlags::empty()).step(|| "watch the hypervisor".into())?;
         loop {
-            let mut fds = [PollFd::new(ready, PollFlags::IN), PollFd::new(&end, PollFlags::IN)];
+            let mut fds = [
+                PollFd::new(ready, PollFlags::IN),
+                PollFd::from_borrowed_fd(hypervisor.pidfd(), PollFlags::IN),
+            ];
             rustix::io::retry_on_intr(|| poll(&mut fds, None)).step(|| "wait for the guest".into())?;
             let [agent, ended] = [fds[0].revents(), fds[1].revents()];
             if agent.contains(PollFlags::IN) {
                 return ready.accept().map(|(socket, _)| socket).step(|| "accept the guest's agent".into());
             }
             if !ended.is_empty() {
-                let status = hypervisor.wait().step(|| "wait for the hypervisor".into())?;
+                let status = hypervisor.wait();
                 return Err(console.explain(&format!("the microVM ended before its agent was up ({status})")));
             }
         }
@@ -176,7 +188,11 @@ impl Monitor<'_> {
 
 /// The last of what the guest, or its hypervisor, wrote.
 #[derive(Clone, Default)]
-struct Console(Arc<Mutex<VecDeque<u8>>>);
+struct Console {
+    tail: Arc<Mutex<VecDeque<u8>>>,
+    /// A file with the rest of it.
+    file: Arc<Mutex<Option<PathBuf>>>,
+}
 
 impl Console {
     /// Reads a pipe to its end, on a thread.
@@ -187,7 +203,7 @@ impl Console {
             let mut pipe = std::fs::File::from(pipe);
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = pipe.read(&mut buffer) {
-                let Ok(mut kept) = tail.0.lock() else { return };
+                let Ok(mut kept) = tail.tail.lock() else { return };
                 kept.extend(buffer.iter().take(n));
                 let excess = kept.len().saturating_sub(CONSOLE_TAIL);
                 kept.drain(..excess);
@@ -196,11 +212,22 @@ impl Console {
         let _ = std::thread::Builder::new().name("console".into()).stack_size(64 << 10).spawn(work);
     }
 
+    /// The guest's console is in this file.
+    fn also(&self, file: PathBuf) {
+        if let Ok(mut slot) = self.file.lock() {
+            *slot = Some(file);
+        }
+    }
+
     /// An error with the console's last lines.
     fn explain(&self, what: &str) -> HullError {
         // What it wrote last may still be on its way.
         std::thread::sleep(std::time::Duration::from_millis(50));
-        let bytes: Vec<u8> = self.0.lock().map(|kept| kept.iter().copied().collect()).unwrap_or_default();
+        let file = self.file.lock().ok().and_then(|slot| slot.clone());
+        let mut bytes = file.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+        bytes.extend(
+            self.tail.lock().map(|kept| kept.iter().copied().collect::<Vec<_>>()).unwrap_or_default(),
+        );
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
         let from = lines.len().saturating_sub(CONSOLE_LINES);

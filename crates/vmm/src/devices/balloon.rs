@@ -4,7 +4,7 @@
 //! gives what it has no use for by itself. A page that is given back reads as zeros when the guest touches it again.
 
 use super::{IN, RING_FEATURES, Ring, Segments, read_config};
-use crate::virtio::{Activation, Device, DeviceError, Interest, Interrupt, Memory};
+use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Interrupt, Memory};
 use std::sync::Arc;
 use vm_memory::{
     GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
@@ -146,6 +146,12 @@ fn discard(memory: &GuestMemoryMmap, slice: &VolatileSlice) {
 }
 
 impl Device for Balloon {
+    fn command(&mut self, command: Command) -> Result<bool, DeviceError> {
+        let Command::Balloon(mib) = command else { return Ok(false) };
+        self.set_target(mib);
+        Ok(true)
+    }
+
     fn kind(&self) -> u32 {
         KIND
     }

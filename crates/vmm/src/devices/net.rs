@@ -8,7 +8,7 @@ use super::net_tap::{HEADER, OFFLOAD_CSUM, OFFLOAD_TSO4, OFFLOAD_TSO6, Pieces, T
 use super::rate::Limiter;
 use super::{Chain, IN, RING_FEATURES, Ring, read_config};
 use crate::config::RateLimit;
-use crate::virtio::{Activation, Device, DeviceError, Interest, Memory};
+use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Memory};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -270,6 +270,12 @@ fn timer(source: io::Error) -> DeviceError {
 }
 
 impl Device for Net {
+    fn command(&mut self, command: Command) -> Result<bool, DeviceError> {
+        let Command::Limit(rate) = command else { return Ok(false) };
+        self.limit(&rate)?;
+        Ok(true)
+    }
+
     fn kind(&self) -> u32 {
         KIND
     }
