@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_SET_DIRECT_IO: libc::Ioctl = 0x4C08;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
@@ -71,7 +72,10 @@ impl LoopDevice {
                 other => other,
             };
             match outcome {
-                Ok(()) => return Ok(Self { path, _device: device }),
+                Ok(()) => {
+                    buffer_if_needed(&device);
+                    return Ok(Self { path, _device: device });
+                }
                 Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => continue,
                 Err(e) => return Err(e),
             }
@@ -82,6 +86,16 @@ impl LoopDevice {
     /// The device node, to be mounted while this handle lives.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Some file systems take direct I/O and then fail each read (overlayfs, before Linux 6.6 or so): those are read through
+/// the page cache.
+fn buffer_if_needed(device: &OwnedFd) {
+    let mut first = [0; 4096];
+    if rustix::io::pread(device, &mut first, 0).is_err() {
+        // SAFETY: LOOP_SET_DIRECT_IO takes a number; the descriptor is open. What it cannot do, the mount will tell.
+        let _ = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_DIRECT_IO, 0) };
     }
 }
 

@@ -14,7 +14,7 @@ const FIRST_UID: u32 = 0x7100_0000;
 /// How many there are.
 const UIDS: u32 = 1 << 20;
 /// Kernel's command line. The console is read for its last lines should the guest fail.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=k rdinit=/init random.trust_cpu=on";
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=k rdinit=/init dhow.hull=vm random.trust_cpu=on";
 
 /// A machine to be started.
 pub(super) struct Kvm<'a> {
