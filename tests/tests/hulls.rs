@@ -80,7 +80,7 @@ fn a_process_finds_the_same_world_and_its_end_is_told() {
 
     // But for its kernel.
     let [container, vm] = HULLS.map(|hull| {
-        let out = run(&store, hull, &["--rm"], &["sh", "-c", "uname -r; nosuch; kill -9 $$"]);
+        let out = run(&store, hull, &["--rm"], &["sh", "-c", "uname -r; sh -c 'kill -9 $$'; exit $?"]);
         (text(&out.stdout), out.status.code())
     });
     assert_ne!(container.0, vm.0, "a microVM has a kernel of its own");

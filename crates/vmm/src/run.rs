@@ -44,6 +44,8 @@ const CRASH_TAIL: usize = 2048;
 pub fn run(config: Config) -> Result<Ended, VmmError> {
     let inherited = jail::open_descriptors().map_err(VmmError::system("list the open descriptors"))?;
     check(&config)?;
+    // Asked for once, by a system call that a jailed thread has not.
+    let _ = rustix::param::page_size();
 
     let mut images = open::images(&config)?;
     let console = Console::new(open::console(&config)?);
