@@ -15,6 +15,7 @@ mod config;
 mod copy;
 mod create;
 mod disk;
+pub mod doctor;
 mod error;
 mod events;
 mod exec;

@@ -2,8 +2,8 @@
 
 use super::verb::Verb;
 use crate::verbs::{
-    archive, attach, completion, cp, events, images, inspect, kernel, lifecycle, logs, look, ps, registry,
-    run, stats, system, update, volume,
+    archive, attach, completion, cp, doctor, events, images, inspect, kernel, lifecycle, logs, look, ps,
+    registry, run, stats, system, update, volume,
 };
 
 /// Those that the overview shows first.
@@ -306,6 +306,12 @@ pub const VERBS: &[Verb] = &[
         "KERNEL [KERNEL...]",
         MANY,
         "Remove one or more kernels",
+    ),
+    Verb::new::<doctor::Doctor>(
+        &["doctor", "system doctor"],
+        "[OPTIONS]",
+        NONE,
+        "Tell what this host can do for containers and microVMs, and what mends the rest",
     ),
     Verb::new::<completion::Completion>(
         &["completion"],

@@ -5,6 +5,7 @@ pub mod attach;
 pub mod common;
 pub mod completion;
 pub mod cp;
+pub mod doctor;
 pub mod events;
 pub mod images;
 pub mod inspect;
