@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod attach;
 pub mod common;
+pub mod compare;
 pub mod completion;
 pub mod cp;
 pub mod doctor;

@@ -12,7 +12,7 @@ mod virtualization;
 
 pub(crate) use plan::check;
 pub(crate) use virtualization::carries;
-pub use virtualization::{Virtualization, virtualization};
+pub use virtualization::{Virtualization, best, virtualization};
 
 use crate::store::Container;
 use types::docker::HostConfig;
