@@ -28,6 +28,9 @@ const HELLO_PORT: u16 = 8080;
 /// How often it is looked whether an answer came.
 const TICK: Duration = Duration::from_millis(20);
 
+/// In which the end of a workload that has no port any more is told.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Which wall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -222,9 +225,11 @@ impl Bench<'_> {
     ) -> Result<Seen, Stopped> {
         let ms = |then: Instant| then.duration_since(begun).as_secs_f64() * 1000.0;
         let mut seen = Seen::default();
-        let mut asking = match run.port {
-            Some(port) => Some(Asking::begin(self.published(id, port)?)),
-            None => None,
+        // One that has ended already has no port any more: then its end comes over the stream.
+        let (mut asking, unpublished) = match run.port.map(|port| self.published(id, port)) {
+            Some(Ok(address)) => (Some(Asking::begin(address)), None),
+            Some(Err(e)) => (None, Some((e, Instant::now()))),
+            None => (None, None),
         };
         loop {
             while let Some(frame) = stream.frame()? {
@@ -254,6 +259,11 @@ impl Bench<'_> {
                 seen.first_answer = Some(ms(when));
                 seen.weight = self.engine.footprint(id).ok();
                 return Ok(seen);
+            }
+            if unpublished.as_ref().is_some_and(|(_, since)| since.elapsed() > GRACE)
+                && let Some((e, _)) = unpublished
+            {
+                return Err(e);
             }
             if begun.elapsed() > run.limit {
                 return match run.port {
