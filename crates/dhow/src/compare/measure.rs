@@ -43,7 +43,7 @@ pub enum Kind {
 impl Kind {
     /// Both, as this host carries them.
     pub fn both() -> [Self; 2] {
-        [Self::Container, Self::Vm(engine::machine::best())]
+        [Self::Container, Self::Vm(engine::machine::virtualization().hypervisor())]
     }
 
     /// `container` or `microVM`.

@@ -3,58 +3,40 @@
 use super::probe::{Part, Probe, install, program};
 use super::{Check, For};
 use crate::Paths;
-use crate::machine::{Virtualization, carries, kernels, virtualization};
+use crate::machine::{Virtualization, kernels, virtualization};
 use types::Hypervisor;
 
 /// The checks, and what carries microVMs here.
 pub(super) fn checks(probe: &Probe, paths: &Paths, guest: &[u8]) -> (Vec<Check>, String) {
-    let (cpu, carrier) = virtual_cpu();
-    let mut all = vec![cpu];
-    all.extend(qemu(&carrier));
-    all.push(tun(probe));
-    all.push(mke2fs());
-    all.push(agent(guest));
+    let found = virtualization();
+    let carrier = found.hypervisor();
+    let mut all = vec![virtual_cpu(&found), qemu(carrier), tun(probe), mke2fs(), agent(guest)];
     all.extend(kernel(paths));
-    let how = match carrier {
-        Hypervisor::Kvm => "on KVM".to_owned(),
-        Hypervisor::Qemu => match virtualization() {
-            Virtualization::None(why) => format!("emulated by QEMU (slow): {why}"),
-            Virtualization::Kvm => {
-                "with --hypervisor qemu, emulated (slow): this build does not use KVM".into()
-            }
-        },
+    let how = match found {
+        Virtualization::Kvm => "on KVM".to_owned(),
+        Virtualization::None(why) => format!("emulated by QEMU (slow): {why}"),
     };
     (all, how)
 }
 
-fn virtual_cpu() -> (Check, Hypervisor) {
+fn virtual_cpu(found: &Virtualization) -> Check {
     let name = "KVM";
-    match virtualization() {
-        Virtualization::Kvm if carries(Hypervisor::Kvm) => {
-            (Check::ok(For::Vm, name, "the CPU carries microVMs"), Hypervisor::Kvm)
-        }
-        Virtualization::Kvm => {
-            let text = "there, but this build carries microVMs with QEMU only: say --hypervisor qemu";
-            (Check::note(For::Vm, name, text), Hypervisor::Qemu)
-        }
+    match found {
+        Virtualization::Kvm => Check::ok(For::Vm, name, "the CPU carries microVMs"),
         Virtualization::None(why) => {
             let mend = match why.contains("load the module") {
                 true => "modprobe kvm_intel || modprobe kvm_amd",
                 false => "",
             };
-            (
-                Check::note(For::Vm, name, format!("{why}: QEMU emulates microVMs, which is slow"))
-                    .mend(mend),
-                Hypervisor::Qemu,
-            )
+            Check::note(For::Vm, name, format!("{why}: QEMU emulates microVMs, which is slow")).mend(mend)
         }
     }
 }
 
-fn qemu(carrier: &Hypervisor) -> Option<Check> {
+fn qemu(carrier: Hypervisor) -> Check {
     let name = "QEMU";
     if let Some(path) = program("qemu-system-x86_64") {
-        return Some(Check::ok(For::Vm, name, path.display().to_string()));
+        return Check::ok(For::Vm, name, path.display().to_string());
     }
     // With KVM it is only for --hypervisor qemu.
     let check = match carrier {
@@ -63,12 +45,7 @@ fn qemu(carrier: &Hypervisor) -> Option<Check> {
             Check::missing(For::Vm, name, "qemu-system-x86_64 is not installed, and it carries microVMs here")
         }
     };
-    Some(check.mend(install(
-        "qemu-system-x86",
-        "qemu-system-x86-core",
-        "qemu-system-x86",
-        "qemu-system-x86_64",
-    )))
+    check.mend(install("qemu-system-x86", "qemu-system-x86-core", "qemu-system-x86", "qemu-system-x86_64"))
 }
 
 fn tun(probe: &Probe) -> Check {

@@ -11,8 +11,7 @@ mod plan;
 mod virtualization;
 
 pub(crate) use plan::check;
-pub(crate) use virtualization::carries;
-pub use virtualization::{Virtualization, best, virtualization};
+pub use virtualization::{Virtualization, virtualization};
 
 use crate::store::Container;
 use types::docker::HostConfig;

@@ -22,19 +22,6 @@ impl Virtualization {
     }
 }
 
-/// Whether this build can carry microVMs with it.
-pub(crate) fn carries(hypervisor: Hypervisor) -> bool {
-    hypervisor == Hypervisor::Qemu
-}
-
-/// What carries microVMs best on this host, with this build.
-pub fn best() -> Hypervisor {
-    match virtualization() {
-        Virtualization::Kvm if carries(Hypervisor::Kvm) => Hypervisor::Kvm,
-        _ => Hypervisor::Qemu,
-    }
-}
-
 /// Looks at CPU and device. An open `/dev/kvm` alone says nothing: some sandboxes offer one that emulates each instruction.
 pub fn virtualization() -> Virtualization {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
