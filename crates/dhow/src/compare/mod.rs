@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn values_have_units() {
-        assert_eq!(Metric::FirstOutput.show(3.14), "3.1 ms");
+        assert_eq!(Metric::FirstOutput.show(3.12), "3.1 ms");
         assert_eq!(Metric::FirstAnswer.show(1234.4), "1234 ms");
         assert_eq!(Metric::StartToExit.show(12_340.0), "12.3 s");
         assert_eq!(Metric::Memory.show(3.0 * 1024.0 * 1024.0), "3MiB");

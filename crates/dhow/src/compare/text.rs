@@ -8,9 +8,12 @@ const BAR: usize = 16;
 /// Eighths of a block.
 const EIGHTHS: [char; 7] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉'];
 
+/// A value, and its bar.
+type Cell = (String, String);
+
 /// The table; with bars where it is looked at by a human.
 pub fn table(c: &Comparison, bars: bool) -> String {
-    let mut rows: Vec<(String, Vec<Option<(String, String)>>)> = Vec::new();
+    let mut rows: Vec<(String, Vec<Option<Cell>>)> = Vec::new();
     let shown: Vec<_> = c.hulls.iter().filter(|h| h.error.is_none()).collect();
     for (metric, _) in c.rows() {
         let values: Vec<_> = shown.iter().map(|h| h.median(metric)).collect();
