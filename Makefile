@@ -27,8 +27,8 @@ help: ## List these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 
 .PHONY: demo
-demo: ## Build Dhow and run the embedded image in a store of its own
-	@.ci/needs build
+demo: ## Build Dhow, run the embedded image in each hull, and compare them
+	@.ci/needs demo
 	@cargo build --release --locked --package dhow-dhow
 	@contrib/demo.sh $(OUT)/release/dhow
 

@@ -9,6 +9,7 @@
 
 mod args;
 mod cli;
+mod compare;
 mod format;
 mod printer;
 mod progress;

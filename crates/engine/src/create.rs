@@ -55,6 +55,12 @@ impl Engine {
         Ok(Created { id: container.id, warnings })
     }
 
+    /// Fetches an image unless it is there.
+    pub fn ensure_image(&self, image: &str, progress: &dyn Progress) -> Result<()> {
+        let request = CreateRequest { image: image.to_owned(), ..CreateRequest::default() };
+        self.image_for(&request, progress).map(drop)
+    }
+
     /// The image, fetched as the policy says.
     fn image_for(&self, request: &CreateRequest, progress: &dyn Progress) -> Result<Image> {
         let platform = request.platform.as_ref();

@@ -53,6 +53,11 @@ impl Context {
         Ok(self.engine.get_or_init(|| engine))
     }
 
+    /// How the store is opened, for who must not open it.
+    pub fn options(&self) -> &OpenOptions {
+        &self.options
+    }
+
     /// An engine of one's own, for what ends with the store.
     pub fn own_engine(&self) -> Result<Engine, Failure> {
         Ok(Engine::open(&self.options)?)

@@ -2,8 +2,8 @@
 
 use super::verb::Verb;
 use crate::verbs::{
-    archive, attach, completion, cp, events, images, inspect, kernel, lifecycle, logs, look, ps, registry,
-    run, stats, system, update, volume,
+    archive, attach, compare, completion, cp, doctor, events, images, inspect, kernel, lifecycle, logs, look,
+    ps, registry, run, stats, system, update, volume,
 };
 
 /// Those that the overview shows first.
@@ -307,6 +307,19 @@ pub const VERBS: &[Verb] = &[
         MANY,
         "Remove one or more kernels",
     ),
+    Verb::new::<doctor::Doctor>(
+        &["doctor", "system doctor"],
+        "[OPTIONS]",
+        NONE,
+        "Tell what this host can do for containers and microVMs, and what mends the rest",
+    ),
+    Verb::new::<compare::Compare>(
+        &["compare"],
+        "[OPTIONS] IMAGE [COMMAND] [ARG...]",
+        MANY,
+        "Run the same workload in each hull and compare what was measured on this host",
+    )
+    .takes_command(),
     Verb::new::<completion::Completion>(
         &["completion"],
         "bash|zsh|fish",

@@ -121,7 +121,7 @@ pub fn print_reclaimed(cx: &Context, bytes: u64) -> Result<(), Failure> {
 }
 
 /// Control characters escaped: what a container names must neither steer the terminal nor forge lines.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
         if c.is_control() {
             out.extend(c.escape_default())

@@ -3,8 +3,10 @@
 pub mod archive;
 pub mod attach;
 pub mod common;
+pub mod compare;
 pub mod completion;
 pub mod cp;
+pub mod doctor;
 pub mod events;
 pub mod images;
 pub mod inspect;
