@@ -235,7 +235,7 @@ fn directories_are_not_overwritten_where_that_is_asked() {
     fs::write(tmp.path().join("f"), "").unwrap();
     let root = Root::open(tmp.path()).unwrap();
     let go = |tar: Vec<u8>, no| {
-        let options = UnpackOptions { no_overwrite_dir_non_dir: no, owner: None };
+        let options = UnpackOptions { no_overwrite_dir_non_dir: no, ..Default::default() };
         unpack(&root, Path::new("/"), &mut &tar[..], &options)
     };
     let e = go(tar_of(&[(Regular, "d", "", b"x")]), true).unwrap_err();

@@ -4,6 +4,7 @@
 //! ([`KERNEL`], [`HYPERVISOR`]) and Docker's `--storage-opt size=`.
 
 mod disk;
+pub(crate) mod files;
 mod initrd;
 pub mod kernels;
 mod modules;
@@ -11,6 +12,7 @@ mod plan;
 mod virtualization;
 
 pub(crate) use plan::check;
+pub use files::appliance;
 pub use virtualization::{Virtualization, virtualization};
 
 use crate::store::Container;

@@ -16,6 +16,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use types::{Hypervisor, MachinePlan};
 use vmm::devices::vsock::Vsock;
 
@@ -27,6 +28,9 @@ const CONSOLE_TAIL: usize = 16 << 10;
 const CONSOLE_LINES: usize = 8;
 /// The exit code of a workload whose end the guest never told.
 const UNKNOWN: i32 = 255;
+
+/// How long a guest may take to sync and power off.
+const END_WAIT: Duration = Duration::from_secs(60);
 
 /// What a monitor needs.
 pub(super) struct Monitor<'a> {
@@ -128,6 +132,11 @@ impl Monitor<'_> {
         }
         self.wire.say(Word::Ready).step(|| "report".into())?;
         self.wire.await_word(Word::Start).step(|| "wait for the start".into())?;
+        if self.boot.files_only {
+            drop(agent);
+            wait_for_end(hypervisor);
+            return Ok(0);
+        }
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
         self.wire.shut();
@@ -170,6 +179,14 @@ impl Monitor<'_> {
     }
 }
 
+/// Waits until a guest that was told to end has synced its disk and powered off.
+fn wait_for_end(hypervisor: &mut Child) {
+    let begin = Instant::now();
+    while begin.elapsed() < END_WAIT && !matches!(hypervisor.try_wait(), Ok(Some(_)) | Err(_)) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// The last of what the guest, or its hypervisor, wrote.
 #[derive(Clone, Default)]
 struct Console(Arc<Mutex<VecDeque<u8>>>);
@@ -195,7 +212,7 @@ impl Console {
     /// An error with the console's last lines.
     fn explain(&self, what: &str) -> HullError {
         // What it wrote last may still be on its way.
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
         let bytes: Vec<u8> = self.0.lock().map(|kept| kept.iter().copied().collect()).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
