@@ -22,24 +22,20 @@ pub fn mount_root(layers: usize) -> Result<OwnedFd> {
     // Discarded at once: what the workload deletes is given back to the host's sparse file.
     mount(disk, WRITABLE, "ext4", MountFlags::NODEV | MountFlags::NOATIME, Some(c"discard"))
         .told(format!("mount the writable disk {}", disk.display()))?;
-    let work = format!("{WRITABLE}/work");
-    fs::create_dir_all(UPPER).told("make upper")?;
-    fs::create_dir_all(&work).told("make work")?;
-    let mut lowers = Vec::new();
+    let base = PathBuf::from(format!("{LAYERS}/0"));
+    rootfs::make_base(&base).told("make the base layer")?;
+    let mut lowers = vec![base];
     for number in 1..=layers {
         let device = disks.layer(number)?;
         let target = format!("{LAYERS}/{number}");
         fs::create_dir_all(&target).told("make a directory")?;
         mount(&device, &target, "erofs", MountFlags::RDONLY | MountFlags::NODEV, None)
             .told(format!("mount layer {number} ({})", device.display()))?;
-        lowers.push(target);
+        lowers.push(target.into());
     }
+    rootfs::fresh_upper(Path::new(WRITABLE), &lowers).told("make the writable directory")?;
     // The topmost comes first.
-    lowers.reverse();
-    if lowers.is_empty() {
-        fs::create_dir_all(format!("{LAYERS}/0")).told("make a directory")?;
-        lowers.push(format!("{LAYERS}/0"));
-    }
+    let lowers: Vec<_> = lowers.iter().rev().map(|l| l.to_string_lossy()).collect();
     let lowers = lowers.join(":");
     fs::write(LOWERS, &lowers).told("note the layers")?;
     // The upper directory is readable by itself, whatever the kernel was configured with: `diff` and `commit` do that.
@@ -49,7 +45,7 @@ pub fn mount_root(layers: usize) -> Result<OwnedFd> {
         "redirect_dir=off".to_owned(),
         format!("lowerdir={lowers}"),
         format!("upperdir={UPPER}"),
-        format!("workdir={work}"),
+        format!("workdir={WRITABLE}/work"),
     ];
     sys::mount::new_filesystem("overlay", Some("overlay"), options.iter().map(String::as_str), 0)
         .told("mount the overlay of the layers")

@@ -128,7 +128,9 @@ impl Files {
             Work::Processes => document(&mut host, processes::list(&self.cgroup).map_err(Failed::from)),
             Work::Pack { path, rename } => {
                 let rename = rename.map(os);
-                stream(host, |out| Ok(rootfs::pack(&self.root()?, Path::new(&os(path)), rename.as_deref(), out)?))
+                stream(host, |out| {
+                    Ok(rootfs::pack(&self.root()?, Path::new(&os(path)), rename.as_deref(), out)?)
+                })
             }
             Work::Export => stream(host, |out| Ok(rootfs::export(&self.root()?, out)?)),
             Work::Changes => stream(host, |out| {
@@ -203,6 +205,7 @@ fn os(bytes: Vec<u8>) -> OsString {
 fn image() -> Result<OwnedFd> {
     let lowers = fs::read_to_string(LOWERS).told("read the list of layers")?;
     if !lowers.contains(':') {
+        // Overlayfs wants two where nothing is written.
         return Ok(fs::File::open(&lowers).told("open the layer")?.into());
     }
     let options = [format!("lowerdir={lowers}")];
@@ -250,7 +253,10 @@ impl Frozen {
         let frozen = Self(file);
         fs::write(&frozen.0, "1").told("freeze the workload")?;
         let begin = Instant::now();
-        while !fs::read_to_string(cgroup.join("cgroup.events")).told("look at the cgroup")?.contains("frozen 1") {
+        while !fs::read_to_string(cgroup.join("cgroup.events"))
+            .told("look at the cgroup")?
+            .contains("frozen 1")
+        {
             if begin.elapsed() > FREEZE_WAIT {
                 return Err(Error("the workload cannot be frozen: use --pause=false".into()));
             }

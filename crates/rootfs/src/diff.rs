@@ -42,7 +42,7 @@ struct Change {
 /// What the container changed, in the order of a walk by name.
 #[cfg(feature = "mount")]
 pub fn changes(plan: &RootfsPlan) -> Result<Vec<FilesystemChange>> {
-    with_image(plan, Vec::new(), |upper, image| changes_between(upper, image))
+    with_image(plan, Vec::new(), changes_between)
 }
 
 /// Writes what the container changed as an uncompressed OCI layer.

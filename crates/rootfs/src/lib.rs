@@ -13,6 +13,7 @@
 //! the feature `mount`.
 #![forbid(unsafe_code)]
 
+mod base;
 #[cfg(feature = "mount")]
 mod copy;
 mod create;
@@ -30,6 +31,7 @@ mod tarball;
 mod tree;
 mod unpack;
 
+pub use base::{fresh_upper, make_base};
 #[cfg(feature = "mount")]
 pub use copy::copy_up;
 #[cfg(feature = "mount")]

@@ -43,7 +43,8 @@ pub fn unpack(root: &Root, dest: &Path, tar: &mut dyn Read, options: &UnpackOpti
         }
         Err(e) => return Err(e).on("open", dest),
     }
-    let mut unpacking = Unpacking { root, dest, options, parent: None, directories: Vec::new(), own: HashSet::new() };
+    let mut unpacking =
+        Unpacking { root, dest, options, parent: None, directories: Vec::new(), own: HashSet::new() };
     let mut reader = Reader::new(tar);
     while let Some(entry) = reader.next()? {
         unpacking.entry(entry, &mut reader)?;

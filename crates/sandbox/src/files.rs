@@ -194,9 +194,10 @@ impl<R: Read> Receiver<R> {
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
         match kind {
             DATA if (1..=MAX_FRAME).contains(&length) => {
-                self.limit = self.limit.checked_sub(length as u64).ok_or_else(|| {
-                    wrong("the guest sends more than its disks and its memory hold".into())
-                })?;
+                self.limit = self
+                    .limit
+                    .checked_sub(length as u64)
+                    .ok_or_else(|| wrong("the guest sends more than its disks and its memory hold".into()))?;
                 self.left = length;
                 Ok(())
             }
@@ -382,7 +383,8 @@ mod tests {
 
     #[test]
     fn frames_too_large_are_refused() {
-        for head in [[DATA, 0, 0, 0, 1], [DATA, 0, 0, 0, 0], [FAILED, 0, 0, 1, 0], [END, 1, 0, 0, 0], [9; 5]] {
+        for head in [[DATA, 0, 0, 0, 1], [DATA, 0, 0, 0, 0], [FAILED, 0, 0, 1, 0], [END, 1, 0, 0, 0], [9; 5]]
+        {
             assert!(Receiver::new(&[&head[..], &[0; 99]].concat()[..], u64::MAX).drain().is_err());
         }
     }

@@ -87,7 +87,11 @@ impl Copy {
     /// Here, files belong to the caller, unless `-a`; inside, to whom they belonged here.
     fn options(&self, local: bool) -> UnpackOptions {
         let caller = || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        UnpackOptions { no_overwrite_dir_non_dir: true, owner: (local && !self.archive).then(caller), only: None }
+        UnpackOptions {
+            no_overwrite_dir_non_dir: true,
+            owner: (local && !self.archive).then(caller),
+            only: None,
+        }
     }
 
     /// With `-L`, where a link inside leads to.

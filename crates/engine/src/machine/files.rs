@@ -34,10 +34,12 @@ impl Engine {
         let run = self.paths.sandbox_run(&container.id);
         let limit = self.stream_limit(container)?;
         match self.settled(container)? {
-            Liveness::Supervised(state) if state.status == Status::Paused => Err(EngineError::Conflict(format!(
-                "{} is paused, and a paused microVM cannot show its files: unpause it first",
-                container.name
-            ))),
+            Liveness::Supervised(state) if state.status == Status::Paused => {
+                Err(EngineError::Conflict(format!(
+                    "{} is paused, and a paused microVM cannot show its files: unpause it first",
+                    container.name
+                )))
+            }
             Liveness::Supervised(state) if state.pid > 0 => work(&Files::of(&run, limit)),
             Liveness::Supervised(_) => Err(EngineError::Conflict(format!(
                 "container {} is restarting, wait until the container is running",
@@ -48,7 +50,7 @@ impl Engine {
                 let done = work(&Files::of(&run, limit));
                 let ended = appliance.end().map_err(|e| refused(&e));
                 // It has let go of the lock when it has ended.
-                wait(process);
+                wait(process, ended.is_ok());
                 let done = done?;
                 ended.map(|()| done)
             }
@@ -85,7 +87,7 @@ impl Engine {
         match Appliance::start(ours, &order) {
             Ok(appliance) => Ok((appliance, process)),
             Err(e) => {
-                wait(process);
+                wait(process, false);
                 Err(refused(&e))
             }
         }
@@ -107,8 +109,11 @@ impl Engine {
     }
 }
 
-/// Its failure, if any, was told on its socket.
-fn wait(mut process: Child) {
+/// What it had to say, it said on its socket; one that did not may hang, and its machine ends with it.
+fn wait(mut process: Child, well: bool) {
+    if !well {
+        let _ = process.kill();
+    }
     let _ = process.wait();
 }
 

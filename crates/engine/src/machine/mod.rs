@@ -11,8 +11,8 @@ mod modules;
 mod plan;
 mod virtualization;
 
-pub(crate) use plan::check;
 pub use files::appliance;
+pub(crate) use plan::check;
 pub use virtualization::{Virtualization, virtualization};
 
 use crate::store::Container;

@@ -3,8 +3,8 @@
 use super::{DIR, connect};
 use crate::boot;
 use crate::files::{
-    FilesError, IDLE, PATIENCE, PORT, Processes, Receiver, Request, Sender, Stat, VERSION, Work,
-    changes, expect_accepted,
+    FilesError, IDLE, PATIENCE, PORT, Processes, Receiver, Request, Sender, Stat, VERSION, Work, changes,
+    expect_accepted,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, BufWriter, Read, Write};

@@ -58,7 +58,14 @@ impl Hull for VmHull {
         };
         let boot = spec::boot(&request, network, layers.len())?;
         let resources = spec::host_resources(request.spec, plan);
-        let make = Make { plan, layers, boot: &boot, cgroup: request.cgroup, run: request.run, stdio: request.stdio };
+        let make = Make {
+            plan,
+            layers,
+            boot: &boot,
+            cgroup: request.cgroup,
+            run: request.run,
+            stdio: request.stdio,
+        };
         make.make(&resources, request.tap)
     }
 
