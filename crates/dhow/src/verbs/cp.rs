@@ -55,7 +55,22 @@ fn end(word: &str) -> End {
 
 impl Verb for Copy {
     fn run(self, cx: &Context, words: Vec<String>) -> Outcome {
-        let copied = match (end(&words[0]), end(&words[1])) {
+        let ends = (end(&words[0]), end(&words[1]));
+        let inside = match &ends {
+            (End::Inside(..), End::Inside(..)) => None,
+            (End::Inside(name, _), _) | (_, End::Inside(name, _)) => Some(name.clone()),
+            _ => None,
+        };
+        match inside {
+            Some(name) => cx.engine()?.with_files(&name, || self.copy(cx, ends, &words[1])),
+            None => self.copy(cx, ends, &words[1]),
+        }
+    }
+}
+
+impl Copy {
+    fn copy(&self, cx: &Context, ends: (End, End), target: &str) -> Outcome {
+        let copied = match ends {
             (End::Inside(name, src), End::Stream) => {
                 super::look::refuse_terminal("write an archive")?;
                 let mut out = io::BufWriter::with_capacity(256 << 10, io::stdout().lock());
@@ -77,13 +92,11 @@ impl Verb for Copy {
             _ => return Err("must specify at least one container source".into()),
         };
         if !self.quiet && io::stderr().is_terminal() {
-            cx.out.note(&format!("Successfully copied {} to {}", units::human_size(copied as f64), words[1]));
+            cx.out.note(&format!("Successfully copied {} to {}", units::human_size(copied as f64), target));
         }
         Ok(0)
     }
-}
 
-impl Copy {
     /// Here, files belong to the caller, unless `-a`; inside, to whom they belonged here.
     fn options(&self, local: bool) -> UnpackOptions {
         let caller = || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());

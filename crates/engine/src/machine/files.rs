@@ -26,25 +26,30 @@ const COMPRESSION: u64 = 32;
 
 impl Engine {
     /// Calls `work` with the files of a microVM, whether it runs or not; in between nobody else can start it.
-    pub(crate) fn with_guest<T>(
+    pub(crate) fn with_guest<T, E: From<EngineError>>(
         &self,
         container: &Container,
-        work: impl FnOnce(&Files) -> Result<T>,
-    ) -> Result<T> {
+        work: impl FnOnce(&Files) -> Result<T, E>,
+    ) -> Result<T, E> {
         let run = self.paths.sandbox_run(&container.id);
         let limit = self.stream_limit(container)?;
+        if self.kept.borrow().as_ref() == Some(&container.id) {
+            return work(&Files::of(&run, limit));
+        }
         match self.settled(container)? {
             Liveness::Supervised(state) if state.status == Status::Paused => {
                 Err(EngineError::Conflict(format!(
                     "{} is paused, and a paused microVM cannot show its files: unpause it first",
                     container.name
-                )))
+                ))
+                .into())
             }
             Liveness::Supervised(state) if state.pid > 0 => work(&Files::of(&run, limit)),
             Liveness::Supervised(_) => Err(EngineError::Conflict(format!(
                 "container {} is restarting, wait until the container is running",
                 container.name
-            ))),
+            ))
+            .into()),
             Liveness::Ended(_, lock) => {
                 let (appliance, process) = self.appliance(container, lock)?;
                 let done = work(&Files::of(&run, limit));
@@ -52,9 +57,29 @@ impl Engine {
                 // It has let go of the lock when it has ended.
                 wait(process, ended.is_ok());
                 let done = done?;
-                ended.map(|()| done)
+                ended?;
+                Ok(done)
             }
         }
+    }
+
+    /// Does several things to the files of one container, for which the machine of a microVM that does not run is started but
+    /// once.
+    pub fn with_files<T, E: From<EngineError>>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let container = self.find(name)?;
+        if !container.is_vm() {
+            return work();
+        }
+        self.with_guest(&container, |_| {
+            self.kept.replace(Some(container.id.clone()));
+            let done = work();
+            self.kept.replace(None);
+            done
+        })
     }
 
     fn appliance(&self, container: &Container, lock: Lock) -> Result<(Appliance, Child)> {
