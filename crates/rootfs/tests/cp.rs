@@ -309,13 +309,16 @@ proptest! {
 }
 
 /// A tar of these entries: name, type, target of a link.
-fn tar_of(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
+fn named_tar(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
     let mut out = tar::Builder::new(Vec::new());
     for (name, kind, link) in entries {
         let mut header = tar::Header::new_ustar();
         header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
         header.set_entry_type(*kind);
         header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_size(0);
         if !link.is_empty() {
             header.set_link_name_literal(link).unwrap();
@@ -334,7 +337,7 @@ fn a_tar_that_may_have_one_name_has_no_other() {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("mine"), "mine").unwrap();
         let root = Root::open(dir.path()).unwrap();
-        let done = unpack(&root, Path::new("/"), &mut &tar_of(entries)[..], &options);
+        let done = unpack(&root, Path::new("/"), &mut &named_tar(entries)[..], &options);
         assert_eq!(fs::read(dir.path().join("mine")).unwrap(), b"mine");
         let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();

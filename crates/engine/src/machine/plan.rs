@@ -87,7 +87,10 @@ pub(crate) fn check(container: &Container) -> Result<()> {
     if let Some((key, _)) = unknown {
         return Err(invalid(format!("unknown storage option {key:?}: a microVM's disk has a size only")));
     }
-    (asked(host)?, memory_mib(host)?, vcpus(host)?, disk_size(host)?);
+    asked(host)?;
+    memory_mib(host)?;
+    vcpus(host)?;
+    disk_size(host)?;
     let refuse =
         |what: &str, why: &str| Err(EngineError::Unsupported(format!("{what} is not for microVMs: {why}")));
     let mode = |m: &Option<String>| m.as_deref().unwrap_or("").to_owned();
