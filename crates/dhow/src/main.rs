@@ -1,7 +1,7 @@
 //! The `dhow` command.
 //!
 //! A process is a command of a user or, internally, the supervisor of one container (`dhow supervise`) or a hand in
-//! its user namespace (`dhow inside`). These are looked for first: the one is on the way of every start, and the other
+//! its user namespace (`dhow inside`), or the keeper of a microVM that shows its files (`dhow appliance`). These are looked for first: the one is on the way of every start, and the others
 //! must have but one thread.
 #![forbid(unsafe_code)]
 // Doc comments of flags are their help texts, for terminals: `<key>` and `[:PORT]` are meant as they stand.
@@ -23,6 +23,7 @@ fn main() {
     let code = match args.split_first() {
         Some((first, rest)) if first == "supervise" => engine::supervise(rest, HELLO),
         Some((first, rest)) if first == "inside" => engine::inside(rest),
+        Some((first, rest)) if first == "appliance" => engine::machine::appliance(rest),
         _ => cli::run(args),
     };
     std::process::exit(code);

@@ -2,6 +2,7 @@
 
 use crate::recover::Liveness;
 use crate::request::CommitOptions;
+use crate::store::Container;
 use crate::{Engine, EngineError, Result};
 use std::io::Write;
 use types::docker::ContainerConfig;
@@ -11,35 +12,46 @@ impl Engine {
     /// Makes an image of a container; returns its id.
     pub fn commit(&self, name: &str, options: &CommitOptions) -> Result<Digest> {
         let container = self.find(name)?;
-        container.refuse_vm("its changes")?;
         let reference =
             options.reference.as_deref().map(ImageRef::parse).transpose().map_err(image::ImageError::from)?;
+        if container.is_vm() {
+            // The host cannot freeze a guest and ask it for files: the guest freezes the workload.
+            let id = self.with_guest(&container, |files| {
+                let pack = |out: &mut dyn Write| Ok(files.layer(options.pause, out)?);
+                self.commit_frozen(&container, options, reference.as_ref(), pack)
+            })?;
+            return Ok(self.note_commit(&container, options, id));
+        }
         let live = self.liveness(&container)?;
         let freeze = options.pause && matches!(&live, Liveness::Supervised(s) if s.status == Status::Running);
         let mut client = if freeze { Some(self.client(&container)?) } else { None };
         if let Some(client) = &mut client {
             client.pause()?;
         }
-        let made = self.commit_frozen(&container, options, reference.as_ref());
+        let plan = self.rootfs_plan(&container);
+        let made = plan.and_then(|plan| {
+            let pack = |out: &mut dyn Write| Ok(rootfs::archive_changes(&plan, out)?);
+            self.commit_frozen(&container, options, reference.as_ref(), pack)
+        });
         if let Some(client) = &mut client {
             client.resume()?;
         }
-        let id = made?;
-        self.event(
-            &container,
-            "commit",
-            &[("comment", options.message.clone().unwrap_or_default()), ("imageID", id.to_string())],
-        );
-        Ok(id)
+        Ok(self.note_commit(&container, options, made?))
+    }
+
+    fn note_commit(&self, container: &Container, options: &CommitOptions, id: Digest) -> Digest {
+        let comment = options.message.clone().unwrap_or_default();
+        self.event(container, "commit", &[("comment", comment), ("imageID", id.to_string())]);
+        id
     }
 
     fn commit_frozen(
         &self,
-        container: &crate::store::Container,
+        container: &Container,
         options: &CommitOptions,
         reference: Option<&ImageRef>,
+        pack: impl FnOnce(&mut dyn Write) -> Result<()> + Send,
     ) -> Result<Digest> {
-        let plan = self.rootfs_plan(container)?;
         let base = self.images.resolve(&container.image_id, None)?;
         let command =
             container.config.entrypoint.iter().flatten().chain(container.config.cmd.iter().flatten());
@@ -48,14 +60,8 @@ impl Engine {
         // The layer is read and written at the same time: neither its size in memory nor a temporary copy is needed.
         std::thread::scope(|scope| {
             let packing = scope.spawn(move || {
-                let done = rootfs::archive_changes(&plan, &mut writer);
-                done.and_then(|()| {
-                    writer.flush().map_err(|e| rootfs::RootfsError::Io {
-                        action: "write",
-                        path: "the layer".into(),
-                        source: e,
-                    })
-                })
+                pack(&mut writer)?;
+                writer.flush().map_err(EngineError::io("cannot write", "the layer".as_ref()))
             });
             let id = self.images.commit(image::CommitRequest {
                 base: &base,
@@ -71,7 +77,7 @@ impl Engine {
             drop(reader);
             match packing.join() {
                 // The other side gave up early and says why; or it tells of a stream that was cut short by this side.
-                Ok(Err(rootfs::RootfsError::Output { source }))
+                Ok(Err(EngineError::Rootfs(rootfs::RootfsError::Output { source })))
                     if id.is_err() && source.kind() == std::io::ErrorKind::BrokenPipe => {}
                 Ok(packed) => packed?,
                 Err(_) => return Err(EngineError::Conflict("packing the container's changes failed".into())),

@@ -2,31 +2,45 @@
 //!
 //! A running one is entered by `/proc/PID/root`, so that its volumes are seen; an ended one is mounted for the
 //! occasion, and a path below one of its mounts is looked for where that would come from. Every path is resolved beneath that root by the kernel (CVE-2018-15664,
-//! CVE-2019-14271): no program and no library of the image is run.
+//! CVE-2019-14271): no program and no library of the image is run. The files of a microVM are its guest's business:
+//! [`Source`] is where the two ways part.
 
+use crate::machine::files::path_stat;
 use crate::recover::Liveness;
 use crate::store::Container;
 use crate::{Engine, EngineError, Result, inside, mounts, users};
 use rootfs::{Access, MountOptions, PathStat, UnpackOptions};
+use sandbox::vm::Files;
 use std::ffi::OsStr;
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use sys::Root;
 use types::RunState;
 use types::docker::FilesystemChange;
 
+/// Where a container's files are.
+pub(crate) enum Source<'a> {
+    /// Beneath a root on this host, the path clean of mounts. The state tells of one that runs in a user namespace of
+    /// its own: then owners are not to be read or written from here, but [`mod@inside`]. On the disk they are the inside's.
+    Here(&'a Root, &'a Path, Option<&'a RunState>),
+    /// In a guest.
+    Guest(&'a Files),
+}
+
 impl Engine {
-    /// Runs `work` on the root of a container's files. It is told the state of one that runs in a user namespace of its
-    /// own: then owners are not to be read or written from here, but [`mod@inside`]. On the disk they are the inside's.
+    /// Runs `work` on a container's files.
     fn with_root<T>(
         &self,
         name: &str,
         path: &Path,
         write: bool,
-        work: impl FnOnce(&Root, &Path, Option<&RunState>) -> Result<T>,
+        work: impl FnOnce(Source<'_>) -> Result<T>,
     ) -> Result<T> {
         let container = self.find(name)?;
-        container.refuse_vm("its files")?;
+        if container.is_vm() {
+            return self.with_guest(&container, |files| work(Source::Guest(files)));
+        }
         match self.settled(&container)? {
             Liveness::Supervised(state) if state.pid > 0 => {
                 let root_path = format!("/proc/{}/root", state.pid);
@@ -38,7 +52,8 @@ impl Engine {
                 if !sys::host::is_running(state.pid, state.pid_start) {
                     return Err(EngineError::NotRunning(container.name.clone()));
                 }
-                work(&root, path, Some(&*state).filter(|_| users::is_private(&container.host)))
+                let apart = Some(&*state).filter(|_| users::is_private(&container.host));
+                work(Source::Here(&root, path, apart))
             }
             Liveness::Supervised(_) => Err(EngineError::Conflict(format!(
                 "container {} is restarting, wait until the container is running",
@@ -46,10 +61,10 @@ impl Engine {
             ))),
             Liveness::Ended(_, _lock) => {
                 if let Some((root, rest)) = self.below_mount(&container, path, write)? {
-                    return work(&root, &rest, None);
+                    return work(Source::Here(&root, &rest, None));
                 }
                 let access = if write { Access::ReadWrite } else { Access::ReadOnly };
-                self.with_mounted(&container, access, |root| work(root, path, None))
+                self.with_mounted(&container, access, |root| work(Source::Here(root, path, None)))
             }
         }
     }
@@ -100,7 +115,10 @@ impl Engine {
 
     /// Looks at a path inside, without following a link at its end.
     pub fn stat_path(&self, name: &str, path: &Path) -> Result<PathStat> {
-        self.with_root(name, path, false, |root, path, _| Ok(rootfs::stat(root, path)?))
+        self.with_root(name, path, false, |source| match source {
+            Source::Here(root, path, _) => Ok(rootfs::stat(root, path)?),
+            Source::Guest(files) => Ok(path_stat(path, files.stat(path)?)),
+        })
     }
 
     /// Writes a path inside as a tar, its entries named after `rename` if given.
@@ -111,9 +129,10 @@ impl Engine {
         rename: Option<&OsStr>,
         out: &mut dyn Write,
     ) -> Result<()> {
-        self.with_root(name, path, false, |root, path, apart| match apart {
-            Some(state) => inside::read(state, Some(path), rename, out),
-            None => Ok(rootfs::pack(root, path, rename, out)?),
+        self.with_root(name, path, false, |source| match source {
+            Source::Here(_, path, Some(state)) => inside::read(state, Some(path), rename, out),
+            Source::Here(root, path, None) => Ok(rootfs::pack(root, path, rename, out)?),
+            Source::Guest(files) => Ok(files.pack(path, rename.map(OsStr::as_bytes), out)?),
         })
     }
 
@@ -125,25 +144,31 @@ impl Engine {
         if read_only && !on_mount {
             return Err(EngineError::Conflict("container rootfs is marked read-only".into()));
         }
-        self.with_root(name, dir, true, |root, dir, apart| match apart {
-            Some(state) => inside::write(state, dir, tar, options),
-            None => Ok(rootfs::unpack(root, dir, tar, options)?),
+        self.with_root(name, dir, true, |source| match source {
+            Source::Here(_, dir, Some(state)) => inside::write(state, dir, tar, options),
+            Source::Here(root, dir, None) => Ok(rootfs::unpack(root, dir, tar, options)?),
+            Source::Guest(files) => {
+                Ok(files.unpack(dir, options.no_overwrite_dir_non_dir, options.owner, tar)?)
+            }
         })
     }
 
     /// What changed against the image.
     pub fn changes(&self, name: &str) -> Result<Vec<FilesystemChange>> {
         let container = self.find(name)?;
-        container.refuse_vm("its changes")?;
+        if container.is_vm() {
+            return self.with_guest(&container, |files| Ok(files.changes()?));
+        }
         let plan = self.rootfs_plan(&container)?;
         Ok(rootfs::changes(&plan)?)
     }
 
     /// Writes all files of a container as a tar.
     pub fn export(&self, name: &str, out: &mut dyn Write) -> Result<()> {
-        self.with_root(name, Path::new("/"), false, |root, _, apart| match apart {
-            Some(state) => inside::read(state, None, None, out),
-            None => Ok(rootfs::export(root, out)?),
+        self.with_root(name, Path::new("/"), false, |source| match source {
+            Source::Here(_, _, Some(state)) => inside::read(state, None, None, out),
+            Source::Here(root, _, None) => Ok(rootfs::export(root, out)?),
+            Source::Guest(files) => Ok(files.export(out)?),
         })
     }
 }

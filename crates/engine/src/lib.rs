@@ -63,6 +63,7 @@ pub use supervise::supervise;
 pub use volumes::VolumeInfo;
 
 use state::{Db, EventLog};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -92,6 +93,8 @@ pub struct Engine {
     events: EventLog,
     hello: &'static [u8],
     guest: &'static [u8],
+    /// The microVM whose files are within reach, see [`Engine::with_files`].
+    kept: RefCell<Option<types::ContainerId>>,
 }
 
 impl Engine {
@@ -112,7 +115,15 @@ impl Engine {
         let format = paths.layer_format();
         let images = image::ImageStore::open_with(&paths.root, Rc::clone(&db), format)?;
         let events = EventLog::new(&paths.run);
-        Ok(Self { paths, db, images, events, hello: options.hello, guest: options.guest })
+        Ok(Self {
+            paths,
+            db,
+            images,
+            events,
+            hello: options.hello,
+            guest: options.guest,
+            kept: RefCell::default(),
+        })
     }
 
     /// Where this store lies.

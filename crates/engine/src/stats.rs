@@ -2,7 +2,8 @@
 
 use crate::recover::Liveness;
 use crate::spec::invalid;
-use crate::{Engine, EngineError, Result};
+use crate::store::Container;
+use crate::{Engine, EngineError, Result, machine};
 use sandbox::hull::Stats;
 use std::process::Command;
 use types::docker::{
@@ -31,7 +32,9 @@ impl Engine {
     /// The processes of a running container, as `ps` with these options shows them; Docker's default is `-ef`.
     pub fn top(&self, name: &str, ps_args: &[String]) -> Result<ContainerTopResponse> {
         let container = self.find(name)?;
-        container.refuse_vm("its processes")?;
+        if container.is_vm() {
+            return self.top_of_guest(&container, ps_args);
+        }
         let pids = match self.liveness(&container)? {
             Liveness::Supervised(_) => {
                 self.client(&container)?.processes().map_err(|e| self.refused(&container, e))?
@@ -48,6 +51,21 @@ impl Engine {
             return Err(invalid(format!("ps: {}", String::from_utf8_lossy(&output.stderr).trim())));
         }
         parse_ps(&String::from_utf8_lossy(&output.stdout), &pids)
+    }
+
+    /// The guest has no `ps` of this host, nor need its image have one: its agent knows one way to show them.
+    fn top_of_guest(&self, container: &Container, ps_args: &[String]) -> Result<ContainerTopResponse> {
+        if !matches!(ps_args, [] | [_]) || ps_args.iter().any(|a| a != "-ef" && a != "ef") {
+            return Err(EngineError::Unsupported(format!(
+                "top of a microVM takes no options but -ef, not {:?}: run ps inside (dhow exec {} ps)",
+                ps_args.join(" "),
+                container.name
+            )));
+        }
+        if let Liveness::Ended(..) = self.liveness(container)? {
+            return Err(EngineError::NotRunning(container.id.to_string()));
+        }
+        self.with_guest(container, |files| Ok(machine::files::top(files.processes()?)))
     }
 }
 

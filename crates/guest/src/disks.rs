@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 /// Short paths, as all lower directories must fit into one page of options (before Linux 6.8).
 const LAYERS: &str = "/mnt";
 const WRITABLE: &str = "/mnt/w";
+/// What the workload changed.
+pub const UPPER: &str = "/mnt/w/upper";
+/// File with the layers' directories, the topmost first, as overlayfs wants them.
+pub const LOWERS: &str = "/run/dhow/lowers";
 
 /// Mounts everything and returns the overlay, detached.
 pub fn mount_root(layers: usize) -> Result<OwnedFd> {
@@ -18,26 +22,31 @@ pub fn mount_root(layers: usize) -> Result<OwnedFd> {
     // Discarded at once: what the workload deletes is given back to the host's sparse file.
     mount(disk, WRITABLE, "ext4", MountFlags::NODEV | MountFlags::NOATIME, Some(c"discard"))
         .told(format!("mount the writable disk {}", disk.display()))?;
-    let (upper, work) = (format!("{WRITABLE}/upper"), format!("{WRITABLE}/work"));
-    fs::create_dir_all(&upper).told("make upper")?;
-    fs::create_dir_all(&work).told("make work")?;
-    let mut lowers = Vec::new();
+    let base = PathBuf::from(format!("{LAYERS}/0"));
+    rootfs::make_base(&base).told("make the base layer")?;
+    let mut lowers = vec![base];
     for number in 1..=layers {
         let device = disks.layer(number)?;
         let target = format!("{LAYERS}/{number}");
         fs::create_dir_all(&target).told("make a directory")?;
         mount(&device, &target, "erofs", MountFlags::RDONLY | MountFlags::NODEV, None)
             .told(format!("mount layer {number} ({})", device.display()))?;
-        lowers.push(target);
+        lowers.push(target.into());
     }
+    rootfs::fresh_upper(Path::new(WRITABLE), &lowers).told("make the writable directory")?;
     // The topmost comes first.
-    lowers.reverse();
-    if lowers.is_empty() {
-        fs::create_dir_all(format!("{LAYERS}/0")).told("make a directory")?;
-        lowers.push(format!("{LAYERS}/0"));
-    }
-    let options =
-        [format!("lowerdir={}", lowers.join(":")), format!("upperdir={upper}"), format!("workdir={work}")];
+    let lowers: Vec<_> = lowers.iter().rev().map(|l| l.to_string_lossy()).collect();
+    let lowers = lowers.join(":");
+    fs::write(LOWERS, &lowers).told("note the layers")?;
+    // The upper directory is readable by itself, whatever the kernel was configured with: `diff` and `commit` do that.
+    let options = [
+        "index=off".to_owned(),
+        "metacopy=off".to_owned(),
+        "redirect_dir=off".to_owned(),
+        format!("lowerdir={lowers}"),
+        format!("upperdir={UPPER}"),
+        format!("workdir={WRITABLE}/work"),
+    ];
     sys::mount::new_filesystem("overlay", Some("overlay"), options.iter().map(String::as_str), 0)
         .told("mount the overlay of the layers")
 }

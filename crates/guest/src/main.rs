@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! filesystems ─► modules ─► vsock: Boot ─► clock, disks, root, network ─► prepared ─► supervise … ─► sync ─► power off
+//!                                                                       └─► files, a process of their own
 //! ```
 //!
 //! Inside it is the host's own supervisor with the host's own container hull: users, capabilities, seccomp, masks, terminals
@@ -11,8 +12,10 @@
 
 mod disks;
 mod early;
+mod files;
 mod hooks;
 mod modules;
+mod processes;
 mod serve;
 
 use std::io::Write;

@@ -1,10 +1,12 @@
 //! From the host's first word to the workload's end.
 
+use crate::files::Files;
 use crate::hooks::GuestHooks;
-use crate::{Error, Result, Told, disks, modules};
+use crate::{Error, Result, Told, disks, files, modules};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use sandbox::boot::{self, Answer, Boot, CONTROL_PORT, READY_PORT, VERSION};
 use sandbox::container::ContainerHull;
+use sandbox::files::PORT as FILES_PORT;
 use sandbox::protocol::Failure;
 use sandbox::supervisor::{Supervise, supervise};
 use std::fs;
@@ -14,17 +16,33 @@ use std::path::{Path, PathBuf};
 use types::{Bundle, ContainerId, ErrorKind, LogConfig, LogDriver, RestartPolicy, RootfsPlan};
 
 /// State of the supervisor, in memory.
-const STATE: &str = "/run/dhow";
+pub const STATE: &str = "/run/dhow";
+
+/// Where the workload's cgroup is found.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 pub fn serve() -> Result<()> {
     modules::load()?;
     modules::require("/dev/vsock", "vsock")?;
     // Before the host is told that we are here: it may connect at once.
     let listener = sys::vsock::listen(CONTROL_PORT).told("listen for the host")?;
+    let files = sys::vsock::listen(FILES_PORT).told("listen for the host")?;
     let socket = sys::vsock::connect(sys::vsock::HOST, READY_PORT).told("connect to the host")?;
     let mut host = UnixStream::from(socket);
     let boot: Boot = boot::read(&mut host).told("read what the host wants")?;
-    match prepare(&boot) {
+    let prepared = prepare(&boot).and_then(|(bundle, root)| {
+        let cgroup = Path::new(CGROUPS).join(bundle.cgroup.trim_start_matches('/'));
+        let shared = root.try_clone().told("duplicate a descriptor")?;
+        files::start(files, Files { root: shared, cgroup })?;
+        Ok((bundle, root))
+    });
+    match prepared {
+        Ok((_, _)) if boot.files_only => {
+            boot::write(&mut host, &Answer::Prepared).told("answer the host")?;
+            // The machine ends when the host has hung up.
+            let _ = std::io::Read::read(&mut host, &mut [0]);
+            Ok(())
+        }
         Ok((bundle, root)) => {
             boot::write(&mut host, &Answer::Prepared).told("answer the host")?;
             run(bundle, root, host, listener)
@@ -56,10 +74,12 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
         fs::write(path, contents).told(path.display())?;
     }
     let root = disks::mount_root(boot.layers)?;
-    net::configure_inside(&boot.network).told("configure the network")?;
     let mut spec = boot.spec.clone();
-    let files = sys::Root::from_fd(root.try_clone().told("duplicate a descriptor")?);
-    process::named::resolve_in(&files, &mut spec).told("find the user")?;
+    if !boot.files_only {
+        net::configure_inside(&boot.network).told("configure the network")?;
+        let files = sys::Root::from_fd(root.try_clone().told("duplicate a descriptor")?);
+        process::named::resolve_in(&files, &mut spec).told("find the user")?;
+    }
     let id = ContainerId::parse(&boot.id).told("read the id")?;
     let bundle = Bundle {
         name: String::new(),

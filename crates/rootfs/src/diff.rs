@@ -7,6 +7,7 @@
 //! hold in its place, if they do.
 
 use crate::error::{Context, Result};
+#[cfg(feature = "mount")]
 use crate::overlay::{Access, MountOptions, mount};
 use crate::tarball::Tarball;
 use crate::tree::{self, Meta};
@@ -14,9 +15,10 @@ use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "mount")]
 use types::RootfsPlan;
 use types::docker::{ChangeType, FilesystemChange};
 
@@ -38,8 +40,42 @@ struct Change {
 }
 
 /// What the container changed, in the order of a walk by name.
+#[cfg(feature = "mount")]
 pub fn changes(plan: &RootfsPlan) -> Result<Vec<FilesystemChange>> {
-    let found = compare(plan, false)?;
+    with_image(plan, Vec::new(), changes_between)
+}
+
+/// Writes what the container changed as an uncompressed OCI layer.
+#[cfg(feature = "mount")]
+pub fn archive_changes(plan: &RootfsPlan, out: &mut dyn Write) -> Result<()> {
+    let written = with_image(plan, false, |upper, image| {
+        archive_changes_between(upper, image, out)?;
+        Ok(true)
+    })?;
+    if written { Ok(()) } else { Tarball::new(out).finish() }
+}
+
+/// Calls `work` with the upper directory and the image's root; a container without an upper directory has no changes.
+#[cfg(feature = "mount")]
+fn with_image<T>(
+    plan: &RootfsPlan,
+    none: T,
+    work: impl FnOnce(&Path, BorrowedFd<'_>) -> Result<T>,
+) -> Result<T> {
+    let upper = plan.writable.join("upper");
+    match tree::subdirectory(rustix::fs::CWD, upper.as_os_str()) {
+        Err(Errno::NOENT) => return Ok(none),
+        other => drop(other.on("open", &upper)?),
+    };
+    let image = mount(plan, &MountOptions { access: Access::LayersOnly, ..MountOptions::default() })?;
+    let done = work(&upper, image.fd())?;
+    image.release()?;
+    Ok(done)
+}
+
+/// How an upper directory differs from the image below it, in the order of a walk by name.
+pub fn changes_between(upper: &Path, image: BorrowedFd<'_>) -> Result<Vec<FilesystemChange>> {
+    let found = compare(upper, image, false)?;
     Ok(found
         .into_iter()
         .map(|change| FilesystemChange {
@@ -53,10 +89,9 @@ pub fn changes(plan: &RootfsPlan) -> Result<Vec<FilesystemChange>> {
         .collect())
 }
 
-/// Writes what the container changed as an uncompressed OCI layer.
-pub fn archive_changes(plan: &RootfsPlan, out: &mut dyn Write) -> Result<()> {
-    let changes = compare(plan, true)?;
-    let upper = plan.writable.join("upper");
+/// Writes how an upper directory differs from the image below it, as an uncompressed OCI layer.
+pub fn archive_changes_between(upper: &Path, image: BorrowedFd<'_>, out: &mut dyn Write) -> Result<()> {
+    let changes = compare(upper, image, true)?;
     let mut tarball = Tarball::new(out);
     let mut parent: Option<(PathBuf, OwnedFd)> = None;
     for change in changes {
@@ -68,7 +103,7 @@ pub fn archive_changes(plan: &RootfsPlan, out: &mut dyn Write) -> Result<()> {
             continue;
         }
         if parent.as_ref().is_none_or(|(path, _)| path != dir) {
-            let root = sys::Root::open(&upper).on("open", &upper)?;
+            let root = sys::Root::open(upper).on("open", upper)?;
             match root.handle(dir) {
                 Ok(fd) => parent = Some((dir.to_owned(), fd)),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
@@ -88,20 +123,12 @@ pub fn archive_changes(plan: &RootfsPlan, out: &mut dyn Write) -> Result<()> {
     tarball.finish()
 }
 
-fn compare(plan: &RootfsPlan, archive: bool) -> Result<Vec<Change>> {
-    let path = plan.writable.join("upper");
-    let upper = match tree::subdirectory(rustix::fs::CWD, path.as_os_str()) {
-        Err(Errno::NOENT) => return Ok(Vec::new()),
-        other => other.on("open", &path)?,
-    };
-    let image = mount(plan, &MountOptions { access: Access::LayersOnly, ..MountOptions::default() })?;
-    let lower = tree::subdirectory(image.fd(), OsStr::new(".")).on("open the image of", &path)?;
-    let mut walk = Walk { base: &path, archive, found: Vec::new() };
+fn compare(path: &Path, image: BorrowedFd<'_>, archive: bool) -> Result<Vec<Change>> {
+    let upper = tree::subdirectory(rustix::fs::CWD, path.as_os_str()).on("open", path)?;
+    let lower = tree::subdirectory(image, OsStr::new(".")).on("open the image of", path)?;
+    let mut walk = Walk { base: path, archive, found: Vec::new() };
     walk.directory(&upper, Some(&lower), false, Path::new(""))?;
-    let found = walk.found;
-    drop(lower);
-    image.release()?;
-    Ok(found)
+    Ok(walk.found)
 }
 
 struct Walk<'a> {

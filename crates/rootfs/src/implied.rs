@@ -10,9 +10,9 @@
 //! <layer_mounts>/<sha256 of the chain>/
 //! ```
 
+use crate::base;
 use crate::create::{self, Attributes};
 use crate::error::{Context, Result};
-use crate::overlay;
 use crate::tree::{self, Kind, Meta};
 use rustix::fs::{CWD, Mode, OFlags, mkdirat};
 use rustix::io::Errno;
@@ -61,7 +61,7 @@ pub(crate) fn attach(mount: &Path, lowers: &[PathBuf]) -> Result<()> {
     }
     let all: Vec<usize> = (0..layers.len()).rev().collect();
     Walk { layers, top: &top }.directory(Path::new(""), &all, &mut Vec::new())?;
-    if let Some(root) = overlay::root_directory(lowers)? {
+    if let Some(root) = base::root_directory(lowers)? {
         use std::os::unix::fs::MetadataExt;
         let attributes = Attributes {
             mode: root.mode(),

@@ -287,9 +287,7 @@ pub(crate) fn empty(layer_mounts: &Path) -> PathBuf {
     layer_mounts.join("empty")
 }
 
-/// The directory at the bottom of every root filesystem: it holds the mount points that every container needs, so
-/// that they neither are made in the writable directory at each start nor show up in `diff` and `commit`. What an
-/// image has at these places hides it.
+/// The directory at the bottom of every root filesystem, see [`crate::make_base`].
 fn base(dir: &Path) -> Result<PathBuf> {
     let base = dir.join("base");
     if base.is_dir() {
@@ -306,24 +304,13 @@ fn base(dir: &Path) -> Result<PathBuf> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).on("remove", &new),
         _ => {}
     }
+    crate::base::make_base(&new)?;
     let mode = Mode::from_raw_mode(0o755);
-    for sub in ["", "dev", "etc", "proc", "sys"] {
-        let path = new.join(sub);
-        // Whatever the umask is: these modes are seen inside.
-        rustix::fs::mkdir(&path, mode).and_then(|()| rustix::fs::chmod(&path, mode)).on("make", &path)?;
-    }
-    for name in ["etc/hostname", "etc/hosts", "etc/resolv.conf"] {
-        let path = new.join(name);
-        fs::write(&path, "").on("write", &path)?;
-        rustix::fs::chmod(&path, Mode::from_raw_mode(0o644)).on("write", &path)?;
-    }
     let empty = empty(dir);
     match rustix::fs::mkdir(&empty, mode) {
         Err(e) if e != Errno::EXIST => return Err(e).on("make", &empty),
         _ => {}
     }
-    let mtab = new.join("etc/mtab");
-    std::os::unix::fs::symlink("/proc/mounts", &mtab).on("make", &mtab)?;
     fs::rename(&new, &base).on("make", &base)?;
     Ok(base)
 }

@@ -9,15 +9,21 @@
 //! Around that: what a container changed ([`changes`], [`archive_changes`]), its files as a tar and back ([`export`],
 //! [`fn@pack`], [`fn@unpack`], [`stat`]), an image's files into a new volume ([`copy_up`]), and sizes ([`usage`]).
 //! It knows nothing of images, containers or namespaces: the engine and the supervisor call it with a
-//! [`types::RootfsPlan`], both in the host's mount namespace.
+//! [`types::RootfsPlan`], both in the host's mount namespace. A guest's agent calls what needs no plan: it does without
+//! the feature `mount`.
 #![forbid(unsafe_code)]
 
+mod base;
+#[cfg(feature = "mount")]
 mod copy;
 mod create;
 mod diff;
 mod error;
+#[cfg(feature = "mount")]
 mod implied;
+#[cfg(feature = "mount")]
 mod layers;
+#[cfg(feature = "mount")]
 mod overlay;
 mod pack;
 mod reader;
@@ -25,10 +31,16 @@ mod tarball;
 mod tree;
 mod unpack;
 
+pub use base::{fresh_upper, make_base};
+#[cfg(feature = "mount")]
 pub use copy::copy_up;
+#[cfg(feature = "mount")]
 pub use diff::{archive_changes, changes};
+pub use diff::{archive_changes_between, changes_between};
 pub use error::RootfsError;
+#[cfg(feature = "mount")]
 pub use layers::{Layers, sweep};
+#[cfg(feature = "mount")]
 pub use overlay::{Access, MountOptions, Rootfs, mount, prepare};
 pub use pack::{PathStat, export, pack, stat};
 pub use tree::usage;

@@ -22,7 +22,7 @@
 
 use crate::error::{Context, Result, RootfsError};
 use crate::layers::{self, Layers};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timestamps, Uid, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -32,7 +32,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use types::RootfsPlan;
 
@@ -103,7 +103,7 @@ pub fn mount(plan: &RootfsPlan, options: &MountOptions<'_>) -> Result<Rootfs> {
     let mut parts = Parts { lowers: layers.lowers().to_vec(), writable: None, volatile: options.volatile };
     match options.access {
         Access::ReadWrite => {
-            fresh_upper(plan, &upper, &parts.lowers)?;
+            crate::base::fresh_upper(&plan.writable, &parts.lowers)?;
             parts.writable = Some(plan.writable.clone());
             if options.volatile {
                 forgive_volatile(&plan.writable)?;
@@ -119,28 +119,6 @@ pub fn mount(plan: &RootfsPlan, options: &MountOptions<'_>) -> Result<Rootfs> {
     Ok(Rootfs { fd, layers })
 }
 
-/// Makes `upper/` and `work/` on first use. The top of an overlay has its own mode, owner and times for `/`: they are
-/// taken from the image. `work/` is made last and so says that `upper/` is complete.
-fn fresh_upper(plan: &RootfsPlan, upper: &Path, lowers: &[PathBuf]) -> Result<()> {
-    let work = plan.writable.join("work");
-    if work.is_dir() {
-        return Ok(());
-    }
-    match fs::create_dir(upper) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e).on("make", upper),
-        _ => {}
-    }
-    if let Some(top) = root_directory(lowers)? {
-        let (uid, gid) = (Uid::from_raw(top.uid()), Gid::from_raw(top.gid()));
-        rustix::fs::chown(upper, Some(uid), Some(gid)).on("change the owner of", upper)?;
-        rustix::fs::chmod(upper, Mode::from_raw_mode(top.mode() & 0o7777)).on("change the mode of", upper)?;
-        let time = rustix::fs::Timespec { tv_sec: top.mtime(), tv_nsec: top.mtime_nsec() };
-        let times = Timestamps { last_access: time, last_modification: time };
-        rustix::fs::utimensat(CWD, upper, &times, AtFlags::SYMLINK_NOFOLLOW).on("set the times of", upper)?;
-    }
-    fs::DirBuilder::new().mode(0o700).create(&work).on("make", &work)
-}
-
 /// Overlayfs refuses a writable directory that a volatile mount left behind, as its files may be incomplete. Who asks
 /// for another volatile mount has accepted that.
 fn forgive_volatile(writable: &Path) -> Result<()> {
@@ -149,22 +127,6 @@ fn forgive_volatile(writable: &Path) -> Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).on("remove", mark),
         _ => Ok(()),
     }
-}
-
-/// The root directory of the topmost layer that says anything about it. Layers whose tar had no entry for the
-/// root show the default: mode 0755, owner 0, time 0.
-pub(crate) fn root_directory(lowers: &[PathBuf]) -> Result<Option<fs::Metadata>> {
-    let mut found = None;
-    for lower in lowers.iter().skip(1).rev() {
-        let meta = fs::symlink_metadata(lower).on("look at", lower)?;
-        let default =
-            meta.mode() & 0o7777 == 0o755 && meta.uid() == 0 && meta.gid() == 0 && meta.mtime() == 0;
-        if !default {
-            return Ok(Some(meta));
-        }
-        found.get_or_insert(meta);
-    }
-    Ok(found)
 }
 
 /// What one overlay is made of.
@@ -374,6 +336,7 @@ fn clone(directory: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
     use std::process::{Command, Stdio};
 
     fn parts(dir: &Path) -> Option<Parts> {

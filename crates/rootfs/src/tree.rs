@@ -214,6 +214,7 @@ pub(crate) fn is_opaque(dir: BorrowedFd<'_>) -> bool {
 }
 
 /// Whether a layer has a directory only because of what is in it.
+#[cfg(feature = "mount")]
 pub(crate) fn is_implied(dir: BorrowedFd<'_>) -> bool {
     let path = proc_path(dir, OsStr::new(""));
     matches!(xattr(&path, types::IMPLIED_XATTR.as_bytes(), true), Ok(Some(value)) if value == b"y")

@@ -10,6 +10,7 @@ use crate::reader::{Entry, Reader};
 use crate::tree::{Kind, Meta};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,12 +20,15 @@ use sys::Root;
 use tar::EntryType;
 
 /// How to unpack.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct UnpackOptions {
     /// Refuse to replace a directory by something else, and the reverse.
     pub no_overwrite_dir_non_dir: bool,
     /// User and group that get everything; the tar's own otherwise.
     pub owner: Option<(u32, u32)>,
+    /// The one name at the top that the tar may have, for one whose maker is not trusted to name its entries. Entries
+    /// below it must lie in directories of the same tar. Hard links lead to its own files by the same rule.
+    pub only: Option<OsString>,
 }
 
 /// Unpacks a tar into the directory `dest`.
@@ -39,7 +43,8 @@ pub fn unpack(root: &Root, dest: &Path, tar: &mut dyn Read, options: &UnpackOpti
         }
         Err(e) => return Err(e).on("open", dest),
     }
-    let mut unpacking = Unpacking { root, dest, options, parent: None, directories: Vec::new() };
+    let mut unpacking =
+        Unpacking { root, dest, options, parent: None, directories: Vec::new(), own: HashSet::new() };
     let mut reader = Reader::new(tar);
     while let Some(entry) = reader.next()? {
         unpacking.entry(entry, &mut reader)?;
@@ -58,6 +63,8 @@ struct Unpacking<'a> {
     parent: Option<(PathBuf, OwnedFd)>,
     /// Directories whose times are set when nothing more is put into them.
     directories: Vec<(PathBuf, (i64, u32))>,
+    /// Directories of the tar itself, kept where it may lead nowhere else.
+    own: HashSet<PathBuf>,
 }
 
 impl Unpacking<'_> {
@@ -75,6 +82,7 @@ impl Unpacking<'_> {
             }
         };
         let path = self.clean(&entry.name, &entry.name)?;
+        self.keep_within(&path, kind, &entry)?;
         let id = |value: u64| {
             u32::try_from(value).map_err(|_| {
                 let what = format!("{:?} belongs to {value}, which is no user or group id", name());
@@ -150,6 +158,27 @@ impl Unpacking<'_> {
             }
         }
         Ok(parts.into_iter().map(OsStr::from_bytes).collect())
+    }
+
+    /// Refuses what is not below the only name allowed. A link of the tar is no directory of it, so nothing is led away.
+    fn keep_within(&mut self, path: &Path, kind: Kind, entry: &Entry) -> Result<()> {
+        let Some(only) = &self.options.only else { return Ok(()) };
+        let own = |path: &Path, set: &HashSet<PathBuf>| {
+            path == Path::new(only) || path.parent().is_some_and(|dir| set.contains(dir))
+        };
+        let target = match entry.kind {
+            EntryType::Link => Some(self.clean(&entry.link, &entry.name)?),
+            _ => None,
+        };
+        if !own(path, &self.own) || target.is_some_and(|t| !own(&t, &self.own)) {
+            let entry = String::from_utf8_lossy(&entry.name).into_owned();
+            return Err(RootfsError::Breakout { entry, dest: self.dest.join(only) });
+        }
+        match kind {
+            Kind::Directory => drop(self.own.insert(path.to_owned())),
+            _ => drop(self.own.remove(path)),
+        }
+        Ok(())
     }
 
     /// The directory that an entry goes into, made with its parents if it is not there.

@@ -235,7 +235,7 @@ fn directories_are_not_overwritten_where_that_is_asked() {
     fs::write(tmp.path().join("f"), "").unwrap();
     let root = Root::open(tmp.path()).unwrap();
     let go = |tar: Vec<u8>, no| {
-        let options = UnpackOptions { no_overwrite_dir_non_dir: no, owner: None };
+        let options = UnpackOptions { no_overwrite_dir_non_dir: no, ..Default::default() };
         unpack(&root, Path::new("/"), &mut &tar[..], &options)
     };
     let e = go(tar_of(&[(Regular, "d", "", b"x")]), true).unwrap_err();
@@ -305,5 +305,58 @@ proptest! {
         let root = Root::open(tmp.path().join("root")).unwrap();
         let _ = unpack(&root, Path::new("/"), &mut &tar[..], &UnpackOptions::default());
         prop_assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1);
+    }
+}
+
+/// A tar of these entries: name, type, target of a link.
+fn named_tar(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
+    let mut out = tar::Builder::new(Vec::new());
+    for (name, kind, link) in entries {
+        let mut header = tar::Header::new_ustar();
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_entry_type(*kind);
+        header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
+        if !link.is_empty() {
+            header.set_link_name_literal(link).unwrap();
+        }
+        header.set_cksum();
+        out.append(&header, std::io::empty()).unwrap();
+    }
+    out.into_inner().unwrap()
+}
+
+#[test]
+fn a_tar_that_may_have_one_name_has_no_other() {
+    use tar::EntryType::{Directory, Link, Regular, Symlink};
+    let options = UnpackOptions { only: Some("x".into()), ..Default::default() };
+    let unpacked = |entries: &[(&str, tar::EntryType, &str)]| {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("mine"), "mine").unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let done = unpack(&root, Path::new("/"), &mut &named_tar(entries)[..], &options);
+        assert_eq!(fs::read(dir.path().join("mine")).unwrap(), b"mine");
+        let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert!(names == ["mine"] || names == ["mine", "x"], "{names:?}");
+        done
+    };
+    unpacked(&[("x", Regular, "")]).unwrap();
+    unpacked(&[("x/", Directory, ""), ("x/y", Regular, ""), ("x/z", Link, "x/y")]).unwrap();
+    for hostile in [
+        &[("mine", Regular, "")][..],
+        &[("./", Directory, "")],
+        &[("y/x", Regular, "")],
+        &[("x/y", Regular, "")],
+        &[("x", Symlink, "."), ("x/mine", Regular, "")],
+        &[("x/", Directory, ""), ("x", Symlink, "."), ("x/mine", Regular, "")],
+        &[("x/", Directory, ""), ("x/../mine", Regular, "")],
+        &[("x/", Directory, ""), ("x/y", Symlink, ".."), ("x/y/mine", Regular, "")],
+        &[("x/", Directory, ""), ("x/y", Link, "mine")],
+    ] {
+        assert!(unpacked(hostile).is_err(), "{hostile:?}");
     }
 }

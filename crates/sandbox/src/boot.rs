@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use types::{NetworkPlan, oci};
 
 /// Version of this conversation; an agent of another one refuses.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Port of the host to which the agent connects when it is up.
 pub const READY_PORT: u32 = 1024;
 /// Port of the guest on which the agent serves [`crate::protocol`].
@@ -30,6 +30,8 @@ pub struct Boot {
     pub network: NetworkPlan,
     /// How many partitions of the read-only disk are layers; base first.
     pub layers: usize,
+    /// No workload is started: the machine serves the files of its disks ([`crate::files`]) until the host hangs up.
+    pub files_only: bool,
     /// PID 1 is our small init.
     pub init: bool,
     /// stdin is fed.

@@ -4,6 +4,7 @@
 pub mod boot;
 pub mod client;
 pub mod container;
+pub mod files;
 pub mod hull;
 pub mod logs;
 pub mod protocol;

@@ -55,7 +55,22 @@ fn end(word: &str) -> End {
 
 impl Verb for Copy {
     fn run(self, cx: &Context, words: Vec<String>) -> Outcome {
-        let copied = match (end(&words[0]), end(&words[1])) {
+        let ends = (end(&words[0]), end(&words[1]));
+        let inside = match &ends {
+            (End::Inside(..), End::Inside(..)) => None,
+            (End::Inside(name, _), _) | (_, End::Inside(name, _)) => Some(name.clone()),
+            _ => None,
+        };
+        match inside {
+            Some(name) => cx.engine()?.with_files(&name, || self.copy(cx, ends, &words[1])),
+            None => self.copy(cx, ends, &words[1]),
+        }
+    }
+}
+
+impl Copy {
+    fn copy(&self, cx: &Context, ends: (End, End), target: &str) -> Outcome {
+        let copied = match ends {
             (End::Inside(name, src), End::Stream) => {
                 super::look::refuse_terminal("write an archive")?;
                 let mut out = io::BufWriter::with_capacity(256 << 10, io::stdout().lock());
@@ -77,17 +92,19 @@ impl Verb for Copy {
             _ => return Err("must specify at least one container source".into()),
         };
         if !self.quiet && io::stderr().is_terminal() {
-            cx.out.note(&format!("Successfully copied {} to {}", units::human_size(copied as f64), words[1]));
+            cx.out.note(&format!("Successfully copied {} to {}", units::human_size(copied as f64), target));
         }
         Ok(0)
     }
-}
 
-impl Copy {
     /// Here, files belong to the caller, unless `-a`; inside, to whom they belonged here.
     fn options(&self, local: bool) -> UnpackOptions {
         let caller = || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        UnpackOptions { no_overwrite_dir_non_dir: true, owner: (local && !self.archive).then(caller) }
+        UnpackOptions {
+            no_overwrite_dir_non_dir: true,
+            owner: (local && !self.archive).then(caller),
+            only: None,
+        }
     }
 
     /// With `-L`, where a link inside leads to.
@@ -112,7 +129,13 @@ impl Copy {
         let rename = target.rename.or_else(|| if followed == src { None } else { own_name });
         let root =
             Root::open(&target.dir).map_err(|e| format!("cannot copy to {}: {e}", target.dir.display()))?;
-        let options = self.options(true);
+        // Who packs may be a hostile guest, which is not to choose other names here.
+        let only = match (&rename, asserts_dot(&followed)) {
+            (Some(name), _) => Some(name.clone()),
+            (None, true) => None,
+            (None, false) => followed.file_name().map(OsStr::to_owned),
+        };
+        let options = UnpackOptions { only, ..self.options(true) };
         let (mut reader, writer) = io::pipe()?;
         std::thread::scope(|s| {
             let unpacking = s.spawn(move || rootfs::unpack(&root, Path::new("/"), &mut reader, &options));
@@ -198,6 +221,12 @@ fn target(dst: &Path, there: Option<bool>, src: &Path, src_is_dir: bool) -> Resu
 fn asserts_directory(path: &Path) -> bool {
     let bytes = path.as_os_str().as_encoded_bytes();
     bytes.ends_with(b"/") || bytes.ends_with(b"/.") || bytes == b"."
+}
+
+/// `dir/.` is the directory's content, whose names are its own.
+fn asserts_dot(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    bytes.ends_with(b"/.") || bytes == b"."
 }
 
 /// A directory to be opened, a path in it, and the name that the source has if the path does not say it.

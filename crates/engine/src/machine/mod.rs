@@ -4,12 +4,14 @@
 //! ([`KERNEL`], [`HYPERVISOR`]) and Docker's `--storage-opt size=`.
 
 mod disk;
+pub(crate) mod files;
 mod initrd;
 pub mod kernels;
 mod modules;
 mod plan;
 mod virtualization;
 
+pub use files::appliance;
 pub(crate) use plan::check;
 pub use virtualization::{Virtualization, virtualization};
 

@@ -142,6 +142,7 @@ impl Engine {
         if !container.is_vm() {
             return Ok(None);
         }
+        self.clean_machine(container)?;
         let host = &container.host;
         let hypervisor = self.hypervisor(container)?;
         let (kernel, dir) = self.kernel(annotation(host, KERNEL))?;

@@ -68,19 +68,21 @@ pub(super) fn stream(dir: &Path, name: &str) -> io::Result<UnixStream> {
 /// Connects to the agent's control port.
 pub(super) fn control(dir: &Path) -> Result<Client, ClientError> {
     let refused = |source| ClientError::Connect { path: dir.join(VSOCK).display().to_string(), source };
-    let connect = || -> io::Result<UnixStream> {
-        let mut socket = stream(dir, VSOCK)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        socket.write_all(format!("CONNECT {CONTROL_PORT}\n").as_bytes())?;
-        // "OK 1073741824\n", byte by byte: what follows is the protocol's.
-        let mut line = Vec::new();
-        while line.last() != Some(&b'\n') && line.len() < 32 {
-            let mut byte = [0];
-            socket.read_exact(&mut byte)?;
-            line.push(byte[0]);
-        }
-        if line.starts_with(b"OK ") { Ok(socket) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
-    };
-    connect().map(Client::over).map_err(refused)
+    port(dir, CONTROL_PORT, PATIENCE).map(Client::over).map_err(refused)
+}
+
+/// Connects to a port of the guest; `patience` is that of each later wait, too.
+pub(super) fn port(dir: &Path, port: u32, patience: Duration) -> io::Result<UnixStream> {
+    let mut socket = stream(dir, VSOCK)?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.set_write_timeout(Some(patience))?;
+    socket.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    // "OK 1073741824\n", byte by byte: what follows is the protocol's.
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') && line.len() < 32 {
+        let mut byte = [0];
+        socket.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    if line.starts_with(b"OK ") { Ok(socket) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
 }

@@ -4,6 +4,7 @@
 //! create:  cgroup ─► tap ─► monitor process ─► vsock, hypervisor ─► guest kernel ─► agent ─► Boot … prepared
 //! start:   the agent starts the workload, which it supervises by the container hull, inside
 //! exec:    a process per session, that copies between the session's descriptors and the agent
+//! files:   the agent serves them on a port of their own; of a stopped one, in an [`Appliance`]
 //! end:     the agent syncs, tells the exit code, powers off; the monitor exits with that code
 //! ```
 //!
@@ -11,9 +12,11 @@
 //! costs the host. The guest is taken for an attacker: what it says is bounded and checked ([`crate::protocol`]), what it
 //! never says is waited for with a deadline.
 
+mod appliance;
 mod carrier;
 mod connect;
 mod exec;
+mod files;
 mod kvm;
 mod machine;
 mod monitor;
@@ -21,6 +24,7 @@ mod pump;
 mod qemu;
 mod spec;
 
+use crate::boot::Boot;
 use crate::container::cgroup::Cgroup;
 use crate::container::running::{self, Container};
 use crate::container::step::Step;
@@ -30,9 +34,13 @@ use machine::MicroVm;
 use monitor::Monitor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-use types::{Hypervisor, oci};
+use types::{Hypervisor, MachinePlan, oci};
+
+pub use appliance::{Appliance, Order, serve};
+pub use files::Files;
 
 /// Directory in a sandbox's run directory with the sockets of its microVM.
 pub const DIR: &str = "vm";
@@ -51,17 +59,55 @@ impl Hull for VmHull {
             return Err(HullError::Invalid("a microVM needs a machine plan".into()));
         };
         let boot = spec::boot(&request, network, layers.len())?;
-        let cgroup = Cgroup::create(request.cgroup, &spec::host_resources(request.spec, plan))?;
+        let resources = spec::host_resources(request.spec, plan);
+        let make = Make {
+            plan,
+            layers,
+            boot: &boot,
+            cgroup: request.cgroup,
+            run: request.run,
+            stdio: request.stdio,
+        };
+        make.make(&resources, request.tap)
+    }
+
+    fn adopt(&self, request: AdoptRequest<'_>) -> Result<Box<dyn Sandbox>, HullError> {
         let dir = request.run.join(DIR);
+        Ok(Box::new(MicroVm::new(Container::adopt(&request)?, dir)))
+    }
+
+    fn clean(&self, _id: &str, cgroup: &str) -> Result<(), HullError> {
+        Cgroup::clean(cgroup)
+    }
+}
+
+/// What a microVM is made of.
+struct Make<'a> {
+    plan: &'a MachinePlan,
+    layers: &'a [PathBuf],
+    boot: &'a Boot,
+    cgroup: &'a str,
+    run: &'a Path,
+    stdio: [BorrowedFd<'a>; 3],
+}
+
+impl Make<'_> {
+    /// Makes it, up to the agent's word that it is prepared. On failure nothing remains.
+    fn make(
+        &self,
+        resources: &oci::LinuxResources,
+        tap: &mut dyn FnMut() -> Result<Option<OwnedFd>, HullError>,
+    ) -> Result<Created, HullError> {
+        let Self { plan, layers, boot, .. } = *self;
+        let cgroup = Cgroup::create(self.cgroup, resources)?;
+        let dir = self.run.join(DIR);
         let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>), HullError> {
-            let tap = (request.tap)()?;
+            let tap = tap()?;
             connect::fresh_dir(&dir)?;
-            let terminal = boot.terminal();
-            let (console, inner) = if terminal { console()? } else { (None, None) };
+            let (console, inner) = if boot.terminal() { console()? } else { (None, None) };
             let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
-            let stdio = inner.as_ref().map_or(request.stdio, |fd| [fd.as_fd(); 3]);
-            let monitor =
-                Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), boot: &boot, stdio, wire: &theirs };
+            let stdio = inner.as_ref().map_or(self.stdio, |fd| [fd.as_fd(); 3]);
+            let monitor = Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), boot, stdio, wire: &theirs };
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
             drop(theirs);
@@ -80,13 +126,8 @@ impl Hull for VmHull {
         };
         match make() {
             Ok((child, wire, console)) => {
-                let container = Container::new(
-                    request.id,
-                    oci::Spec::default(),
-                    child,
-                    (cgroup, request.cgroup),
-                    Some(wire),
-                );
+                let group = (cgroup, self.cgroup);
+                let container = Container::new(&boot.id, oci::Spec::default(), child, group, Some(wire));
                 Ok(Created { sandbox: Box::new(MicroVm::new(container, dir)), console })
             }
             Err(e) => {
@@ -95,15 +136,6 @@ impl Hull for VmHull {
                 Err(e)
             }
         }
-    }
-
-    fn adopt(&self, request: AdoptRequest<'_>) -> Result<Box<dyn Sandbox>, HullError> {
-        let dir = request.run.join(DIR);
-        Ok(Box::new(MicroVm::new(Container::adopt(&request)?, dir)))
-    }
-
-    fn clean(&self, _id: &str, cgroup: &str) -> Result<(), HullError> {
-        Cgroup::clean(cgroup)
     }
 }
 

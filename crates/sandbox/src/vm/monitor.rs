@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use types::{Hypervisor, MachinePlan};
 use vmm::devices::vsock::Vsock;
 
@@ -30,6 +31,9 @@ const CONSOLE_TAIL: usize = 16 << 10;
 const CONSOLE_LINES: usize = 8;
 /// The exit code of a workload whose end the guest never told.
 const UNKNOWN: i32 = 255;
+
+/// How long a guest may take to sync and power off.
+const END_WAIT: Duration = Duration::from_secs(60);
 
 /// What a monitor needs.
 pub(super) struct Monitor<'a> {
@@ -145,6 +149,11 @@ impl Monitor<'_> {
         }
         self.wire.say(Word::Ready).step(|| "report".into())?;
         self.wire.await_word(Word::Start).step(|| "wait for the start".into())?;
+        if self.boot.files_only {
+            drop(agent);
+            wait_for_end(hypervisor);
+            return Ok(0);
+        }
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
         self.wire.shut();
@@ -186,6 +195,14 @@ impl Monitor<'_> {
     }
 }
 
+/// Waits until a guest that was told to end has synced its disk and powered off.
+fn wait_for_end(hypervisor: &Carrier) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(hypervisor.pidfd(), PollFlags::IN)];
+    let limit = Timespec::try_from(END_WAIT).unwrap_or_default();
+    let _ = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit)));
+}
+
 /// The last of what the guest, or its hypervisor, wrote.
 #[derive(Clone, Default)]
 struct Console {
@@ -222,7 +239,7 @@ impl Console {
     /// An error with the console's last lines.
     fn explain(&self, what: &str) -> HullError {
         // What it wrote last may still be on its way.
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
         let file = self.file.lock().ok().and_then(|slot| slot.clone());
         let mut bytes = file.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
         bytes.extend(

@@ -43,6 +43,7 @@ pub(super) fn boot(
         files,
         network: network.clone(),
         layers,
+        files_only: false,
         init: request.init,
         open_stdin: !is_null(request),
         console_size: request.console_size,

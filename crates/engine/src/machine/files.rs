@@ -1,0 +1,212 @@
+//! The files of a microVM: asked of its guest's agent while it runs, else of its machine started for the purpose.
+
+use super::disk;
+use crate::recover::Liveness;
+use crate::store::Container;
+use crate::{Engine, EngineError, Result};
+use rootfs::{PathStat, RootfsError};
+use sandbox::files::FilesError;
+use sandbox::hull::{Hull, HullError};
+use sandbox::vm::{Appliance, Files, Order, VmHull};
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use sys::file::Lock;
+use types::{Kinded, Status};
+
+/// The hidden verb by which the binary becomes an appliance's process.
+const VERB: &str = "appliance";
+/// Longest text of a guest's that is shown.
+const LONGEST: usize = 1024;
+/// How many times its size a layer's file may hold: the best that its compression does on files that people have.
+const COMPRESSION: u64 = 32;
+
+impl Engine {
+    /// Calls `work` with the files of a microVM, whether it runs or not; in between nobody else can start it.
+    pub(crate) fn with_guest<T, E: From<EngineError>>(
+        &self,
+        container: &Container,
+        work: impl FnOnce(&Files) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let run = self.paths.sandbox_run(&container.id);
+        let limit = self.stream_limit(container)?;
+        if self.kept.borrow().as_ref() == Some(&container.id) {
+            return work(&Files::of(&run, limit));
+        }
+        match self.settled(container)? {
+            Liveness::Supervised(state) if state.status == Status::Paused => {
+                Err(EngineError::Conflict(format!(
+                    "{} is paused, and a paused microVM cannot show its files: unpause it first",
+                    container.name
+                ))
+                .into())
+            }
+            Liveness::Supervised(state) if state.pid > 0 => work(&Files::of(&run, limit)),
+            Liveness::Supervised(_) => Err(EngineError::Conflict(format!(
+                "container {} is restarting, wait until the container is running",
+                container.name
+            ))
+            .into()),
+            Liveness::Ended(_, lock) => {
+                let (appliance, process) = self.appliance(container, lock)?;
+                let done = work(&Files::of(&run, limit));
+                let ended = appliance.end().map_err(|e| refused(&e));
+                // It has let go of the lock when it has ended.
+                wait(process, ended.is_ok());
+                let done = done?;
+                ended?;
+                Ok(done)
+            }
+        }
+    }
+
+    /// Does several things to the files of one container, for which the machine of a microVM that does not run is started but
+    /// once.
+    pub fn with_files<T, E: From<EngineError>>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let container = self.find(name)?;
+        if !container.is_vm() {
+            return work();
+        }
+        self.with_guest(&container, |_| {
+            self.kept.replace(Some(container.id.clone()));
+            let done = work();
+            self.kept.replace(None);
+            done
+        })
+    }
+
+    fn appliance(&self, container: &Container, lock: Lock) -> Result<(Appliance, Child)> {
+        let rootfs = self.rootfs_plan(container)?;
+        let plan = self.machine_plan(container)?;
+        let plan = plan.ok_or_else(|| EngineError::Invalid("only a microVM has a machine".into()))?;
+        let order = Order {
+            id: container.id.to_string(),
+            plan,
+            layers: rootfs.layers.into_iter().map(|l| l.path).collect(),
+            cgroup: self.cgroup(container)?,
+            run: self.paths.sandbox_run(&container.id),
+        };
+        let io = |e| EngineError::io("cannot start the microVM of", container.name.as_ref())(e);
+        let (ours, theirs) = UnixStream::pair().map_err(io)?;
+        let exe = sys::exe::self_exe_sealed().map_err(io)?;
+        let process = Command::new(format!("/proc/self/fd/{}", exe.as_raw_fd()))
+            .arg0("dhow")
+            .arg(VERB)
+            .env_clear()
+            // A terminal's Ctrl-C is the command's, and ends this by that.
+            .process_group(0)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            // Held on beyond the command's own death, until the machine has ended.
+            .stdout(Stdio::from(OwnedFd::from(lock)))
+            .stderr(Stdio::null())
+            .current_dir("/")
+            .spawn()
+            .map_err(io)?;
+        match Appliance::start(ours, &order) {
+            Ok(appliance) => Ok((appliance, process)),
+            Err(e) => {
+                wait(process, false);
+                Err(refused(&e))
+            }
+        }
+    }
+
+    /// Ends what a killed appliance may have left of a machine. The container's lock is held.
+    pub(super) fn clean_machine(&self, container: &Container) -> Result<()> {
+        VmHull.clean(container.id.as_str(), &self.cgroup(container)?).map_err(|e| refused(&e))
+    }
+
+    /// More than one stream of its files can hold, unless they have more holes than content.
+    fn stream_limit(&self, container: &Container) -> Result<u64> {
+        let size = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
+        let layers: u64 = self.rootfs_plan(container)?.layers.iter().map(|l| size(&l.path)).sum();
+        let disk = size(&self.disk_path(container)).max(disk::DEFAULT_SIZE);
+        let memory = u64::try_from(container.host.memory.unwrap_or(0)).unwrap_or(0).max(1 << 30);
+        // Names and padding take as much again.
+        Ok(disk.saturating_mul(2).saturating_add(layers.saturating_mul(COMPRESSION)).saturating_add(memory))
+    }
+}
+
+/// What it had to say, it said on its socket; one that did not may hang, and its machine ends with it.
+fn wait(mut process: Child, well: bool) {
+    if !well {
+        let _ = process.kill();
+    }
+    let _ = process.wait();
+}
+
+fn refused(e: &HullError) -> EngineError {
+    EngineError::Inside { kind: e.kind(), message: shown(&e.to_string()) }
+}
+
+/// The appliance's `main`: its socket is descriptor 0, the lock descriptor 1. Returns the exit code.
+pub fn appliance(_args: &[OsString]) -> i32 {
+    use std::os::fd::AsFd;
+    let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return 1 };
+    let _ = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    sandbox::vm::serve(UnixStream::from(socket)).map_or(1, |()| 0)
+}
+
+/// What a guest says, fit for a terminal.
+fn shown(text: &str) -> String {
+    text.chars().take(LONGEST).map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+}
+
+impl From<FilesError> for EngineError {
+    fn from(e: FilesError) -> Self {
+        match e {
+            FilesError::Output(source) => RootfsError::Output { source }.into(),
+            FilesError::Input(source) => RootfsError::Tar { source }.into(),
+            e => Self::Inside { kind: e.kind(), message: shown(&e.to_string()) },
+        }
+    }
+}
+
+/// What a guest says of a path that this host asked for: the name is ours.
+pub(crate) fn path_stat(path: &Path, stat: sandbox::files::Stat) -> PathStat {
+    PathStat {
+        name: path.file_name().map_or_else(|| "/".into(), |n| n.to_string_lossy().into_owned()),
+        size: stat.size,
+        mode: stat.mode,
+        mtime_ns: stat.mtime_ns,
+        link_target: stat.link_target,
+    }
+}
+
+/// The columns of `ps -ef`, and what a guest's processes are in them.
+pub(crate) fn top(list: sandbox::files::Processes) -> types::docker::ContainerTopResponse {
+    let titles = ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"].map(str::to_owned);
+    let processes = list.into_iter().map(|row| row.map(|text| shown(&text).replace('\n', "?")).to_vec());
+    types::docker::ContainerTopResponse {
+        titles: Some(titles.to_vec()),
+        processes: Some(processes.collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_says_does_not_reach_the_terminal_raw() {
+        assert_eq!(shown("a\x1b[31mb\u{9b}c\nd"), "a?[31mb?c\nd");
+        assert_eq!(shown(&"x".repeat(5000)).len(), LONGEST);
+        let row = ["root", "1", "0", "0", "10:00", "?", "00:00:00", "a\x1b\nb"].map(str::to_owned);
+        let shown = top(vec![row]).processes.unwrap();
+        assert_eq!(shown[0][7], "a??b");
+    }
+
+    #[test]
+    fn a_guest_names_no_path() {
+        let stat = sandbox::files::Stat { size: 1, mode: 0, mtime_ns: 0, link_target: String::new() };
+        assert_eq!(path_stat(Path::new("/etc/passwd"), stat.clone()).name, "passwd");
+        assert_eq!(path_stat(Path::new("/"), stat).name, "/");
+    }
+}

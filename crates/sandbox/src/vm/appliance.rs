@@ -1,0 +1,129 @@
+//! The machine of a microVM that does not run, started for nothing but its files: this host never mounts a disk that a
+//! guest has written, as its filesystem may be made to attack the kernel that reads it.
+//!
+//! ```text
+//! command ──spawns──► process (holds the lock) ──clones──► monitor ──► hypervisor ──► agent
+//!    │                     │   ◄───────── prepared ────────────────────────────────────┘
+//!    │ Order ─────────────►│
+//!    │ ◄──────── Prepared  │
+//!    │ works on the files  │
+//!    │ hangs up ──────────►│ ──► sync, power off ──► cgroup removed, lock free
+//! ```
+//!
+//! Each ends with the one before it: whoever of them is killed, the machine ends and the lock is let go after it. What a
+//! guest had not synced then, its journal mends.
+
+use super::{DIR, Make, spec};
+use crate::boot::{self, Answer, Boot, VERSION};
+use crate::container::step::Step;
+use crate::hull::HullError;
+use crate::protocol::Failure;
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+use types::{Kinded, MachinePlan, NetworkPlan, oci};
+
+/// More than the machine takes to start.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// What is to be started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// Full id of the container.
+    pub id: String,
+    /// Its machine.
+    pub plan: MachinePlan,
+    /// Files of layers, base first.
+    pub layers: Vec<PathBuf>,
+    /// Path of its cgroup.
+    pub cgroup: String,
+    /// `<run>/sandboxes/<id>`.
+    pub run: PathBuf,
+}
+
+/// The command's side: the machine serves its files until this is ended or dropped.
+#[derive(Debug)]
+pub struct Appliance(UnixStream);
+
+impl Appliance {
+    /// Gives the order to the process behind a socket, which runs [`serve`]; waits until the files are served.
+    pub fn start(mut socket: UnixStream, order: &Order) -> Result<Self, HullError> {
+        let mut talk = || -> std::io::Result<Answer> {
+            socket.set_read_timeout(Some(PATIENCE))?;
+            boot::write(&mut socket, order)?;
+            boot::read(&mut socket)
+        };
+        match talk().step(|| "start the microVM for its files".into())? {
+            Answer::Prepared => Ok(Self(socket)),
+            Answer::Failed(failure) => Err(HullError::Guest(failure)),
+        }
+    }
+
+    /// Ends the machine; what was written is on its disk when this returns.
+    pub fn end(mut self) -> Result<(), HullError> {
+        let mut hang_up = || -> std::io::Result<Answer> {
+            self.0.shutdown(std::net::Shutdown::Write)?;
+            boot::read(&mut self.0)
+        };
+        match hang_up().step(|| "end the microVM that served its files".into())? {
+            Answer::Prepared => Ok(()),
+            Answer::Failed(failure) => Err(HullError::Guest(failure)),
+        }
+    }
+}
+
+/// The process's whole life, behind its end of the socket. It must have but one thread. Answers when the files are served,
+/// and again when the machine has ended.
+pub fn serve(mut command: UnixStream) -> std::io::Result<()> {
+    let order: Order = boot::read(&mut command)?;
+    let done = order.serve(&mut command);
+    let answer = match done {
+        Ok(()) => Answer::Prepared,
+        Err(e) => {
+            let exit_code = e.exit_code();
+            Answer::Failed(Failure { kind: e.kind(), message: e.to_string(), exit_code })
+        }
+    };
+    boot::write(&mut command, &answer)
+}
+
+impl Order {
+    fn serve(&self, command: &mut UnixStream) -> Result<(), HullError> {
+        let boot = Boot {
+            version: VERSION,
+            id: self.id.clone(),
+            spec: oci::Spec::default(),
+            files: Vec::new(),
+            network: NetworkPlan::None,
+            layers: self.layers.len(),
+            files_only: true,
+            init: false,
+            open_stdin: false,
+            console_size: None,
+            now_ns: sys::host::now_ns(),
+        };
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+        let null = null.step(|| "open /dev/null".into())?;
+        let make = Make {
+            plan: &self.plan,
+            layers: &self.layers,
+            boot: &boot,
+            cgroup: &self.cgroup,
+            run: &self.run,
+            stdio: [null.as_fd(); 3],
+        };
+        let resources = spec::host_resources(&boot.spec, &self.plan);
+        let mut sandbox = make.make(&resources, &mut || Ok(None))?.sandbox;
+        boot::write(command, &Answer::Prepared).step(|| "answer".into())?;
+        // It hangs up, or has been killed.
+        let _ = command.read(&mut [0]);
+        // The monitor's word for "go on": here, to the end.
+        let ended = sandbox.start().and_then(|()| sandbox.wait().map(drop));
+        let destroyed = sandbox.destroy();
+        let _ = std::fs::remove_dir_all(self.run.join(DIR));
+        ended.and(destroyed)
+    }
+}

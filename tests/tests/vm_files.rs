@@ -1,0 +1,116 @@
+//! The files of microVMs: the same answers as for containers, from a guest that runs and from one that does not.
+
+use dhow_tests::{Store, vm};
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// What a workload does to its files.
+const WORK: &str = "mkdir /made; echo new > /made/file; ln -s file /made/link; rm /etc/passwd; chmod 700 /tmp; \
+                    echo done > /made/done";
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The names of a tar that a command writes.
+fn names(store: &Store, args: &[&str]) -> Vec<String> {
+    let out = store.out(args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    let mut archive = tar::Archive::new(&out.stdout[..]);
+    let entries = archive.entries().unwrap();
+    entries.map(|e| e.unwrap().path().unwrap().to_string_lossy().into_owned()).collect()
+}
+
+fn fails(store: &Store, args: &[&str], saying: &str) {
+    let out = store.out(args);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success() && said.contains(saying), "{args:?}: {said}");
+}
+
+/// The image that was made of a container has its changes, in a container.
+fn check_image(store: &Store, image: &str) {
+    let look = "test ! -e /etc/passwd && cat /made/file /made/link && stat -c %a /tmp";
+    assert_eq!(store.ok(&["run", "--rm", image, "sh", "-c", look]), "new\nnew\n700");
+}
+
+#[test]
+fn a_running_microvm_shows_and_takes_files() {
+    let Some(store) = vm::store() else { return };
+    let forever = format!("{WORK}; exec sleep 1000");
+    store.ok(&["run", "-d", "--name", "box", "busybox", "sh", "-c", &forever]);
+    store.ok(&["run", "--vm", "-d", "--name", "vm", "busybox", "sh", "-c", &forever]);
+    until("the work", || store.out(&["cp", "vm:/made/done", "-"]).status.success());
+
+    // The same changes as a container's.
+    let changes = store.ok(&["diff", "vm"]);
+    assert!(changes.contains("A /made/link"), "{changes}");
+    assert_eq!(changes, store.ok(&["diff", "box"]));
+
+    // In, out, and within the workload's own mounts.
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir_all(at("tree/sub")).unwrap();
+    let content: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+    fs::write(at("tree/sub/big"), &content).unwrap();
+    std::os::unix::fs::symlink("sub/big", at("tree/link")).unwrap();
+    store.ok(&["cp", &at("tree"), "vm:/made"]);
+    store.ok(&["cp", "vm:/made/tree", &at("back")]);
+    assert_eq!(fs::read(at("back/sub/big")).unwrap(), content);
+    assert_eq!(fs::read_link(at("back/link")).unwrap().to_str(), Some("sub/big"));
+    store.ok(&["cp", &at("tree/sub/big"), "vm:/dev/shm/big"]);
+    assert_eq!(store.ok(&["exec", "vm", "sh", "-c", "wc -c < /dev/shm/big"]), "3000000");
+    store.ok(&["cp", "-L", "vm:/made/link", &at("followed")]);
+    assert_eq!(fs::read(at("followed")).unwrap(), b"new\n");
+    fails(&store, &["cp", "vm:/nowhere", &at("x")], "Could not find the file /nowhere");
+    fails(&store, &["cp", &at("tree/link"), "vm:/nowhere/"], "no such directory");
+    fails(&store, &["cp", &at("tree"), "vm:/made/file"], "cannot copy the directory");
+    store.ok(&["exec", "vm", "rm", "-r", "/made/tree"]);
+
+    assert!(names(&store, &["export", "vm"]).iter().any(|n| n == "made/link"));
+
+    let top = store.ok(&["top", "vm"]);
+    let titles: Vec<&str> = top.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(titles, ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]);
+    let row: Vec<&str> = top.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!((row[0], &row[7..], top.lines().count()), ("root", &["sleep", "1000"][..], 2));
+    fails(&store, &["top", "vm", "aux"], "takes no options but -ef");
+
+    store.ok(&["commit", "vm", "made"]);
+    check_image(&store, "made");
+    // The workload goes on after it was frozen.
+    assert_eq!(store.ok(&["exec", "vm", "cat", "/made/file"]), "new");
+    store.ok(&["pause", "vm"]);
+    fails(&store, &["diff", "vm"], "unpause it first");
+    store.ok(&["rm", "-f", "vm", "box"]);
+}
+
+#[test]
+fn a_stopped_microvm_shows_and_takes_files() {
+    let Some(store) = vm::store() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let put = dir.path().join("put").to_str().unwrap().to_owned();
+    fs::write(&put, "put\n").unwrap();
+    let work = format!("{WORK}; cat /tmp/put");
+    store.ok(&["create", "--vm", "--name", "vm", "busybox", "sh", "-c", &work]);
+
+    // Before it ever ran.
+    store.ok(&["cp", &put, "vm:/tmp/put"]);
+    assert_eq!(store.ok(&["start", "-a", "vm"]), "put");
+    fails(&store, &["top", "vm"], "is not running");
+
+    // Killed in the middle, by the kernel's hardest means: what it started ends, and the next one gets its turn.
+    let mut killed =
+        store.command(&["export", "vm"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    store.ok(&["commit", "vm", "made"]);
+    check_image(&store, "made");
+    assert_eq!(store.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "vm"]), "exited 0");
+    store.ok(&["rm", "vm"]);
+}
