@@ -188,6 +188,12 @@ impl Host {
     /// The guest powers off, QEMU ends, and so does the service.
     fn stop(mut self) {
         drop(self.connect(STOP));
+        // How a kernel without firmware restarts is its own affair, and may take for ever: the connection's end is ours.
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.qemu.try_wait().unwrap().is_none() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.qemu.kill();
         self.qemu.wait().unwrap();
         let service = self.service.take().unwrap();
         service.join().unwrap().unwrap();
