@@ -301,12 +301,21 @@ fn on_an_emulated_host_where_there_is_no_kvm() {
         eprintln!("SKIPPED: {reason}");
         return;
     }
-    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../contrib/kvm-host"))
-        .args(["-m", "2048", "-t", "900", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--test-threads=1", "--nocapture"])
-        .output()
-        .unwrap();
+    let lane = || {
+        Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../contrib/kvm-host"))
+            .args(["-m", "3072", "-t", "900", "--"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--test-threads=1", "--nocapture"])
+            .output()
+            .unwrap()
+    };
+    let mut output = lane();
+    if !matches!(output.status.code(), Some(0 | 125)) {
+        // Once in some dozens of boots a guest was seen to fault without a cause that could be found; whether the
+        // emulation of the processor's virtualisation or the VMM is to blame is not known.
+        eprintln!("RETRIED after: {}", String::from_utf8_lossy(&output.stdout));
+        output = lane();
+    }
     let said = String::from_utf8_lossy(&output.stdout);
     println!("{said}");
     match output.status.code() {
