@@ -32,6 +32,9 @@ const CONSOLE_LINES: usize = 8;
 /// The exit code of a workload whose end the guest never told.
 const UNKNOWN: i32 = 255;
 
+/// How long one who kills a whole cgroup may take from its first process to its last.
+const KILLER_WAIT: Duration = Duration::from_millis(100);
+
 /// How long a guest may take to sync and power off.
 const END_WAIT: Duration = Duration::from_secs(60);
 
@@ -158,7 +161,11 @@ impl Monitor<'_> {
         // As execve closes it for a container.
         self.wire.shut();
         let code = pump::run(stream, stdio, self.boot.open_stdin).ok().flatten();
-        Ok(code.unwrap_or(UNKNOWN))
+        Ok(code.unwrap_or_else(|| {
+            // Whoever killed the machine may be about to kill this process with it, and then that is how it ends.
+            std::thread::sleep(KILLER_WAIT);
+            UNKNOWN
+        }))
     }
 
     fn start_workload(&self, agent: UnixStream, console: &Console) -> Result<Stream, HullError> {
