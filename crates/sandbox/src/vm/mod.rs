@@ -45,7 +45,7 @@ pub use files::Files;
 /// Directory in a sandbox's run directory with the sockets of its microVM.
 pub const DIR: &str = "vm";
 /// How long a guest may take from its power-on until its agent is ready.
-const BOOT_WAIT: Duration = Duration::from_secs(30);
+const BOOT_WAIT: Duration = Duration::from_secs(60);
 /// The same where each of its instructions is emulated.
 const EMULATED_BOOT_WAIT: Duration = Duration::from_secs(180);
 
