@@ -43,7 +43,7 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A store with the image `busybox` and a kernel; `None`, said so, where this host cannot run microVMs.
+/// A store with the image `busybox` and a kernel, the distribution's or the lean one that `DHOW_TEST_LEAN` names; `None`, said so, where this host cannot run microVMs.
 pub fn store() -> Option<Store> {
     for (program, package) in [("qemu-system-x86_64", "qemu-system-x86"), ("mke2fs", "e2fsprogs")] {
         if !have(program) && !Path::new("/sbin").join(program).exists() {
@@ -60,6 +60,9 @@ pub fn store() -> Option<Store> {
     };
     let store = busybox::store()?;
     copy(&kernels, &store.root().join("kernels")).unwrap();
+    if let Some(file) = std::env::var_os("DHOW_TEST_LEAN") {
+        store.ok(&["kernel", "import", "--name", "lean", file.to_str().unwrap()]);
+    }
     Some(store)
 }
 
