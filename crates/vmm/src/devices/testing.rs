@@ -1,5 +1,6 @@
 //! A driver for tests and fuzzers, which can also break every rule.
 
+use crate::mmio::Transport;
 use crate::virtio::{Activation, Device, DeviceError, Interrupt, Memory};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::BorrowedFd;
@@ -43,6 +44,26 @@ impl Interrupt for Fired {
     }
 }
 
+/// Registers of virtio-mmio (VIRTIO 1.2, 4.2.2), by their offset.
+pub trait Registers {
+    fn set(&mut self, register: u64, value: u32);
+    fn get(&self, register: u64) -> u32;
+}
+
+impl Registers for Transport {
+    fn set(&mut self, register: u64, value: u32) {
+        if let Some(deferred) = self.write(register, &value.to_le_bytes()) {
+            self.carry_out(deferred);
+        }
+    }
+
+    fn get(&self, register: u64) -> u32 {
+        let mut value = [0; 4];
+        self.read(register, &mut value);
+        u32::from_le_bytes(value)
+    }
+}
+
 /// Memory, and what was made available and seen used.
 pub struct Driver {
     pub memory: Memory,
@@ -81,6 +102,41 @@ impl Driver {
     /// Entries of each.
     pub fn size(&self) -> u16 {
         self.size
+    }
+
+    /// Where descriptors, available ring and used ring of each queue lie.
+    pub fn rings(&self) -> impl Iterator<Item = [u64; 3]> {
+        (0..self.queues()).map(|queue| [self.table(queue), self.available_ring(queue), self.used_ring(queue)])
+    }
+
+    /// Resets a device behind its registers and prepares it as a good driver does (VIRTIO 1.2, 3.1.1), with those of
+    /// `features` that it offers; all but DRIVER_OK.
+    pub fn prepare(&self, device: &mut impl Registers, features: u64) {
+        for status in [0, 1, 3] {
+            device.set(0x70, status);
+        }
+        for half in 0..2 {
+            device.set(0x14, half);
+            device.set(0x24, half);
+            let wanted = (features | 1 << 32) >> (32 * half);
+            device.set(0x20, device.get(0x10) & wanted as u32);
+        }
+        device.set(0x70, 11);
+        for (queue, rings) in (0..).zip(self.rings()) {
+            device.set(0x30, queue);
+            device.set(0x38, u32::from(self.size));
+            for (register, address) in [0x80, 0x90, 0xa0].into_iter().zip(rings) {
+                device.set(register, address as u32);
+                device.set(register + 4, 0);
+            }
+            device.set(0x44, 1);
+        }
+    }
+
+    /// [`Self::prepare`], and starts it.
+    pub fn start(&self, device: &mut impl Registers, features: u64) {
+        self.prepare(device, features);
+        device.set(0x70, 15);
     }
 
     /// Where the descriptors of a queue lie, and behind them its available ring and its used ring.
@@ -177,7 +233,7 @@ impl Driver {
     }
 
     /// Every way to break a queue of which the device reads (`write` false) or to which it writes, each on a fresh
-    /// device and driver. `size` is what an honest buffer may have.
+    /// device and driver.
     pub fn hostile(
         queues: usize,
         queue: usize,
@@ -186,7 +242,7 @@ impl Driver {
     ) {
         let flags = if write { WRITE } else { 0 };
         type Attack<'a> = (&'a str, &'a dyn Fn(&mut Driver));
-        let attacks: [Attack; 9] = [
+        let attacks: [Attack; 13] = [
             ("a chain that bites its tail", &|d| {
                 d.descriptor(queue, 0, BUFFERS, 64, flags | NEXT, 1);
                 d.descriptor(queue, 1, BUFFERS, 64, flags | NEXT, 0);
@@ -207,6 +263,16 @@ impl Driver {
                 }
                 d.chain(queue, 0, &[(BUFFERS, 65535 * 16, INDIRECT)]);
             }),
+            ("an indirect table in an indirect table", &|d| {
+                d.descriptor_at(BUFFERS, BUFFERS + 64, 16, INDIRECT, 0);
+                d.descriptor_at(BUFFERS + 64, BUFFERS, 64, flags, 0);
+                d.chain(queue, 0, &[(BUFFERS, 16, INDIRECT)]);
+            }),
+            ("a buffer to read after one to write", &|d| {
+                d.chain(queue, 0, &[(BUFFERS, 64, 0), (BUFFERS, 64, WRITE), (BUFFERS, 64, 0)])
+            }),
+            ("an index that jumps", &|d| d.set_available(queue, 0x8000)),
+            ("an index that goes back", &|d| d.set_available(queue, u16::MAX)),
             ("more chains than the queue has", &|d| d.set_available(queue, SIZE + 1)),
         ];
         for (name, attack) in attacks {
