@@ -84,8 +84,8 @@ fn request(driver: &mut Driver, input: &mut Input) -> (u64, bool) {
     let far = input.byte() == 0xff;
     let sector = if far { u64::from_le_bytes(input.take()) } else { sector % 0x1000 };
     let length = match input.byte() {
-        n @ 0..0x80 => u32::from(n % 8) * 512,
-        n => u32::from(n),
+        n @ 0..0x40 => u32::from(n % 8) * 512,
+        n => u32::from(n) - 0x40,
     };
     driver.write(at, &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());
     // What discarding and zeroing take: ranges.
@@ -104,6 +104,9 @@ fn request(driver: &mut Driver, input: &mut Input) -> (u64, bool) {
         (status, 1, WRITE),
     ];
     driver.chain(0, head, &chain);
-    let sound = matches!(kind, 0 | 1) && length % 512 == 0 && sector * 512 + u64::from(length) <= SIZE;
+    let sound = matches!(kind, 0 | 1)
+        && length % 512 == 0
+        && sector < SIZE / 512
+        && sector * 512 + u64::from(length) <= SIZE;
     (status, sound)
 }

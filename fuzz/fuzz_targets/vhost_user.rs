@@ -12,7 +12,6 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::LazyLock;
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm::devices::testing::SMALL_MEMORY;
 use vmm::devices::vsock::Vsock;
 use vmm::vhost::serve_vsock;
@@ -99,6 +98,7 @@ fn set_up(to: &UnixStream, input: &mut Input) {
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
+    FILES.memory.set_len(0).unwrap();
     FILES.memory.set_len(SMALL_MEMORY as u64).unwrap();
     FILES.short.set_len(0x1000).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -106,13 +106,12 @@ fuzz_target!(|data: &[u8]| {
     let front = UnixStream::connect(dir.path().join("q")).unwrap();
     front.set_nonblocking(true).unwrap();
     // The queues hold what the fuzzer puts there before.
-    let mut driver = Driver::small(2);
-    for _ in 0..input.byte() % 8 {
-        crooked(&mut driver, &mut input);
+    let commands = input.byte() % 8;
+    if commands > 0 {
+        let mut driver = Driver::small(2);
+        (0..commands).for_each(|_| crooked(&mut driver, &mut input));
+        FILES.memory.write_all_at(&driver.read(0, SMALL_MEMORY), 0).unwrap();
     }
-    let mut memory = vec![0; SMALL_MEMORY];
-    driver.memory.memory().read_slice(&mut memory, GuestAddress(0)).unwrap();
-    FILES.memory.write_all_at(&memory, 0).unwrap();
     while !input.0.is_empty() {
         match input.byte() % 4 {
             0 => set_up(&front, &mut input),

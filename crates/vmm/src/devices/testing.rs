@@ -4,6 +4,8 @@ use crate::mmio::Transport;
 use crate::virtio::{Activation, Device, DeviceError, Interrupt, Memory};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::BorrowedFd;
+#[cfg(test)]
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_queue::{Queue, QueueT};
@@ -85,13 +87,21 @@ impl Driver {
 
     fn with(queues: usize, size: u16, memory: usize) -> Self {
         let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), memory)]).unwrap();
-        Self {
-            memory: Memory::new(map),
-            fired: Arc::default(),
-            size,
-            available: vec![0; queues],
-            seen: vec![0; queues],
+        Self::over(Memory::new(map), queues, size)
+    }
+
+    fn over(memory: Memory, queues: usize, size: u16) -> Self {
+        Self { memory, fired: Arc::default(), size, available: vec![0; queues], seen: vec![0; queues] }
+    }
+
+    /// A driver that takes this one's memory over, with empty queues.
+    pub fn anew(&self) -> Self {
+        let fresh = Self::over(self.memory.clone(), self.queues(), self.size);
+        for [_, available, used] in fresh.rings() {
+            fresh.write(available, &[0; 4]);
+            fresh.write(used, &[0; 4]);
         }
+        fresh
     }
 
     /// How many queues there are.
@@ -282,6 +292,29 @@ impl Driver {
             assert!(matches!(result, Err(DeviceError::Driver(_))), "{name}: {result:?}");
         }
     }
+}
+
+/// A tap that is up, in a network namespace that becomes this thread's own; why there is none.
+#[cfg(test)]
+pub fn tap() -> Result<OwnedFd, String> {
+    // SAFETY: a thread of its own, which opens nothing that others use.
+    if let Err(e) = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) } {
+        return Err(format!("no network namespace of its own: {e}"));
+    }
+    let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
+    let tun = tun.map_err(|e| format!("/dev/net/tun: {e}"))?;
+    // struct ifreq: the name, then IFF_TAP | IFF_NO_PI | IFF_VNET_HDR.
+    let mut request = [0_u8; 40];
+    request[..4].copy_from_slice(b"tap0");
+    request[16..18].copy_from_slice(&0x5002_u16.to_ne_bytes());
+    // SAFETY: TUNSETIFF reads and writes a struct ifreq, which is as long. The same for SIOCSIFFLAGS.
+    unsafe {
+        assert_eq!(libc::ioctl(tun.as_raw_fd(), 0x4004_54ca, request.as_mut_ptr()), 0);
+        request[16..18].copy_from_slice(&(libc::IFF_UP as u16).to_ne_bytes());
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, request.as_mut_ptr()), 0);
+    }
+    Ok(tun.into())
 }
 
 /// Serves what is ready until nothing is for `millis`.
