@@ -7,6 +7,7 @@ pub mod busybox;
 pub mod layout;
 pub mod liar;
 pub mod registry;
+pub mod traces;
 pub mod vm;
 
 use std::path::{Path, PathBuf};

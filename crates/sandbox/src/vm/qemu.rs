@@ -17,7 +17,7 @@ const TRANSLATIONS_MIB: u32 = 64;
 
 /// Kernel's command line. The console is read for its last lines should the guest fail.
 const CMDLINE: &str =
-    "console=ttyS0 quiet panic=-1 rdinit=/init dhow.hull=vm random.trust_cpu=on no_timer_check";
+    "console=ttyS0 quiet panic=-1 reboot=t rdinit=/init dhow.hull=vm random.trust_cpu=on no_timer_check";
 
 /// A QEMU to be started.
 pub(super) struct Qemu<'a> {

@@ -48,13 +48,15 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+type Job = Box<dyn FnOnce(&Machine) + Send>;
+
 /// A thread with the filter of a vCPU.
 #[derive(Clone)]
-struct Cpu(Sender<Box<dyn FnOnce(&Machine) + Send>>);
+struct Cpu(Sender<Job>);
 
 impl Cpu {
     fn start(machine: Arc<Machine>, filter: Filter) -> Self {
-        let (sender, jobs) = channel::<Box<dyn FnOnce(&Machine) + Send>>();
+        let (sender, jobs) = channel::<Job>();
         thread::spawn(move || {
             filter.apply().unwrap();
             jobs.iter().for_each(|job| job(&machine));
