@@ -33,6 +33,8 @@ const CONSOLE_LINES: usize = 8;
 /// The exit code of a workload whose end the guest never told.
 const UNKNOWN: i32 = 255;
 
+/// Memory in which the kernels of distributions boot with certainty.
+const ROOMY_MIB: u64 = 128;
 /// How long a guest may take to sync and power off.
 const END_WAIT: Duration = Duration::from_secs(60);
 
@@ -172,7 +174,14 @@ impl Monitor<'_> {
             }
             if !ended.is_empty() {
                 let status = hypervisor.wait();
-                return Err(console.explain(&format!("the microVM ended before its agent was up ({status})")));
+                let little = match self.plan.memory_mib {
+                    mib @ ..ROOMY_MIB => format!(
+                        "; it has {mib} MiB of memory, which may be too little for its kernel: give it more with --memory"
+                    ),
+                    _ => String::new(),
+                };
+                let what = format!("the microVM ended before its agent was up ({status}){little}");
+                return Err(console.explain(&what));
             }
         }
     }
