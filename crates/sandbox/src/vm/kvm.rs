@@ -11,7 +11,7 @@ use types::NetworkPlan;
 use vmm::config::{Config, Disk, DiskContent, Jail, Net, Vsock};
 
 /// The first of the users that machines run as, one for each, far from those that people have.
-const FIRST_UID: u32 = 0x7100_0000;
+const FIRST_UID: u32 = 0x7800_0000;
 /// How many there are.
 const UIDS: u32 = 1 << 20;
 /// What this machine adds to the kernel's command line.

@@ -55,7 +55,8 @@ pub(super) fn start(of: &Monitor<'_>, vhost: &OwnedFd) -> Result<Child, HullErro
                 comma(&of.plan.disk)?
             ),
         ])
-        .args(["-device", "virtio-blk-device,drive=disk"]);
+        // Of a full disk of the host the guest is told: QEMU would stop it, for somebody to start it again.
+        .args(["-device", "virtio-blk-device,drive=disk,werror=report,rerror=report"]);
     if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {
         fcntl_setfd(tap, FdFlags::empty()).step(|| "hand the tap device over".into())?;
         let mac: Vec<String> = attachment.mac.iter().map(|b| format!("{b:02x}")).collect();
