@@ -7,10 +7,13 @@ use super::{exec, hooks};
 use crate::hull::{AdoptRequest, ExecChild, ExecRequest, ExitStatus, HullError, Sandbox, Stats};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 use sys::clone::Child;
 use types::oci;
+
+const SIGKILL: i32 = 9;
 
 /// A container.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub(crate) struct Container {
     wire: Option<Wire>,
     /// Not our child: it outlived the supervisor that made it.
     adopted: bool,
+    /// We killed it: what its status is if nobody can tell it.
+    killed: Cell<bool>,
     ended: Option<ExitStatus>,
     destroyed: bool,
 }
@@ -48,6 +53,7 @@ impl Container {
             cgroup_path,
             wire,
             adopted: false,
+            killed: Cell::new(false),
             ended: None,
             destroyed: false,
         }
@@ -109,6 +115,9 @@ impl Sandbox for Container {
     }
 
     fn signal(&self, signal: i32) -> Result<(), HullError> {
+        if signal == SIGKILL {
+            self.killed.set(true);
+        }
         match sys::process::pidfd_signal(&self.pidfd, signal) {
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(()),
             done => done.step(|| format!("send signal {signal}")),
@@ -116,6 +125,7 @@ impl Sandbox for Container {
     }
 
     fn kill_all(&self) -> Result<(), HullError> {
+        self.killed.set(true);
         self.cgroup.kill()
     }
 
@@ -157,14 +167,18 @@ impl Sandbox for Container {
         if let Some(ended) = self.ended {
             return Ok(ended);
         }
-        let status = if self.adopted { wait_for_stranger(&self.pidfd, self.pid) } else { reap(&self.pidfd) }?;
+        let known = if self.adopted { wait_for_stranger(&self.pidfd, self.pid) } else { reap(&self.pidfd) }?;
+        let status = match known {
+            ExitStatus::Unknown if self.killed.get() => ExitStatus::Signaled(SIGKILL),
+            known => known,
+        };
         Ok(*self.ended.insert(status))
     }
 
     fn destroy(&mut self) -> Result<(), HullError> {
         self.wire = None;
         if !has_ended(&self.pidfd) {
-            let _ = sys::process::pidfd_signal(&self.pidfd, 9);
+            let _ = sys::process::pidfd_signal(&self.pidfd, SIGKILL);
         }
         self.cgroup.kill()?;
         if !self.adopted && self.ended.is_none() {

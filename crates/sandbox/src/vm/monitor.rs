@@ -37,7 +37,7 @@ const CONSOLE_LINE: usize = 120;
 /// Most bytes of a console's file that are read.
 const CONSOLE_FILE: u64 = 1 << 20;
 /// See [`boot_wait`].
-const BOOT_WAIT: Duration = Duration::from_secs(30);
+const BOOT_WAIT: Duration = Duration::from_secs(60);
 /// The same where each of its instructions is emulated.
 const EMULATED_BOOT_WAIT: Duration = Duration::from_secs(180);
 /// In which a machine ends whose agent has gone.
@@ -47,6 +47,8 @@ const UNKNOWN: i32 = 255;
 
 /// Memory in which the kernels of distributions boot with certainty.
 const ROOMY_MIB: u64 = 128;
+/// How long one who kills a whole cgroup may take from its first process to its last.
+const KILLER_WAIT: Duration = Duration::from_millis(100);
 /// How long a guest may take to sync and power off.
 const END_WAIT: Duration = Duration::from_secs(60);
 
@@ -109,6 +111,8 @@ impl Monitor<'_> {
 
     /// Leaves word of an end that its guest did not tell of.
     fn explain_end(&self, hypervisor: &mut Carrier, console: &Console) {
+        // Whoever killed the machine may be about to kill this process with it, and then that is how it ends.
+        std::thread::sleep(KILLER_WAIT);
         let what = match wait_for_end(hypervisor, LAST_WORDS) {
             true => {
                 format!("the microVM ended before it told its workload's exit code ({})", hypervisor.wait())
