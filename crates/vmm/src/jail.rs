@@ -41,10 +41,10 @@ pub fn close_inherited(inherited: &BTreeSet<RawFd>, keep: &[RawFd]) {
     }
 }
 
-/// Shuts this thread, the only one, in.
-pub fn enter(jail: &Jail) -> Result<(), VmmError> {
+/// Shuts this thread, the only one, in. No file of its becomes larger than `largest` bytes.
+pub fn enter(jail: &Jail, largest: u64) -> Result<(), VmmError> {
     let step = |step| move |e: rustix::io::Errno| VmmError::Jail { step, source: e.into() };
-    limit().map_err(step("lower the limits"))?;
+    limit(largest).map_err(step("lower the limits"))?;
     empty_root(&jail.root).map_err(step("make the empty directory its root"))?;
     unprivileged(jail.uid, jail.gid).map_err(step("become the unprivileged user"))?;
     rustix::thread::set_no_new_privs(true).map_err(step("forbid new privileges"))?;
@@ -56,7 +56,7 @@ pub fn enter(jail: &Jail) -> Result<(), VmmError> {
     rustix::thread::set_capabilities(None, none).map_err(step("give up all capabilities"))
 }
 
-fn limit() -> rustix::io::Result<()> {
+fn limit(largest: u64) -> rustix::io::Result<()> {
     let lower = |resource, value: u64| {
         let now = rustix::process::getrlimit(resource);
         let value = now.maximum.map_or(value, |maximum| maximum.min(value));
@@ -64,6 +64,7 @@ fn limit() -> rustix::io::Result<()> {
     };
     lower(Resource::Core, 0)?;
     lower(Resource::Nofile, DESCRIPTORS)?;
+    lower(Resource::Fsize, largest)?;
     lower(Resource::Memlock, 0)
 }
 

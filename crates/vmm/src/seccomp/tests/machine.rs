@@ -163,7 +163,7 @@ fn work() {
         let device = Arc::new(Mutex::new(Transport::new(device, driver.memory.clone()).unwrap()));
         let worker = Worker::new(vec![device.clone()]).unwrap();
         let start = 0x1000 * number as u64;
-        bus.windows.push(Window { start, length: 0x1000, device, worker: worker.mailbox(), number: 0 });
+        bus.windows.push(Window::new(start, 0x1000, device, worker.mailbox(), 0));
         let filter = filters.worker.clone();
         running.push(worker.spawn("io", move || filter.apply().is_ok()).unwrap());
         drivers.push(driver);
