@@ -32,8 +32,9 @@ fn main() {
 /// The program of the embedded image `hello`.
 const HELLO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hello"));
 
-/// The program of a microVM's agent.
-const GUEST: &[u8] = include_bytes!(env!("DHOW_GUEST"));
+/// The agent of microVMs.
+const GUEST: engine::Agent =
+    engine::Agent { program: include_bytes!(env!("DHOW_GUEST")), tag: env!("DHOW_GUEST_TAG") };
 
 /// What this program is.
 const BUILD: engine::BuildInfo = engine::BuildInfo {

@@ -1,10 +1,14 @@
 //! Hooks of the runtime specification: programs run at fixed points, with the container's state on standard input.
 
+#[cfg(feature = "host")]
 use super::step::Step;
 use crate::hull::HullError;
-use std::io::Write;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+#[cfg(feature = "host")]
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 use types::oci::{Hook, Hooks, Spec};
 
 /// In the host's namespaces, after ours are made and before `pivot_root`; `prestart` is its old name.
@@ -40,6 +44,7 @@ pub(super) fn poststop(spec: &Spec, id: &str) {
     let _ = run(spec, spec.hooks().as_ref().and_then(list).as_deref(), "poststop", id, "stopped", 0);
 }
 
+#[cfg(feature = "host")]
 fn run(
     spec: &Spec,
     hooks: Option<&[Hook]>,
@@ -60,6 +65,7 @@ fn run(
     hooks.iter().try_for_each(|hook| run_one(hook, kind, state.to_string().as_bytes()))
 }
 
+#[cfg(feature = "host")]
 fn run_one(hook: &Hook, kind: &str, state: &[u8]) -> Result<(), HullError> {
     let named = || format!("{kind} hook {}", hook.path().display());
     let failed = |why: String| HullError::Invalid(format!("{}: {why}", named()));
@@ -95,4 +101,20 @@ fn run_one(hook: &Hook, kind: &str, state: &[u8]) -> Result<(), HullError> {
         }
     };
     if status.success() { Ok(()) } else { Err(failed(status.to_string())) }
+}
+
+/// Hooks are the host's programs: a guest is told of none.
+#[cfg(not(feature = "host"))]
+fn run(
+    _: &Spec,
+    hooks: Option<&[Hook]>,
+    kind: &str,
+    _: &str,
+    _: &str,
+    _: i32,
+) -> Result<(), HullError> {
+    match hooks {
+        Some([_, ..]) => Err(HullError::Unsupported(format!("{kind} hooks do not run inside a microVM"))),
+        _ => Ok(()),
+    }
 }

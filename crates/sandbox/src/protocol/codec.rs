@@ -70,7 +70,10 @@ impl Frame<'_> {
                 out.extend(MAGIC);
                 out.extend(VERSION.to_le_bytes());
             }
+            #[cfg(feature = "host")]
             Self::Request(message) => control(out, Kind::Request, message)?,
+            #[cfg(not(feature = "host"))]
+            Self::Request(_) => return Err(ProtocolError::Unexpected(Kind::Request)),
             Self::Response(message) => control(out, Kind::Response, message)?,
             Self::Stdin(bytes) => data(out, Kind::Stdin, bytes)?,
             Self::Stdout(bytes) => data(out, Kind::Stdout, bytes)?,
@@ -187,7 +190,11 @@ fn parse(kind: Kind, payload: &[u8]) -> Result<Frame<'_>, ProtocolError> {
             }
         }
         Kind::Request => Frame::Request(json(payload)?),
+        #[cfg(feature = "host")]
         Kind::Response => Frame::Response(json(payload)?),
+        // A guest serves, and is a client of nobody.
+        #[cfg(not(feature = "host"))]
+        Kind::Response => return Err(ProtocolError::Unexpected(kind)),
         Kind::Stdin => Frame::Stdin(payload),
         Kind::StdinEnd => Frame::StdinEnd,
         Kind::Resize => {
