@@ -1,14 +1,11 @@
 //! Hooks of the runtime specification: programs run at fixed points, with the container's state on standard input.
 
-#[cfg(feature = "host")]
 use super::step::Step;
+use crate::host_only::on_host;
 use crate::hull::HullError;
-#[cfg(feature = "host")]
-use std::{
-    io::Write,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use types::oci::{Hook, Hooks, Spec};
 
 /// In the host's namespaces, after ours are made and before `pivot_root`; `prestart` is its old name.
@@ -44,7 +41,6 @@ pub(super) fn poststop(spec: &Spec, id: &str) {
     let _ = run(spec, spec.hooks().as_ref().and_then(list).as_deref(), "poststop", id, "stopped", 0);
 }
 
-#[cfg(feature = "host")]
 fn run(
     spec: &Spec,
     hooks: Option<&[Hook]>,
@@ -54,6 +50,7 @@ fn run(
     pid: i32,
 ) -> Result<(), HullError> {
     let Some(hooks) = hooks.filter(|h| !h.is_empty()) else { return Ok(()) };
+    on_host().step(|| format!("run {kind} hooks"))?;
     let mut state =
         serde_json::json!({ "ociVersion": spec.version(), "id": id, "status": status, "bundle": "/" });
     if pid > 0 {
@@ -65,7 +62,6 @@ fn run(
     hooks.iter().try_for_each(|hook| run_one(hook, kind, state.to_string().as_bytes()))
 }
 
-#[cfg(feature = "host")]
 fn run_one(hook: &Hook, kind: &str, state: &[u8]) -> Result<(), HullError> {
     let named = || format!("{kind} hook {}", hook.path().display());
     let failed = |why: String| HullError::Invalid(format!("{}: {why}", named()));
@@ -101,20 +97,4 @@ fn run_one(hook: &Hook, kind: &str, state: &[u8]) -> Result<(), HullError> {
         }
     };
     if status.success() { Ok(()) } else { Err(failed(status.to_string())) }
-}
-
-/// Hooks are the host's programs: a guest is told of none.
-#[cfg(not(feature = "host"))]
-fn run(
-    _: &Spec,
-    hooks: Option<&[Hook]>,
-    kind: &str,
-    _: &str,
-    _: &str,
-    _: i32,
-) -> Result<(), HullError> {
-    match hooks {
-        Some([_, ..]) => Err(HullError::Unsupported(format!("{kind} hooks do not run inside a microVM"))),
-        _ => Ok(()),
-    }
 }

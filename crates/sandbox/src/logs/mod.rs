@@ -10,7 +10,6 @@
 //! with its newline; a line of more than 16 KiB is cut into entries without one, as Docker does. A writer that was
 //! killed leaves at most one torn entry at the end, which the next writer mends and every reader passes over.
 
-#[cfg_attr(not(feature = "host"), path = "gzip_none.rs")]
 mod gzip;
 mod json;
 mod local;

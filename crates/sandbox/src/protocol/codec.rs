@@ -4,6 +4,9 @@
 use super::{HEADER, Kind, Request, Response, VERSION};
 use serde::{Serialize, de::DeserializeOwned};
 
+/// A guest's agent, which must be small, serves and is a client of nobody: what clients alone do is left out there.
+const HOST: bool = cfg!(feature = "host");
+
 const MAGIC: &[u8; 4] = b"DHOW";
 
 /// Why a peer is hung up on.
@@ -70,9 +73,7 @@ impl Frame<'_> {
                 out.extend(MAGIC);
                 out.extend(VERSION.to_le_bytes());
             }
-            #[cfg(feature = "host")]
-            Self::Request(message) => control(out, Kind::Request, message)?,
-            #[cfg(not(feature = "host"))]
+            Self::Request(message) if HOST => control(out, Kind::Request, message)?,
             Self::Request(_) => return Err(ProtocolError::Unexpected(Kind::Request)),
             Self::Response(message) => control(out, Kind::Response, message)?,
             Self::Stdin(bytes) => data(out, Kind::Stdin, bytes)?,
@@ -190,10 +191,7 @@ fn parse(kind: Kind, payload: &[u8]) -> Result<Frame<'_>, ProtocolError> {
             }
         }
         Kind::Request => Frame::Request(json(payload)?),
-        #[cfg(feature = "host")]
-        Kind::Response => Frame::Response(json(payload)?),
-        // A guest serves, and is a client of nobody.
-        #[cfg(not(feature = "host"))]
+        Kind::Response if HOST => Frame::Response(json(payload)?),
         Kind::Response => return Err(ProtocolError::Unexpected(kind)),
         Kind::Stdin => Frame::Stdin(payload),
         Kind::StdinEnd => Frame::StdinEnd,
