@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod busybox;
+pub mod debian;
 pub mod layout;
 pub mod liar;
 pub mod registry;

@@ -272,6 +272,7 @@ fn what_a_microvm_cannot_have_is_refused_in_one_sentence() {
     refused(&["--pid", "host"], "--pid host is not for microVMs");
     refused(&["--device", "/dev/null"], "--device is not for microVMs");
     refused(&["-m", "16m"], "at least 48 MiB");
+    refused(&["-m", "48m"], "give it more with --memory");
     refused(&["--disk-size", "1k"], "16 MiB to 16 TiB");
     refused(&["--disk-size", "much"], "invalid disk size");
     refused(&["--kernel", "nosuch"], "no such kernel: nosuch");

@@ -193,6 +193,25 @@ impl EngineHooks {
         }
     }
 
+    /// Attaches it to its bridge and publishes its ports.
+    fn connect<T>(
+        &mut self,
+        attachment: &types::Attachment,
+        attach: impl FnOnce() -> Result<T, net::NetError>,
+    ) -> Result<(T, Vec<PortBinding>), HookError> {
+        // A restart needs the ports again.
+        self.withdrawn = None;
+        let connect = || {
+            net::ensure_bridge(&attachment.bridge)?;
+            let end = attach()?;
+            Ok((end, net::publish(attachment)?))
+        };
+        let (end, published) = connect().map_err(|e: net::NetError| HookError::new(&e))?;
+        let ports = published.bindings().to_vec();
+        self.published = Some(published);
+        Ok((end, ports))
+    }
+
     fn resume(&mut self, bundle: &Bundle) {
         if bundle.machine.is_none() {
             self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
@@ -242,29 +261,12 @@ impl Hooks for EngineHooks {
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<PortBinding>, HookError> {
         let NetworkPlan::Bridge(attachment) = &bundle.network else { return Ok(Vec::new()) };
-        // A restart needs the ports again.
-        self.withdrawn = None;
-        let attached = net::ensure_bridge(&attachment.bridge)
-            .and_then(|()| net::attach(attachment, netns))
-            .and_then(|()| net::publish(attachment))
-            .map_err(|e| HookError::new(&e))?;
-        let ports = attached.bindings().to_vec();
-        self.published = Some(attached);
-        Ok(ports)
+        self.connect(attachment, || net::attach(attachment, netns)).map(|((), ports)| ports)
     }
 
     fn tap(&mut self, bundle: &Bundle) -> Result<(Option<OwnedFd>, Vec<PortBinding>), HookError> {
         let NetworkPlan::Bridge(attachment) = &bundle.network else { return Ok((None, Vec::new())) };
-        self.withdrawn = None;
-        let connect = || {
-            net::ensure_bridge(&attachment.bridge)?;
-            let tap = net::attach_tap(attachment)?;
-            Ok((tap, net::publish(attachment)?))
-        };
-        let (tap, attached) = connect().map_err(|e: net::NetError| HookError::new(&e))?;
-        let ports = attached.bindings().to_vec();
-        self.published = Some(attached);
-        Ok((Some(tap), ports))
+        self.connect(attachment, || net::attach_tap(attachment)).map(|(tap, ports)| (Some(tap), ports))
     }
 
     fn network_inside(&self, bundle: &Bundle) -> Result<(), HookError> {

@@ -25,10 +25,6 @@ pub const QUEUE_NOTIFY: u64 = 0x50;
 const CONFIG: u64 = 0x100;
 /// VIRTIO_F_VERSION_1, which each driver must accept.
 const VERSION_1: u64 = 1 << 32;
-/// VIRTIO_F_EVENT_IDX.
-pub const EVENT_IDX: u64 = 1 << 29;
-/// VIRTIO_F_INDIRECT_DESC.
-pub const INDIRECT_DESC: u64 = 1 << 28;
 
 /// Bits of the status register (VIRTIO 1.2, 2.1).
 mod status {
@@ -267,10 +263,9 @@ impl Transport {
     fn activate(&mut self) -> Result<(), DeviceError> {
         let failed = |what| move |source: io::Error| DeviceError::Host { what, source };
         let fresh = new_queues(&*self.device).map_err(failed("make the queues"))?;
-        let mut queues = std::mem::replace(&mut self.queues, fresh);
+        let queues = std::mem::replace(&mut self.queues, fresh);
         let memory = self.memory.memory();
-        for (index, queue) in queues.iter_mut().enumerate() {
-            queue.set_event_idx(self.driver_features & EVENT_IDX != 0);
+        for (index, queue) in queues.iter().enumerate() {
             if queue.ready() && !queue.is_valid(&*memory) {
                 return Err(DeviceError::Driver(format!("queue {index} does not lie in memory")));
             }

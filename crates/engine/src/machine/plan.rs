@@ -46,10 +46,12 @@ fn memory_mib(host: &HostConfig) -> Result<u64> {
 fn vcpus(host: &HostConfig) -> Result<u8> {
     let nano = host.nano_cpus.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0);
     let quota = match (host.cpu_quota, host.cpu_period.filter(|p| *p > 0)) {
-        (Some(quota), period) if quota > 0 => u64::try_from(quota / period.unwrap_or(100_000)).ok(),
+        (Some(quota), period) if quota > 0 => {
+            u64::try_from(quota).ok().zip(u64::try_from(period.unwrap_or(100_000)).ok())
+        }
         _ => None,
     };
-    let wanted = nano.map(|n| n.div_ceil(1_000_000_000)).or(quota.map(|q| q.max(1)));
+    let wanted = nano.map(|n| n.div_ceil(1_000_000_000)).or(quota.map(|(q, period)| q.div_ceil(period)));
     match wanted {
         None => Ok(DEFAULT_CPUS),
         Some(n) if n <= MAX_CPUS => Ok(n as u8),

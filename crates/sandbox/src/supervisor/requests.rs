@@ -65,20 +65,12 @@ impl Core<'_> {
                 _ => {}
             },
             Frame::Resize(rows, columns) => {
-                let main = matches!(client.role, Role::Attached(_));
-                if let Some(io) = io {
-                    let _ = io.resize(*rows, *columns);
-                }
                 let exec = match &client.role {
-                    Role::Exec(id) => self.execs.get(id).map(|e| e.info.id.as_str()),
+                    Role::Exec(id) => self.execs.get(id).map(|e| e.info.id.clone()),
                     _ => None,
                 };
-                if let Some(m) = self.main.as_ref().filter(|m| !m.is_draining()) {
-                    let _ = m.sandbox.resize(exec, *rows, *columns);
-                }
-                if main {
-                    self.bundle.console_size = Some((*rows, *columns));
-                }
+                // The stream goes on in the old size.
+                let _ = self.resize(exec, *rows, *columns);
             }
             Frame::Detach => {
                 client.detached = true;

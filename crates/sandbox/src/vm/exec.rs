@@ -1,7 +1,6 @@
 //! `exec` in a microVM: a process of the host that stands for the one in the guest.
 
 use super::{connect, pump};
-use crate::client::ClientError;
 use crate::container::cgroup::Cgroup;
 use crate::container::step::Step;
 use crate::container::wire::{Heard, Wire};
@@ -44,12 +43,8 @@ pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Resul
         let stream = match started {
             Ok(Some(stream)) => stream,
             Ok(None) => return 125,
-            Err(ClientError::Refused(failure)) => {
-                theirs.say_failed(HullError::Guest(failure));
-                return 125;
-            }
             Err(e) => {
-                theirs.say_failed(HullError::Unsupported(format!("the guest's agent does not answer: {e}")));
+                theirs.say_failed(e.into());
                 return 125;
             }
         };

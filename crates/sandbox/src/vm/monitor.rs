@@ -2,9 +2,7 @@
 //! hypervisor, tells the agent what to do, copies the workload's streams, and exits with the workload's exit code.
 
 use super::carrier::Carrier;
-use super::kvm::{self, Kvm};
-use super::qemu::Qemu;
-use super::{connect, pump};
+use super::{connect, kvm, pump, qemu};
 use crate::boot::{self, Answer, Boot, READY_PORT};
 use crate::client::{AttachOptions, Client, ClientError, Stream};
 use crate::container::cgroup::Cgroup;
@@ -22,7 +20,10 @@ use types::{Hypervisor, MachinePlan};
 use vmm::devices::vsock::Vsock;
 
 /// The guest's context id; each microVM has a vsock device of its own, so all may have the same.
-const GUEST_CID: u64 = 3;
+pub(super) const GUEST_CID: u64 = 3;
+/// The kernel's command line in any machine. The console is read for its last lines should the guest fail.
+pub(super) const KERNEL_CMDLINE: &str =
+    "console=ttyS0 quiet panic=-1 rdinit=/init dhow.hull=vm random.trust_cpu=on";
 /// The socket between QEMU and its vsock device.
 const VHOST: &str = "vhost";
 /// What is kept of the guest's console.
@@ -32,6 +33,8 @@ const CONSOLE_LINES: usize = 8;
 /// The exit code of a workload whose end the guest never told.
 const UNKNOWN: i32 = 255;
 
+/// Memory in which the kernels of distributions boot with certainty.
+const ROOMY_MIB: u64 = 128;
 /// How long a guest may take to sync and power off.
 const END_WAIT: Duration = Duration::from_secs(60);
 
@@ -72,7 +75,7 @@ impl Monitor<'_> {
         let stdio = pump::own(self.stdio).step(|| "duplicate descriptors".into())?;
         let ready = connect::listen(self.dir, &format!("{}_{READY_PORT}", connect::VSOCK))
             .step(|| "listen for the guest's agent".into())?;
-        let console = Console::default();
+        let console = Console { tail: Arc::default(), file: self.dir.join(kvm::CONSOLE) };
         let mut hypervisor = self.start(&console)?;
         let done = self.accompany(&ready, stdio, &mut hypervisor, &console);
         // What it has on its disks is synced before its agent tells of the end.
@@ -84,18 +87,8 @@ impl Monitor<'_> {
     fn start(&self, console: &Console) -> Result<Carrier, HullError> {
         match self.plan.hypervisor {
             Hypervisor::Kvm => {
-                let (child, said) = Kvm {
-                    plan: self.plan,
-                    layers: self.layers,
-                    dir: self.dir,
-                    tap: self.tap,
-                    network: &self.boot.network,
-                    cid: GUEST_CID,
-                    id: &self.boot.id,
-                }
-                .start()?;
+                let (child, said) = kvm::start(self)?;
                 console.read(Some(said));
-                console.also(self.dir.join(kvm::CONSOLE));
                 Ok(Carrier::Vmm(child))
             }
             Hypervisor::Qemu => {
@@ -116,15 +109,7 @@ impl Monitor<'_> {
                     .name("vsock".into())
                     .spawn(serve)
                     .step(|| "start a thread".into())?;
-                let mut child = Qemu {
-                    plan: self.plan,
-                    layers: self.layers,
-                    dir: self.dir,
-                    tap: self.tap,
-                    network: &self.boot.network,
-                    vhost: vhost.into(),
-                }
-                .start()?;
+                let mut child = qemu::start(self, &vhost.into())?;
                 console.read(child.stdout.take().map(Into::into));
                 console.read(child.stderr.take().map(Into::into));
                 Carrier::qemu(child)
@@ -189,7 +174,14 @@ impl Monitor<'_> {
             }
             if !ended.is_empty() {
                 let status = hypervisor.wait();
-                return Err(console.explain(&format!("the microVM ended before its agent was up ({status})")));
+                let little = match self.plan.memory_mib {
+                    mib @ ..ROOMY_MIB => format!(
+                        "; it has {mib} MiB of memory, which may be too little for its kernel: give it more with --memory"
+                    ),
+                    _ => String::new(),
+                };
+                let what = format!("the microVM ended before its agent was up ({status}){little}");
+                return Err(console.explain(&what));
             }
         }
     }
@@ -204,23 +196,22 @@ fn wait_for_end(hypervisor: &Carrier) {
 }
 
 /// The last of what the guest, or its hypervisor, wrote.
-#[derive(Clone, Default)]
 struct Console {
     tail: Arc<Mutex<VecDeque<u8>>>,
-    /// A file with the rest of it.
-    file: Arc<Mutex<Option<PathBuf>>>,
+    /// Our own machine writes its console there.
+    file: PathBuf,
 }
 
 impl Console {
     /// Reads a pipe to its end, on a thread.
     fn read(&self, pipe: Option<OwnedFd>) {
         let Some(pipe) = pipe else { return };
-        let tail = self.clone();
+        let tail = Arc::clone(&self.tail);
         let work = move || {
             let mut pipe = std::fs::File::from(pipe);
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = pipe.read(&mut buffer) {
-                let Ok(mut kept) = tail.tail.lock() else { return };
+                let Ok(mut kept) = tail.lock() else { return };
                 kept.extend(buffer.iter().take(n));
                 let excess = kept.len().saturating_sub(CONSOLE_TAIL);
                 kept.drain(..excess);
@@ -229,19 +220,11 @@ impl Console {
         let _ = std::thread::Builder::new().name("console".into()).stack_size(64 << 10).spawn(work);
     }
 
-    /// The guest's console is in this file.
-    fn also(&self, file: PathBuf) {
-        if let Ok(mut slot) = self.file.lock() {
-            *slot = Some(file);
-        }
-    }
-
     /// An error with the console's last lines.
     fn explain(&self, what: &str) -> HullError {
         // What it wrote last may still be on its way.
         std::thread::sleep(Duration::from_millis(50));
-        let file = self.file.lock().ok().and_then(|slot| slot.clone());
-        let mut bytes = file.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+        let mut bytes = std::fs::read(&self.file).unwrap_or_default();
         bytes.extend(
             self.tail.lock().map(|kept| kept.iter().copied().collect::<Vec<_>>()).unwrap_or_default(),
         );

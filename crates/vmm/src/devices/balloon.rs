@@ -69,18 +69,7 @@ impl Balloon {
         let Some(ring) = rings.get_mut(index) else { return Ok(()) };
         let memory = memory.memory();
         let mut turns = TURNS;
-        loop {
-            if turns == 0 {
-                ring.again();
-                break;
-            }
-            let Some(chain) = ring.pop(&memory)? else {
-                if ring.wait(&memory)? {
-                    continue;
-                }
-                break;
-            };
-            turns -= 1;
+        while let Some(chain) = ring.next(&memory, &mut turns)? {
             match index {
                 0 => inflate(&memory, &chain.readable)?,
                 // The host's kernel gives pages when the guest touches them.

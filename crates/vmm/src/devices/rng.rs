@@ -2,74 +2,43 @@
 //!
 //! Source: VIRTIO 1.2, section 5.4.
 
-use super::chain::buffers;
-use crate::mmio::EVENT_IDX;
-use crate::virtio::{Activation, Device, DeviceError, Interest};
+use super::{RING_FEATURES, Ring, Segments};
+use crate::virtio::{Activation, Device, DeviceError, Interest, Memory};
 use rustix::rand::{GetRandomFlags, getrandom};
-use std::os::fd::AsRawFd;
-use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::GuestAddressSpace;
 
 const QUEUE: u16 = 64;
 /// Bytes that one request gets at most: random bytes cost the host time.
 const MOST: usize = 4096;
 /// Requests that one event serves before other devices get their turn.
-const BATCH: usize = 16;
+const TURNS: u16 = 16;
 
 /// A source of entropy.
 #[derive(Default)]
 pub struct Rng {
-    active: Option<Activation>,
+    active: Option<(Memory, Ring)>,
 }
 
 /// Fills the writable part of a request; how many bytes it got.
-fn fill(memory: &GuestMemoryMmap, segments: &super::chain::Segments) -> Result<u32, DeviceError> {
+fn fill(segments: &Segments) -> Result<usize, DeviceError> {
     let mut random = [0; MOST];
-    let mut done = 0;
-    for segment in segments.iter() {
-        let now = (segment.length as usize).min(MOST - done);
-        let bytes = &mut random[..now];
-        let got = getrandom(&mut *bytes, GetRandomFlags::empty())
-            .map_err(|e| DeviceError::Host { what: "get random bytes", source: e.into() })?;
-        memory
-            .write_slice(&random[..got], segment.address)
-            .map_err(|_| DeviceError::Driver("a buffer does not lie in memory".into()))?;
-        done += got;
-        if got < segment.length as usize {
-            break;
-        }
-    }
-    Ok(done as u32)
+    let wanted = &mut random[..segments.len().min(MOST)];
+    let got = getrandom(&mut *wanted, GetRandomFlags::empty())
+        .map_err(|e| DeviceError::Host { what: "get random bytes", source: e.into() })?;
+    Ok(segments.write(0, &wanted[..got]))
 }
 
 impl Rng {
-    /// Serves requests; whether it stopped before the queue was empty.
-    fn serve(&mut self) -> Result<bool, DeviceError> {
-        let Some(Activation { memory, queues, interrupt, .. }) = &mut self.active else { return Ok(false) };
+    /// Serves requests.
+    fn serve(&mut self) -> Result<(), DeviceError> {
+        let Some((memory, ring)) = &mut self.active else { return Ok(()) };
         let memory = memory.memory();
-        let Some(queue) = queues.first_mut() else { return Ok(false) };
-        let broken = |e: virtio_queue::Error| DeviceError::Driver(e.to_string());
-        let mut served = 0;
-        loop {
-            while served < BATCH
-                && let Some(chain) = queue.iter(&*memory).map_err(broken)?.next()
-            {
-                let head = chain.head_index();
-                let (_, writable) = buffers(chain, QUEUE)?;
-                let written = fill(&memory, &writable)?;
-                queue.add_used(&*memory, head, written).map_err(broken)?;
-                served += 1;
-            }
-            if served > 0 && queue.needs_notification(&*memory).map_err(broken)? {
-                interrupt.queue(0);
-            }
-            if served >= BATCH {
-                return Ok(true);
-            }
-            if !queue.enable_notification(&*memory).map_err(broken)? {
-                return Ok(false);
-            }
+        let mut turns = TURNS;
+        while let Some(chain) = ring.next(&memory, &mut turns)? {
+            let written = fill(&chain.writable)?;
+            ring.used(&memory, chain.head, written)?;
         }
+        ring.signal(&memory)
     }
 }
 
@@ -83,7 +52,7 @@ impl Device for Rng {
     }
 
     fn features(&self) -> u64 {
-        EVENT_IDX
+        RING_FEATURES
     }
 
     fn read_config(&self, _offset: u64, data: &mut [u8]) {
@@ -91,8 +60,9 @@ impl Device for Rng {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        self.active = Some(activation);
-        Ok(())
+        let (memory, rings) = Ring::all(activation, 1)?;
+        self.active = rings.into_iter().next().map(|ring| (memory, ring));
+        self.serve()
     }
 
     fn reset(&mut self) {
@@ -100,20 +70,11 @@ impl Device for Rng {
     }
 
     fn interests(&self) -> Vec<Interest> {
-        let kicks = self.active.iter().flat_map(|active| &active.kicks);
-        kicks.map(|kick| Interest { fd: kick.as_raw_fd(), events: 1, token: 0 }).collect()
+        self.active.iter().map(|(_, ring)| ring.interest(0)).collect()
     }
 
     fn ready(&mut self, _token: u64, _events: u32) -> Result<(), DeviceError> {
-        if let Some(kick) = self.active.iter().flat_map(|active| &active.kicks).next() {
-            let _ = kick.read();
-        }
-        if self.serve()?
-            && let Some(kick) = self.active.iter().flat_map(|active| &active.kicks).next()
-        {
-            kick.write(1)
-                .map_err(|source| DeviceError::Host { what: "wake the entropy device again", source })?;
-        }
-        Ok(())
+        self.active.iter().for_each(|(_, ring)| ring.kicked());
+        self.serve()
     }
 }

@@ -1,4 +1,4 @@
-//! A driver for tests, which can also break every rule.
+//! A driver for tests and fuzzers, which can also break every rule.
 
 use crate::virtio::{Activation, Device, DeviceError, Interrupt, Memory};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -9,12 +9,16 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Entries of each queue.
+/// Entries of each queue, but for [`Driver::small`].
 pub const SIZE: u16 = 256;
 /// Guest memory in bytes; buffers may lie from [`BUFFERS`] on.
 pub const MEMORY: usize = 16 << 20;
 /// See [`MEMORY`].
 pub const BUFFERS: u64 = 1 << 20;
+/// Guest memory of a [`Driver::small`]: its buffers may lie from [`SMALL_BUFFERS`] on.
+pub const SMALL_MEMORY: usize = 1 << 18;
+/// See [`SMALL_MEMORY`].
+pub const SMALL_BUFFERS: u64 = 0x8000;
 /// Flags of descriptors.
 pub const NEXT: u16 = 1;
 /// The device writes.
@@ -43,32 +47,61 @@ impl Interrupt for Fired {
 pub struct Driver {
     pub memory: Memory,
     pub fired: Arc<Fired>,
+    size: u16,
     available: Vec<u16>,
     seen: Vec<u16>,
 }
 
-fn table(queue: usize) -> u64 {
-    0x1_0000 * (queue as u64 + 1)
-}
-
 impl Driver {
     pub fn new(queues: usize) -> Self {
-        let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        Self::with(queues, SIZE, MEMORY)
+    }
+
+    /// With queues of 16 entries in little memory, so that random indices and addresses often hit.
+    pub fn small(queues: usize) -> Self {
+        Self::with(queues, 16, SMALL_MEMORY)
+    }
+
+    fn with(queues: usize, size: u16, memory: usize) -> Self {
+        let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), memory)]).unwrap();
         Self {
             memory: Memory::new(map),
             fired: Arc::default(),
+            size,
             available: vec![0; queues],
             seen: vec![0; queues],
         }
     }
 
+    /// How many queues there are.
+    pub fn queues(&self) -> usize {
+        self.available.len()
+    }
+
+    /// Entries of each.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Where the descriptors of a queue lie, and behind them its available ring and its used ring.
+    fn table(&self, queue: usize) -> u64 {
+        0x1000 + 0x20 * u64::from(self.size).max(0x40) * queue as u64
+    }
+
+    fn available_ring(&self, queue: usize) -> u64 {
+        self.table(queue) + 16 * u64::from(self.size)
+    }
+
+    fn used_ring(&self, queue: usize) -> u64 {
+        self.table(queue) + 20 * u64::from(self.size)
+    }
+
     pub fn activation(&self, features: u64) -> Activation {
         let queue = |index| {
-            let mut queue = Queue::new(SIZE).unwrap();
-            let base = table(index) as u32;
-            queue.set_desc_table_address(Some(base), Some(0));
-            queue.set_avail_ring_address(Some(base + 0x2000), Some(0));
-            queue.set_used_ring_address(Some(base + 0x4000), Some(0));
+            let mut queue = Queue::new(self.size).unwrap();
+            queue.set_desc_table_address(Some(self.table(index) as u32), Some(0));
+            queue.set_avail_ring_address(Some(self.available_ring(index) as u32), Some(0));
+            queue.set_used_ring_address(Some(self.used_ring(index) as u32), Some(0));
             queue.set_ready(true);
             queue
         };
@@ -93,7 +126,7 @@ impl Driver {
 
     /// One descriptor, as it is.
     pub fn descriptor(&self, queue: usize, index: u16, address: u64, length: u32, flags: u16, next: u16) {
-        self.descriptor_at(table(queue) + 16 * u64::from(index), address, length, flags, next);
+        self.descriptor_at(self.table(queue) + 16 * u64::from(index), address, length, flags, next);
     }
 
     /// One descriptor anywhere.
@@ -107,14 +140,15 @@ impl Driver {
     /// Makes the chain that begins there available.
     pub fn offer(&mut self, queue: usize, head: u16) {
         let index = self.available[queue];
-        self.write(table(queue) + 0x2004 + 2 * u64::from(index % SIZE), &head.to_le_bytes());
+        let slot = 4 + 2 * u64::from(index % self.size);
+        self.write(self.available_ring(queue) + slot, &head.to_le_bytes());
         self.set_available(queue, index.wrapping_add(1));
     }
 
     /// Says that so many are available.
     pub fn set_available(&mut self, queue: usize, index: u16) {
         self.available[queue] = index;
-        self.write(table(queue) + 0x2002, &index.to_le_bytes());
+        self.write(self.available_ring(queue) + 2, &index.to_le_bytes());
     }
 
     /// A chain of these buffers (address, length, flags), whose descriptors begin at `head`.
@@ -129,11 +163,12 @@ impl Driver {
     /// What was used since the last look: head and length.
     pub fn used(&mut self, queue: usize) -> Vec<(u16, usize)> {
         let word = |at| u32::from_le_bytes(self.read(at, 4).try_into().unwrap());
-        let index = u16::from_le_bytes(self.read(table(queue) + 0x4002, 2).try_into().unwrap());
+        let ring = self.used_ring(queue);
+        let index = u16::from_le_bytes(self.read(ring + 2, 2).try_into().unwrap());
         let mut used = Vec::new();
         let mut seen = self.seen[queue];
         while seen != index {
-            let at = table(queue) + 0x4004 + 8 * u64::from(seen % SIZE);
+            let at = ring + 4 + 8 * u64::from(seen % self.size);
             used.push((word(at) as u16, word(at + 4) as usize));
             seen = seen.wrapping_add(1);
         }
