@@ -45,3 +45,13 @@ const BUILD: engine::BuildInfo = engine::BuildInfo {
     },
     compiler: env!("CARGO_PKG_RUST_VERSION"),
 };
+
+#[cfg(test)]
+mod tests {
+    /// Each microVM has it in its memory, and unpacks it at its start.
+    #[test]
+    fn the_agent_of_microvms_is_small() {
+        let size = super::GUEST.program.len();
+        assert!((1..2_000_000).contains(&size), "the agent has {size} bytes");
+    }
+}

@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Offset of the register that kicks a queue.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 /// Where configuration space begins.
-const CONFIG: u64 = 0x100;
+pub(crate) const CONFIG: u64 = 0x100;
 /// VIRTIO_F_VERSION_1, which each driver must accept.
 const VERSION_1: u64 = 1 << 32;
 

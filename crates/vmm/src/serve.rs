@@ -1,6 +1,7 @@
 //! The main thread while the guest runs: serves the control socket and waits for the end.
 
 use crate::config::Config;
+use crate::devices::balloon;
 use crate::control::{Answer, Client, Request, State};
 use crate::run::Ended;
 use crate::vcpu::{Machine, Vcpus};
@@ -131,11 +132,17 @@ impl Control<'_> {
                 self.machine.end(Ended::Stopped);
                 Answer::Done
             }
-            Request::Status => Answer::Status {
-                state: self.state,
-                vcpus: self.config.vcpus,
-                memory_mib: self.config.memory_mib,
-            },
+            Request::Status => {
+                // Configuration space of the balloon (VIRTIO 1.2, 5.5.4): what is asked of it, what it has.
+                let mut pages = [0; 4];
+                self.machine.bus.read_config(BALLOON, 0, 4, &mut pages);
+                Answer::Status {
+                    state: self.state,
+                    vcpus: self.config.vcpus,
+                    memory_mib: self.config.memory_mib,
+                    balloon_mib: u64::from(u32::from_le_bytes(pages)) / balloon::PAGES_PER_MIB,
+                }
+            }
             Request::Balloon { mib } => {
                 done(self.machine.bus.command(BALLOON, 0, Command::Balloon(mib)), || {
                     "this guest has no balloon".into()

@@ -65,7 +65,13 @@ impl Sandbox for MicroVm {
     }
 
     fn update(&self, resources: &oci::LinuxResources) -> Result<(), HullError> {
-        self.host.update(resources)
+        super::limits::apply(&self.dir, &self.host, resources)?;
+        if resources.pids().is_some() {
+            let mut inside = oci::LinuxResources::default();
+            inside.set_pids(*resources.pids());
+            self.agent()?.update(Some(&inside), None)?;
+        }
+        Ok(())
     }
 
     fn stats(&self) -> Result<Stats, HullError> {

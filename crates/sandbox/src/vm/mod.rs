@@ -18,11 +18,14 @@ mod connect;
 mod exec;
 mod files;
 mod kvm;
+mod limits;
 mod machine;
 mod monitor;
 mod pump;
 mod qemu;
+mod qmp;
 mod spec;
+mod walls;
 
 use crate::boot::Boot;
 use crate::container::cgroup::Cgroup;

@@ -2,7 +2,7 @@
 //! hypervisor, tells the agent what to do, copies the workload's streams, and exits with the workload's exit code.
 
 use super::carrier::Carrier;
-use super::{connect, kvm, pump, qemu};
+use super::{connect, kvm, pump, qemu, qmp};
 use crate::boot::{self, Answer, Boot, READY_PORT};
 use crate::client::{AttachOptions, Client, ClientError, Stream};
 use crate::container::cgroup::Cgroup;
@@ -49,7 +49,18 @@ pub(super) struct Monitor<'a> {
     pub(super) wire: &'a Wire,
 }
 
+/// The first of the users that hypervisors run as, one for each, far from those that people have.
+const FIRST_USER: u32 = 0x7100_0000;
+/// How many there are.
+const USERS: u32 = 1 << 20;
+
 impl Monitor<'_> {
+    /// The user, and the group of the same number, that the hypervisor becomes.
+    pub(super) fn user(&self) -> u32 {
+        // The id is random: two machines of one user would be one in a million pairs.
+        FIRST_USER + u32::from_str_radix(self.boot.id.get(..8).unwrap_or("0"), 16).unwrap_or(0) % USERS
+    }
+
     /// The monitor's whole life, in a process of its own; returns its exit code.
     pub(super) fn main(&self, cgroup: &Cgroup) -> i32 {
         match self.run(cgroup) {
@@ -88,8 +99,8 @@ impl Monitor<'_> {
         match self.plan.hypervisor {
             Hypervisor::Kvm => {
                 let (child, said) = kvm::start(self)?;
-                console.read(Some(said));
-                Ok(Carrier::Vmm(child))
+                console.read(said);
+                Ok(Carrier(child))
             }
             Hypervisor::Qemu => {
                 let listener =
@@ -100,6 +111,9 @@ impl Monitor<'_> {
                 let (open, dir) = connect::short(self.dir).step(|| "open the machine's directory".into())?;
                 let device = Vsock::new(GUEST_CID, vsock, dir.join(connect::VSOCK))
                     .step(|| "make the vsock device".into())?;
+                let orders = connect::listen(self.dir, qmp::SOCKET).step(|| "listen for orders".into())?;
+                // Before there is a thread.
+                let (child, said) = qemu::start(self, &vhost.into(), &orders)?;
                 let serve = move || {
                     let _open = open;
                     // It ends with the hypervisor; that is waited for elsewhere.
@@ -109,10 +123,8 @@ impl Monitor<'_> {
                     .name("vsock".into())
                     .spawn(serve)
                     .step(|| "start a thread".into())?;
-                let mut child = qemu::start(self, &vhost.into())?;
-                console.read(child.stdout.take().map(Into::into));
-                console.read(child.stderr.take().map(Into::into));
-                Carrier::qemu(child)
+                console.read(said);
+                Ok(Carrier(child))
             }
         }
     }
@@ -204,8 +216,7 @@ struct Console {
 
 impl Console {
     /// Reads a pipe to its end, on a thread.
-    fn read(&self, pipe: Option<OwnedFd>) {
-        let Some(pipe) = pipe else { return };
+    fn read(&self, pipe: OwnedFd) {
         let tail = Arc::clone(&self.tail);
         let work = move || {
             let mut pipe = std::fs::File::from(pipe);

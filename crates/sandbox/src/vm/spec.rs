@@ -119,17 +119,27 @@ fn contents(path: &Path) -> Result<String, HullError> {
 /// What the hypervisor's processes may use of the host: the guest's memory and what it takes to carry it; the container's
 /// share of CPU time.
 pub(super) fn host_resources(spec: &oci::Spec, plan: &MachinePlan) -> oci::LinuxResources {
+    let all = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+    let mut resources = all.map(shared_with_host).unwrap_or_default();
+    resources.set_memory(Some(host_memory(plan.memory_mib, plan.hypervisor)));
+    resources
+}
+
+/// The limits of a container that hold for its hypervisor as they stand.
+pub(super) fn shared_with_host(all: &oci::LinuxResources) -> oci::LinuxResources {
     let mut resources = oci::LinuxResources::default();
-    if let Some(all) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
-        resources.set_cpu(all.cpu().clone()).set_block_io(all.block_io().clone());
-    }
-    let overhead = match plan.hypervisor {
+    resources.set_cpu(all.cpu().clone()).set_block_io(all.block_io().clone());
+    resources
+}
+
+/// The limit for a machine whose guest has so much memory.
+pub(super) fn host_memory(guest_mib: u64, hypervisor: Hypervisor) -> oci::LinuxMemory {
+    let overhead = match hypervisor {
         Hypervisor::Kvm => OVERHEAD,
         Hypervisor::Qemu => EMULATED_OVERHEAD,
     };
-    let guest = i64::try_from(plan.memory_mib.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
+    let guest = i64::try_from(guest_mib.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
     let mut memory = oci::LinuxMemory::default();
     memory.set_limit(Some(guest.saturating_add(overhead)));
-    resources.set_memory(Some(memory));
-    resources
+    memory
 }
