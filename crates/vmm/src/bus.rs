@@ -36,7 +36,7 @@ impl Bus {
     pub fn read_config(&self, kind: u32, number: usize, offset: u64, data: &mut [u8]) -> bool {
         let devices = self.windows.iter().map(|window| lock(&window.device));
         let found = devices.filter(|device| device.kind() == kind).nth(number);
-        found.map(|mut device| device.read(CONFIG + offset, data)).is_some()
+        found.map(|device| device.read(CONFIG + offset, data)).is_some()
     }
 
     fn find(&self, address: u64) -> Option<(&Window, u64)> {

@@ -8,7 +8,7 @@
 //!
 //! Whoever can connect to the socket rules the guest: its directory must keep others out.
 
-use crate::config::RateLimit;
+use crate::config::{DiskRate, RateLimit};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -43,7 +43,7 @@ pub enum Request {
         /// Its number in the configuration, from 0.
         number: usize,
         /// The limits.
-        rate: RateLimit,
+        rate: DiskRate,
     },
     /// Sets the limits of a network interface.
     LimitNet {

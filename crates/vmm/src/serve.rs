@@ -149,7 +149,7 @@ impl Control<'_> {
                 })
             }
             Request::LimitDisk { number, rate } => {
-                let set = self.machine.bus.command(DISK, number, Command::Limit(rate));
+                let set = self.machine.bus.command(DISK, number, Command::LimitDisk(rate));
                 done(set, || format!("this guest has no disk {number} that can be limited"))
             }
             Request::LimitNet { number, rate } => {

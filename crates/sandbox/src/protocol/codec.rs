@@ -61,7 +61,12 @@ pub enum Frame<'a> {
     /// See [`Kind::Stderr`].
     Stderr(&'a [u8]),
     /// See [`Kind::Exit`].
-    Exit(i32),
+    Exit {
+        /// The code.
+        code: i32,
+        /// The OOM killer struck.
+        oom: bool,
+    },
 }
 
 impl Frame<'_> {
@@ -86,9 +91,10 @@ impl Frame<'_> {
                 out.extend(rows.to_le_bytes());
                 out.extend(columns.to_le_bytes());
             }
-            Self::Exit(code) => {
-                out.extend(header(Kind::Exit, 4));
+            Self::Exit { code, oom } => {
+                out.extend(header(Kind::Exit, 5));
                 out.extend(code.to_le_bytes());
+                out.push((*oom).into());
             }
         }
         Ok(())
@@ -202,7 +208,10 @@ fn parse(kind: Kind, payload: &[u8]) -> Result<Frame<'_>, ProtocolError> {
         Kind::Detach => Frame::Detach,
         Kind::Stdout => Frame::Stdout(payload),
         Kind::Stderr => Frame::Stderr(payload),
-        Kind::Exit => Frame::Exit(i32::from_le_bytes(payload.try_into().map_err(|_| malformed())?)),
+        Kind::Exit => {
+            let [a, b, c, d, oom]: [u8; 5] = payload.try_into().map_err(|_| malformed())?;
+            Frame::Exit { code: i32::from_le_bytes([a, b, c, d]), oom: oom != 0 }
+        }
     })
 }
 
@@ -243,7 +252,7 @@ mod tests {
                 Frame::Resize(24, 80),
                 Frame::Request(Box::new(Request::Wait { condition: WaitCondition::NextExit })),
                 Frame::Stdout(&data),
-                Frame::Exit(-1),
+                Frame::Exit { code: -1, oom: true },
             ];
             let mut decoder = Decoder::default();
             let mut seen = Vec::new();

@@ -53,7 +53,7 @@ pub enum Kind {
     Stdout = 8,
     /// Bytes from its stderr.
     Stderr = 9,
-    /// It ended with this code (32 bits); nothing follows.
+    /// It ended with this code (32 bits), and whether the OOM killer struck (a byte, 0 or 1); nothing follows.
     Exit = 10,
 }
 
@@ -81,7 +81,8 @@ impl Kind {
             Self::Request | Self::Response => MAX_CONTROL,
             Self::Stdin | Self::Stdout | Self::Stderr => MAX_DATA,
             Self::Hello => 6,
-            Self::Resize | Self::Exit => 4,
+            Self::Resize => 4,
+            Self::Exit => 5,
             Self::StdinEnd | Self::Detach => 0,
         }
     }

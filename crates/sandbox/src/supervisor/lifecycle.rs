@@ -337,10 +337,10 @@ impl Core<'_> {
 
     /// Answers those who wait for the end, and ends the streams.
     fn tell_end(&mut self, for_good: bool) {
-        let code = self.state.exit_code;
+        let (code, oom) = (self.state.exit_code, self.state.oom_killed);
         for client in self.clients.values_mut() {
             match client.role {
-                Role::Attached(_) => client.finish(code),
+                Role::Attached(_) => client.finish(code, oom),
                 Role::Waiting(WaitCondition::Removed) if !for_good => {}
                 Role::Waiting(_) => {
                     client.answer(Response::Exited { code });

@@ -54,10 +54,10 @@ fn config(of: &Monitor<'_>, dir: &Path) -> Config {
     let mut disks = Vec::new();
     if !of.layers.is_empty() {
         let content = DiskContent::Partitions(of.layers.to_vec());
-        disks.push(Disk { content, read_only: true, rate: Default::default() });
+        disks.push(Disk { content, read_only: true, rate: of.rate });
     }
     let content = DiskContent::Raw(of.plan.disk.clone());
-    disks.push(Disk { content, read_only: false, rate: Default::default() });
+    disks.push(Disk { content, read_only: false, rate: of.rate });
     let mut nets = Vec::new();
     if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {
         let _ = fcntl_setfd(tap, FdFlags::CLOEXEC);

@@ -5,7 +5,7 @@
 //! can have.
 
 use super::qmp::{self, Qmp};
-use super::{connect, spec};
+use super::{connect, qemu, spec};
 use crate::container::running::Container;
 use crate::container::step::Step;
 use crate::hull::{HullError, Sandbox};
@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use types::{Hypervisor, oci};
+use vmm::config::DiskRate;
 use vmm::control::{Answer, Request, ask};
 
 /// How long the guest may take to give memory: the supervisor does nothing else meanwhile.
@@ -29,6 +30,9 @@ pub(super) fn apply(dir: &Path, host: &Container, wanted: &oci::LinuxResources) 
     let machine = hypervisor.look().step(|| "ask the hypervisor what the machine has".into())?;
     let memory = wanted.memory().and_then(|m| m.limit()).and_then(|m| u64::try_from(m).ok()).map(|m| m >> 20);
     machine.check(cpus(wanted), memory)?;
+    if wanted.block_io().is_some() {
+        hypervisor.limit(spec::disk_rate(wanted)).step(|| "limit the disks".into())?;
+    }
     let mut resources = spec::shared_with_host(wanted);
     match memory {
         None => host.update(&resources),
@@ -86,7 +90,11 @@ impl Machine {
 
 /// The way to a hypervisor.
 enum Orders {
-    Kvm(OwnedFd, PathBuf),
+    Kvm {
+        /// By which the path leads to the socket.
+        _dir: OwnedFd,
+        socket: PathBuf,
+    },
     Qemu(Qmp),
 }
 
@@ -96,19 +104,19 @@ impl Orders {
             return Ok(Self::Qemu(Qmp::connect(dir)?));
         }
         let (open, short) = connect::short(dir)?;
-        Ok(Self::Kvm(open, short.join(super::kvm::CONTROL)))
+        Ok(Self::Kvm { _dir: open, socket: short.join(super::kvm::CONTROL) })
     }
 
     fn kind(&self) -> Hypervisor {
         match self {
-            Self::Kvm(..) => Hypervisor::Kvm,
+            Self::Kvm { .. } => Hypervisor::Kvm,
             Self::Qemu(_) => Hypervisor::Qemu,
         }
     }
 
     fn look(&mut self) -> io::Result<Machine> {
         match self {
-            Self::Kvm(_, socket) => match ask(socket, &Request::Status)? {
+            Self::Kvm { socket, .. } => match ask(socket, &Request::Status)? {
                 Answer::Status { vcpus, memory_mib, balloon_mib, .. } => {
                     Ok(Machine { vcpus: vcpus.into(), memory_mib, given_mib: balloon_mib })
                 }
@@ -126,13 +134,32 @@ impl Orders {
     /// Asks the guest to give so much in all.
     fn balloon(&mut self, mib: u64) -> io::Result<()> {
         match self {
-            Self::Kvm(_, socket) => match ask(socket, &Request::Balloon { mib })? {
+            Self::Kvm { socket, .. } => match ask(socket, &Request::Balloon { mib })? {
                 Answer::Refused { why } => Err(io::Error::other(why)),
                 _ => Ok(()),
             },
             Self::Qemu(qmp) => {
                 let left = qmp.memory()?.saturating_sub(mib << 20);
                 qmp.leave(left)
+            }
+        }
+    }
+
+    /// Sets the limits of the writable disk, and of the layers' if there are any.
+    fn limit(&mut self, rate: DiskRate) -> io::Result<()> {
+        match self {
+            Self::Kvm { socket, .. } => {
+                // The layers' come first.
+                let answers = [0, 1].map(|number| ask(socket, &Request::LimitDisk { number, rate }));
+                let [first, _] = answers;
+                match first? {
+                    Answer::Refused { why } => Err(io::Error::other(why)),
+                    _ => Ok(()),
+                }
+            }
+            Self::Qemu(qmp) => {
+                let _ = qmp.limit(qemu::LAYERS, &rate);
+                qmp.limit(qemu::DISK, &rate)
             }
         }
     }

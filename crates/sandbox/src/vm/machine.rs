@@ -91,7 +91,8 @@ impl Sandbox for MicroVm {
     }
 
     fn oom_kills(&self) -> u64 {
-        self.host.oom_kills()
+        // The host's, of the hypervisor; and the guest's, known at the end.
+        self.host.oom_kills() + u64::from(self.dir.join(super::monitor::OOM).exists())
     }
 
     fn oom_notifier(&self) -> Option<BorrowedFd<'_>> {

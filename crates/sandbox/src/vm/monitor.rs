@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use types::{Hypervisor, MachinePlan};
+use vmm::config::DiskRate;
 use vmm::devices::vsock::Vsock;
 
 /// The guest's context id; each microVM has a vsock device of its own, so all may have the same.
@@ -26,6 +27,8 @@ pub(super) const KERNEL_CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 rdinit=/init dhow.hull=vm random.trust_cpu=on";
 /// The socket between QEMU and its vsock device.
 const VHOST: &str = "vhost";
+/// A file in the machine's directory that says that the OOM killer of its guest struck.
+pub(super) const OOM: &str = "oom";
 /// What is kept of the guest's console.
 const CONSOLE_TAIL: usize = 16 << 10;
 /// How many of its lines an error carries.
@@ -44,6 +47,8 @@ pub(super) struct Monitor<'a> {
     pub(super) layers: &'a [PathBuf],
     pub(super) dir: &'a Path,
     pub(super) tap: Option<&'a OwnedFd>,
+    /// Limits of its disks.
+    pub(super) rate: DiskRate,
     pub(super) boot: &'a Boot,
     pub(super) stdio: [BorrowedFd<'a>; 3],
     pub(super) wire: &'a Wire,
@@ -154,8 +159,12 @@ impl Monitor<'_> {
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
         self.wire.shut();
-        let code = pump::run(stream, stdio, self.boot.open_stdin).ok().flatten();
-        Ok(code.unwrap_or(UNKNOWN))
+        let Ok(Some((code, oom))) = pump::run(stream, stdio, self.boot.open_stdin) else { return Ok(UNKNOWN) };
+        if oom {
+            // Before the supervisor can see the end of this process, with which it asks. A failure tells less, not wrong.
+            let _ = std::fs::write(self.dir.join(OOM), b"");
+        }
+        Ok(code)
     }
 
     fn start_workload(&self, agent: UnixStream, console: &Console) -> Result<Stream, HullError> {

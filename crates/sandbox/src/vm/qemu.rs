@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use sys::clone::Child;
 use types::NetworkPlan;
+use vmm::config::DiskRate;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// Sector of a disk, in bytes.
@@ -19,6 +20,10 @@ const TRANSLATIONS_MIB: u32 = 64;
 /// Kernel and initramfs in QEMU's root.
 const KERNEL: &str = "kernel";
 const INITRD: &str = "initrd";
+
+/// Names of the disks.
+pub(super) const LAYERS: &str = "layers";
+pub(super) const DISK: &str = "disk";
 
 /// What this machine adds to the kernel's command line.
 const CMDLINE: &str = "no_timer_check";
@@ -48,21 +53,22 @@ pub(super) fn start(
         .args(["-append", &format!("{KERNEL_CMDLINE} {CMDLINE} tsc_early_khz={}", vmm::tsc::host_khz())])
         .args(["-global", "virtio-mmio.force-legacy=false"])
         .args(["-device", "virtio-rng-device"])
-        .args(["-device", "virtio-balloon-device,id=balloon,deflate-on-oom=on,free-page-reporting=on"])
+        .args(["-device", "virtio-balloon-device,id=balloon,free-page-reporting=on"])
         .args(["-chardev", &format!("socket,id=qmp,server=on,wait=off,fd={}", orders.as_fd().as_raw_fd())])
         .args(["-mon", "chardev=qmp,mode=control"])
         .args(["-chardev", &format!("socket,id=vsock,fd={}", vhost.as_raw_fd())])
         .args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
+    let throttling = throttling(&of.rate);
     if !of.layers.is_empty() {
         let layers = layers_disk(of, &mut given)?;
         given
-            .args(["-drive", &format!("id=layers,if=none,format=vmdk,readonly=on,file={layers}")])
-            .args(["-device", "virtio-blk-device,drive=layers"]);
+            .args(["-drive", &format!("id={LAYERS},if=none,format=vmdk,readonly=on,file={layers}{throttling}")])
+            .args(["-device", &format!("virtio-blk-device,drive={LAYERS}")]);
     }
     let disk = given.open(&of.plan.disk, OFlags::RDWR)?;
     given
-        .args(["-drive", &format!("id=disk,if=none,format=raw,cache=writeback,discard=unmap,file={disk}")])
-        .args(["-device", "virtio-blk-device,drive=disk"]);
+        .args(["-drive", &format!("id={DISK},if=none,format=raw,cache=writeback,discard=unmap,file={disk}{throttling}")])
+        .args(["-device", &format!("virtio-blk-device,drive={DISK}")]);
     let mut fds = vec![vhost.as_fd(), orders.as_fd()];
     if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {
         let mac: Vec<String> = attachment.mac.iter().map(|b| format!("{b:02x}")).collect();
@@ -76,6 +82,15 @@ pub(super) fn start(
     fds.extend(given.files.iter().map(AsFd::as_fd));
     let child = start_program(of, path, given.args, fds, say.as_fd())?;
     Ok((child, said))
+}
+
+/// The options of a drive for its limits (qemu(1), `-drive`); 0 is none.
+fn throttling(rate: &DiskRate) -> String {
+    let DiskRate { read, write } = rate;
+    format!(
+        ",throttling.bps-read={},throttling.iops-read={},throttling.bps-write={},throttling.iops-write={}",
+        read.bytes_per_second, read.ops_per_second, write.bytes_per_second, write.ops_per_second
+    )
 }
 
 fn start_program(

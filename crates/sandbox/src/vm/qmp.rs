@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+use vmm::config::DiskRate;
 
 /// Its name in the machine's directory.
 pub(super) const SOCKET: &str = "qmp";
@@ -55,6 +56,17 @@ impl Qmp {
     /// Asks the guest to make do with so many bytes of memory.
     pub(super) fn leave(&mut self, bytes: u64) -> io::Result<()> {
         self.ask("balloon", json!({ "value": bytes })).map(drop)
+    }
+
+    /// Sets the limits of a drive; 0 is none.
+    pub(super) fn limit(&mut self, drive: &str, rate: &DiskRate) -> io::Result<()> {
+        let DiskRate { read, write } = rate;
+        let limits = json!({
+            "device": drive, "bps": 0, "iops": 0,
+            "bps_rd": read.bytes_per_second, "iops_rd": read.ops_per_second,
+            "bps_wr": write.bytes_per_second, "iops_wr": write.ops_per_second
+        });
+        self.ask("block_set_io_throttle", limits).map(drop)
     }
 
     fn ask(&mut self, command: &str, arguments: Value) -> io::Result<Value> {
