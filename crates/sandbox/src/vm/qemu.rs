@@ -65,7 +65,7 @@ pub(super) fn start(
             .args(["-drive", &format!("id={LAYERS},if=none,format=vmdk,readonly=on,file={layers}{throttling}")])
             .args(["-device", &format!("virtio-blk-device,drive={LAYERS}")]);
     }
-    let disk = given.open(&of.plan.disk, OFlags::RDWR)?;
+    let disk = given.open(&of.plan.disk, &[OFlags::RDONLY, OFlags::RDWR])?;
     given
         .args(["-drive", &format!("id={DISK},if=none,format=raw,cache=writeback,discard=unmap,file={disk}{throttling}")])
         .args(["-device", &format!("virtio-blk-device,drive={DISK}")]);
@@ -123,13 +123,16 @@ impl Given {
         self
     }
 
-    /// Opens a file that QEMU's user cannot open; it finds it by the path that is returned (qemu(1), `-add-fd`).
-    fn open(&mut self, path: &Path, mode: OFlags) -> Result<String, HullError> {
-        let opened = rustix::fs::open(path, mode | OFlags::CLOEXEC, Mode::empty());
-        let fd = opened.step(|| format!("open {}", path.display()))?;
+    /// Opens a file that QEMU's user cannot open, in each mode in which QEMU will; it finds it by the path that is returned
+    /// (qemu(1), `-add-fd`).
+    fn open(&mut self, path: &Path, modes: &[OFlags]) -> Result<String, HullError> {
         let set = self.files.len();
-        self.args(["-add-fd", &format!("fd={},set={set}", fd.as_raw_fd())]);
-        self.files.push(fd);
+        for mode in modes {
+            let opened = rustix::fs::open(path, *mode | OFlags::CLOEXEC, Mode::empty());
+            let fd = opened.step(|| format!("open {}", path.display()))?;
+            self.args(["-add-fd", &format!("fd={},set={set}", fd.as_raw_fd())]);
+            self.files.push(fd);
+        }
         Ok(format!("/dev/fdset/{set}"))
     }
 }
@@ -148,7 +151,7 @@ fn layers_disk(of: &Monitor<'_>, given: &mut Given) -> Result<String, HullError>
         let written = std::fs::write(&path, bytes)
             .and_then(|()| std::fs::File::options().write(true).open(&path)?.set_len(length));
         written.step(|| format!("write {}", path.display()))?;
-        given.open(&path, OFlags::RDONLY)
+        given.open(&path, &[OFlags::RDONLY])
     };
     let head = made("head", &layout.head, layout.head.len() as u64)?;
     let tail = made("tail", &layout.tail, layout.tail.len() as u64)?;
@@ -169,10 +172,10 @@ fn layers_disk(of: &Monitor<'_>, given: &mut Given) -> Result<String, HullError>
     };
     extent(0, layout.head.len() as u64, &head);
     for (part, path) in layout.partitions.iter().zip(of.layers) {
-        extent(part.offset, part.size, &given.open(path, OFlags::RDONLY)?);
+        extent(part.offset, part.size, &given.open(path, &[OFlags::RDONLY])?);
     }
     extent(layout.tail_offset(), layout.tail.len() as u64, &tail);
     let path = of.dir.join("layers.vmdk");
     std::fs::write(&path, text).step(|| format!("write {}", path.display()))?;
-    given.open(&path, OFlags::RDONLY)
+    given.open(&path, &[OFlags::RDONLY])
 }

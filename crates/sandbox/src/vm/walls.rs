@@ -75,6 +75,7 @@ impl Program<'_> {
     }
 
     /// Makes the program's root, of which nothing can be changed, the only one there is.
+    /// The null device is its only one.
     fn root(&self) -> io::Result<()> {
         let top = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         set_attributes(&top, true, Change::propagation(propagation::PRIVATE))?;
@@ -84,7 +85,10 @@ impl Program<'_> {
         for name in PROGRAMS {
             bind(&root, &Path::new("/").join(name), name)?;
         }
-        mkdirat(&root, "etc", Mode::from_raw_mode(0o755))?;
+        for dir in ["etc", "dev"] {
+            mkdirat(&root, dir, Mode::from_raw_mode(0o755))?;
+        }
+        bind(&root, Path::new("/dev/null"), "dev/null")?;
         for name in LINKER {
             bind(&root, &Path::new("/etc").join(name), &format!("etc/{name}"))?;
         }
@@ -99,7 +103,8 @@ impl Program<'_> {
 /// Shows what is at a path of the host, if anything is, in the new root: read-only, links as links.
 fn bind(root: &OwnedFd, path: &Path, name: &str) -> io::Result<()> {
     let Ok(found) = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) else { return Ok(()) };
-    match FileType::from_raw_mode(found.st_mode) {
+    let kind = FileType::from_raw_mode(found.st_mode);
+    match kind {
         FileType::Symlink => return Ok(symlinkat(readlink(path, Vec::new())?, root, name)?),
         FileType::Directory => mkdirat(root, name, Mode::from_raw_mode(0o755))?,
         _ => {
@@ -108,7 +113,8 @@ fn bind(root: &OwnedFd, path: &Path, name: &str) -> io::Result<()> {
         }
     }
     let tree = clone_path(path, true)?;
-    let set = attr::RDONLY | attr::NOSUID | attr::NODEV;
+    let devices = if kind == FileType::CharacterDevice { 0 } else { attr::NODEV };
+    let set = attr::RDONLY | attr::NOSUID | devices;
     set_attributes(&tree, true, Change { set, propagation: propagation::PRIVATE, ..Change::default() })?;
     attach(tree, openat(root, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
 }
