@@ -75,11 +75,6 @@ fn config(of: &Monitor<'_>, dir: &Path) -> Config {
         balloon: true,
         console: Some(dir.join(CONSOLE)),
         control: dir.join(CONTROL),
-        jail: Some(Jail {
-            uid: of.user(),
-            gid: of.user(),
-            root: of.dir.to_owned(),
-            keep: Vec::new(),
-        }),
+        jail: Some(Jail { uid: of.user(), gid: of.user(), root: of.dir.to_owned(), keep: Vec::new() }),
     }
 }

@@ -113,7 +113,8 @@ impl Make<'_> {
             let (console, inner) = if boot.terminal() { console()? } else { (None, None) };
             let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
             let stdio = inner.as_ref().map_or(self.stdio, |fd| [fd.as_fd(); 3]);
-            let monitor = Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), rate, boot, stdio, wire: &theirs };
+            let monitor =
+                Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), rate, boot, stdio, wire: &theirs };
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
             drop(theirs);

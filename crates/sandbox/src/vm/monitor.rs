@@ -159,7 +159,9 @@ impl Monitor<'_> {
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
         self.wire.shut();
-        let Ok(Some((code, oom))) = pump::run(stream, stdio, self.boot.open_stdin) else { return Ok(UNKNOWN) };
+        let Ok(Some((code, oom))) = pump::run(stream, stdio, self.boot.open_stdin) else {
+            return Ok(UNKNOWN);
+        };
         if oom {
             // Before the supervisor can see the end of this process, with which it asks. A failure tells less, not wrong.
             let _ = std::fs::write(self.dir.join(OOM), b"");

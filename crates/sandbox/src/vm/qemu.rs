@@ -47,6 +47,7 @@ pub(super) fn start(
         .args(["-cpu", "max", "-smp", &of.plan.vcpus.to_string()])
         .args(["-m", &format!("{}M", of.plan.memory_mib)])
         .args(["-object", &format!("memory-backend-memfd,id=mem,size={}M,share=on", of.plan.memory_mib)])
+        .args(["-name", &of.boot.id])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"])
         .args(["-kernel", &format!("/{KERNEL}"), "-initrd", &format!("/{INITRD}")])
@@ -62,12 +63,18 @@ pub(super) fn start(
     if !of.layers.is_empty() {
         let layers = layers_disk(of, &mut given)?;
         given
-            .args(["-drive", &format!("id={LAYERS},if=none,format=vmdk,readonly=on,file={layers}{throttling}")])
+            .args([
+                "-drive",
+                &format!("id={LAYERS},if=none,format=vmdk,readonly=on,file={layers}{throttling}"),
+            ])
             .args(["-device", &format!("virtio-blk-device,drive={LAYERS}")]);
     }
     let disk = given.open(&of.plan.disk, &[OFlags::RDONLY, OFlags::RDWR])?;
     given
-        .args(["-drive", &format!("id={DISK},if=none,format=raw,cache=writeback,discard=unmap,file={disk}{throttling}")])
+        .args([
+            "-drive",
+            &format!("id={DISK},if=none,format=raw,cache=writeback,discard=unmap,file={disk}{throttling}"),
+        ])
         .args(["-device", &format!("virtio-blk-device,drive={DISK}")]);
     let mut fds = vec![vhost.as_fd(), orders.as_fd()];
     if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {

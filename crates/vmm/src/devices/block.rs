@@ -5,9 +5,9 @@
 use super::rate::{Limiter, timer};
 use super::storage::Storage;
 use super::{Chain, RING_FEATURES, Ring, Segments, read_config};
+use crate::config::DiskRate;
 use crate::gpt::SECTOR;
 use crate::note::note;
-use crate::config::DiskRate;
 use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Memory};
 use std::io;
 use std::ops::Range;

@@ -1,6 +1,6 @@
 use super::*;
-use crate::devices::testing::{BUFFERS, Driver, MEMORY, SIZE, WRITE, pump};
 use crate::config::RateLimit;
+use crate::devices::testing::{BUFFERS, Driver, MEMORY, SIZE, WRITE, pump};
 use crate::gpt::Layout;
 use proptest::prelude::*;
 use std::fs::File;
