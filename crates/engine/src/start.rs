@@ -6,7 +6,6 @@ use crate::store::{self, Container};
 use crate::{Engine, EngineError, Result, config, signals};
 use sandbox::client::{AttachOptions, ClientError, Launch, Stream};
 use std::collections::HashMap;
-use std::os::unix::fs::DirBuilderExt;
 use types::{Bundle, LayerPlan, NetworkPlan, RootfsPlan};
 
 /// Annotation with the volumes that an image's files are copied into on first use: a JSON list of targets, as a path
@@ -85,12 +84,7 @@ impl Engine {
             spec.annotations_mut().get_or_insert_default().insert(COPY_UP.into(), store::json(&copy_up));
         }
         let rootfs = self.rootfs_plan(container)?;
-        let dir = self.paths.sandbox(&container.id);
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(EngineError::io("cannot create the directory", &dir))?;
+        self.paths.ensure_sandbox(&container.id)?;
         if machine.is_none() {
             rootfs::prepare(&rootfs)?;
         }

@@ -317,7 +317,7 @@ impl Hooks for EngineHooks {
             root: Some(self.paths.root.clone()),
             run: Some(self.paths.run.clone()),
             hello: self.hello,
-            guest: &[],
+            guest: crate::Agent::default(),
         };
         if let Ok(engine) = Engine::open(&options) {
             self.aside = engine.remove_aside(&bundle.id).unwrap_or_default();

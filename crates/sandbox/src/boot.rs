@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use types::{NetworkPlan, oci};
 
 /// Version of this conversation; an agent of another one refuses.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Port of the host to which the agent connects when it is up.
 pub const READY_PORT: u32 = 1024;
 /// Port of the guest on which the agent serves [`crate::protocol`].
@@ -23,6 +23,7 @@ pub struct Boot {
     /// Full id of the container.
     pub id: String,
     /// What to carry out inside.
+    #[serde(deserialize_with = "types::lean::spec")]
     pub spec: oci::Spec,
     /// Files that the specification binds, with their contents, by the path of the binding's source in the guest.
     pub files: Vec<(String, String)>,

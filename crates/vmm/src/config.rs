@@ -44,7 +44,7 @@ pub struct Disk {
     pub read_only: bool,
     /// Limits of throughput.
     #[serde(default)]
-    pub rate: RateLimit,
+    pub rate: DiskRate,
 }
 
 /// What a disk is made of.
@@ -88,6 +88,15 @@ pub struct RateLimit {
     pub bytes_per_second: u64,
     /// Requests or packets per second, in each direction.
     pub ops_per_second: u64,
+}
+
+/// The limits of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRate {
+    /// Of what the guest reads.
+    pub read: RateLimit,
+    /// Of what it writes.
+    pub write: RateLimit,
 }
 
 /// The walls around the process of the VMM itself.

@@ -92,7 +92,8 @@ pub fn disk(disk: &Disk, number: usize) -> Result<Block, VmmError> {
             Storage::Partitions { layout, files }
         }
     };
-    Ok(Block::new(storage, disk.read_only, number))
+    let block = Block::new(storage, disk.read_only, number).limited(&disk.rate);
+    block.map_err(VmmError::system("make the timers of a disk's limits"))
 }
 
 /// Seeking tells the size of block devices, too.

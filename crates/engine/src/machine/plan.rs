@@ -150,9 +150,7 @@ impl Engine {
         let (kernel, dir) = self.kernel(annotation(host, KERNEL))?;
         let initrd = initrd::ensure(&dir, self.guest)?;
         let disk = self.disk_path(container);
-        let dir_of_disk = self.paths.sandbox(&container.id);
-        std::fs::create_dir_all(&dir_of_disk)
-            .map_err(EngineError::io("cannot create the directory", &dir_of_disk))?;
+        self.paths.ensure_sandbox(&container.id)?;
         disk::ensure(&disk, disk_size(host)?, &self.paths.root.join("templates"))?;
         Ok(Some(MachinePlan {
             hypervisor,

@@ -54,7 +54,7 @@ pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Resul
         if stream.wait_for_ever().is_err() || theirs.say(crate::container::wire::Word::Ready).is_err() {
             return 125;
         }
-        pump::run(stream, stdio, true).ok().flatten().unwrap_or(255)
+        pump::run(stream, stdio, true).ok().flatten().map_or(255, |(code, _)| code)
     })
     .step(|| "create a process for the session".into())?;
     drop((theirs, inner));

@@ -10,15 +10,14 @@ use std::path::Path;
 use types::NetworkPlan;
 use vmm::config::{Config, Disk, DiskContent, Jail, Net, Vsock};
 
-/// The first of the users that machines run as, one for each, far from those that people have.
-const FIRST_UID: u32 = 0x7800_0000;
-/// How many there are.
-const UIDS: u32 = 1 << 20;
 /// What this machine adds to the kernel's command line.
 const CMDLINE: &str = "reboot=k";
 
 /// The file with the guest's console, in the machine's directory.
 pub(super) const CONSOLE: &str = "console";
+
+/// Its control socket there.
+pub(super) const CONTROL: &str = "control";
 
 /// Starts a machine. What it says of its failure comes on the pipe.
 pub(super) fn start(of: &Monitor<'_>) -> Result<(sys::clone::Child, OwnedFd), HullError> {
@@ -55,17 +54,15 @@ fn config(of: &Monitor<'_>, dir: &Path) -> Config {
     let mut disks = Vec::new();
     if !of.layers.is_empty() {
         let content = DiskContent::Partitions(of.layers.to_vec());
-        disks.push(Disk { content, read_only: true, rate: Default::default() });
+        disks.push(Disk { content, read_only: true, rate: of.rate });
     }
     let content = DiskContent::Raw(of.plan.disk.clone());
-    disks.push(Disk { content, read_only: false, rate: Default::default() });
+    disks.push(Disk { content, read_only: false, rate: of.rate });
     let mut nets = Vec::new();
     if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {
         let _ = fcntl_setfd(tap, FdFlags::CLOEXEC);
         nets.push(Net { tap: tap.as_raw_fd(), mac: attachment.mac, rate: Default::default() });
     }
-    // The id is random: two machines of one user would be one in a million pairs.
-    let number = u32::from_str_radix(of.boot.id.get(..8).unwrap_or("0"), 16).unwrap_or(0) % UIDS;
     Config {
         vcpus: of.plan.vcpus,
         memory_mib: of.plan.memory_mib,
@@ -77,12 +74,7 @@ fn config(of: &Monitor<'_>, dir: &Path) -> Config {
         vsock: Some(Vsock { cid: GUEST_CID, socket: dir.join(connect::VSOCK) }),
         balloon: true,
         console: Some(dir.join(CONSOLE)),
-        control: dir.join("control"),
-        jail: Some(Jail {
-            uid: FIRST_UID + number,
-            gid: FIRST_UID + number,
-            root: of.dir.to_owned(),
-            keep: Vec::new(),
-        }),
+        control: dir.join(CONTROL),
+        jail: Some(Jail { uid: of.user(), gid: of.user(), root: of.dir.to_owned(), keep: Vec::new() }),
     }
 }

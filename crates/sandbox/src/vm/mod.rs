@@ -18,11 +18,14 @@ mod connect;
 mod exec;
 mod files;
 mod kvm;
+mod limits;
 mod machine;
 mod monitor;
 mod pump;
 mod qemu;
+mod qmp;
 mod spec;
+mod walls;
 
 use crate::boot::Boot;
 use crate::container::cgroup::Cgroup;
@@ -38,6 +41,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use types::{MachinePlan, oci};
+use vmm::config::DiskRate;
 
 pub use appliance::{Appliance, Order, serve};
 pub use files::Files;
@@ -57,10 +61,11 @@ impl Hull for VmHull {
             return Err(HullError::Invalid("a microVM needs a machine plan".into()));
         };
         let boot = spec::boot(&request, network, layers.len())?;
-        let resources = spec::host_resources(request.spec, plan);
+        let resources = spec::host_resources(request.resources(), plan);
         let make = Make {
             plan,
             layers,
+            rate: request.resources().map(spec::disk_rate).unwrap_or_default(),
             boot: &boot,
             cgroup: request.cgroup,
             run: request.run,
@@ -83,6 +88,7 @@ impl Hull for VmHull {
 struct Make<'a> {
     plan: &'a MachinePlan,
     layers: &'a [PathBuf],
+    rate: DiskRate,
     boot: &'a Boot,
     cgroup: &'a str,
     run: &'a Path,
@@ -96,7 +102,7 @@ impl Make<'_> {
         resources: &oci::LinuxResources,
         tap: &mut dyn FnMut() -> Result<Option<OwnedFd>, HullError>,
     ) -> Result<Created, HullError> {
-        let Self { plan, layers, boot, .. } = *self;
+        let Self { plan, layers, rate, boot, .. } = *self;
         let cgroup = Cgroup::create(self.cgroup, resources)?;
         let dir = self.run.join(DIR);
         let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>), HullError> {
@@ -105,7 +111,8 @@ impl Make<'_> {
             let (console, inner) = if boot.terminal() { console()? } else { (None, None) };
             let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
             let stdio = inner.as_ref().map_or(self.stdio, |fd| [fd.as_fd(); 3]);
-            let monitor = Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), boot, stdio, wire: &theirs };
+            let monitor =
+                Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), rate, boot, stdio, wire: &theirs };
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
             drop(theirs);

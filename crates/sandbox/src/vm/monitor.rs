@@ -3,7 +3,7 @@
 
 use super::carrier::Carrier;
 use super::machine::END;
-use super::{connect, kvm, pump, qemu};
+use super::{connect, kvm, pump, qemu, qmp};
 use crate::boot::{self, Answer, Boot, READY_PORT};
 use crate::client::{AttachOptions, Client, ClientError, Stream};
 use crate::container::cgroup::Cgroup;
@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use types::{Hypervisor, MachinePlan};
+use vmm::config::DiskRate;
 use vmm::devices::vsock::Vsock;
 
 /// The guest's context id; each microVM has a vsock device of its own, so all may have the same.
@@ -28,6 +29,8 @@ pub(super) const KERNEL_CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 rdinit=/init dhow.hull=vm random.trust_cpu=on";
 /// The socket between QEMU and its vsock device.
 const VHOST: &str = "vhost";
+/// A file in the machine's directory that says that the OOM killer of its guest struck.
+pub(super) const OOM: &str = "oom";
 /// What is kept of the guest's console.
 const CONSOLE_TAIL: usize = 16 << 10;
 /// How many of its lines an error carries.
@@ -66,12 +69,25 @@ pub(super) struct Monitor<'a> {
     pub(super) layers: &'a [PathBuf],
     pub(super) dir: &'a Path,
     pub(super) tap: Option<&'a OwnedFd>,
+    /// Limits of its disks.
+    pub(super) rate: DiskRate,
     pub(super) boot: &'a Boot,
     pub(super) stdio: [BorrowedFd<'a>; 3],
     pub(super) wire: &'a Wire,
 }
 
+/// The first of the users that hypervisors run as, one for each, far from those that people have.
+const FIRST_USER: u32 = 0x7800_0000;
+/// How many there are.
+const USERS: u32 = 1 << 20;
+
 impl Monitor<'_> {
+    /// The user, and the group of the same number, that the hypervisor becomes.
+    pub(super) fn user(&self) -> u32 {
+        // The id is random: two machines of one user would be one in a million pairs.
+        FIRST_USER + u32::from_str_radix(self.boot.id.get(..8).unwrap_or("0"), 16).unwrap_or(0) % USERS
+    }
+
     /// The monitor's whole life, in a process of its own; returns its exit code.
     pub(super) fn main(&self, cgroup: &Cgroup) -> i32 {
         match self.run(cgroup) {
@@ -126,8 +142,8 @@ impl Monitor<'_> {
         match self.plan.hypervisor {
             Hypervisor::Kvm => {
                 let (child, said) = kvm::start(self)?;
-                console.read(Some(said));
-                Ok(Carrier::Vmm(child))
+                console.read(said);
+                Ok(Carrier(child))
             }
             Hypervisor::Qemu => {
                 let listener =
@@ -138,6 +154,9 @@ impl Monitor<'_> {
                 let (open, dir) = connect::short(self.dir).step(|| "open the machine's directory".into())?;
                 let device = Vsock::new(GUEST_CID, vsock, dir.join(connect::VSOCK))
                     .step(|| "make the vsock device".into())?;
+                let orders = connect::listen(self.dir, qmp::SOCKET).step(|| "listen for orders".into())?;
+                // Before there is a thread.
+                let (child, said) = qemu::start(self, &vhost.into(), &orders)?;
                 let serve = move || {
                     let _open = open;
                     // It ends with the hypervisor; that is waited for elsewhere.
@@ -147,10 +166,8 @@ impl Monitor<'_> {
                     .name("vsock".into())
                     .spawn(serve)
                     .step(|| "start a thread".into())?;
-                let mut child = qemu::start(self, &vhost.into())?;
-                console.read(child.stdout.take().map(Into::into));
-                console.read(child.stderr.take().map(Into::into));
-                Carrier::qemu(child)
+                console.read(said);
+                Ok(Carrier(child))
             }
         }
     }
@@ -184,7 +201,14 @@ impl Monitor<'_> {
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
         self.wire.shut();
-        Ok(pump::run(stream, stdio, self.boot.open_stdin).ok().flatten())
+        let Ok(Some((code, oom))) = pump::run(stream, stdio, self.boot.open_stdin) else {
+            return Ok(None);
+        };
+        if oom {
+            // Before the supervisor can see the end of this process, with which it asks. A failure tells less, not wrong.
+            let _ = std::fs::write(self.dir.join(OOM), b"");
+        }
+        Ok(Some(code))
     }
 
     fn start_workload(&self, agent: UnixStream, console: &Console) -> Result<Stream, HullError> {
@@ -258,8 +282,7 @@ struct Console {
 
 impl Console {
     /// Reads a pipe to its end, on a thread.
-    fn read(&self, pipe: Option<OwnedFd>) {
-        let Some(pipe) = pipe else { return };
+    fn read(&self, pipe: OwnedFd) {
         let tail = Arc::clone(&self.tail);
         let work = move || {
             let mut pipe = std::fs::File::from(pipe);

@@ -6,6 +6,7 @@ use crate::hull::{CreateRequest, HullError};
 use std::io::Read;
 use std::path::Path;
 use types::{Hypervisor, MachinePlan, NetworkPlan, oci};
+use vmm::config::{DiskRate, RateLimit};
 
 /// Most bytes of a file that is handed over by its contents.
 const MAX_FILE: u64 = 64 << 10;
@@ -121,19 +122,53 @@ fn contents(path: &Path) -> Result<String, HullError> {
 
 /// What the hypervisor's processes may use of the host: the guest's memory and what it takes to carry it; the container's
 /// share of CPU time.
-pub(super) fn host_resources(spec: &oci::Spec, plan: &MachinePlan) -> oci::LinuxResources {
+pub(super) fn host_resources(all: Option<&oci::LinuxResources>, plan: &MachinePlan) -> oci::LinuxResources {
+    let mut resources = all.map(shared_with_host).unwrap_or_default();
+    resources.set_memory(Some(host_memory(plan.memory_mib, plan.hypervisor)));
+    resources
+}
+
+/// The limits of a container that hold for its hypervisor as they stand.
+pub(super) fn shared_with_host(all: &oci::LinuxResources) -> oci::LinuxResources {
     let mut resources = oci::LinuxResources::default();
-    if let Some(all) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
-        resources.set_cpu(all.cpu().clone()).set_block_io(all.block_io().clone());
+    // Those of throughput are kept by the hypervisor itself, see `disk_rate`.
+    let weights = all.block_io().as_ref().map(|all| {
+        let mut block = oci::LinuxBlockIo::default();
+        block.set_weight(all.weight()).set_leaf_weight(all.leaf_weight());
+        block.set_weight_device(all.weight_device().clone());
+        block
+    });
+    resources.set_cpu(all.cpu().clone()).set_block_io(weights);
+    resources
+}
+
+/// Limits of a microVM's disks: the tightest of each kind, whichever device of the host is named.
+pub(super) fn disk_rate(all: &oci::LinuxResources) -> DiskRate {
+    let least = |devices: Option<&Option<Vec<oci::LinuxThrottleDevice>>>| {
+        devices.into_iter().flatten().flatten().map(|d| d.rate()).filter(|r| *r > 0).min().unwrap_or(0)
+    };
+    let block = all.block_io().as_ref();
+    DiskRate {
+        read: RateLimit {
+            bytes_per_second: least(block.map(|b| b.throttle_read_bps_device())),
+            ops_per_second: least(block.map(|b| b.throttle_read_iops_device())),
+        },
+        write: RateLimit {
+            bytes_per_second: least(block.map(|b| b.throttle_write_bps_device())),
+            ops_per_second: least(block.map(|b| b.throttle_write_iops_device())),
+        },
     }
-    let overhead = match plan.hypervisor {
+}
+
+/// The limit for a machine whose guest has so much memory.
+pub(super) fn host_memory(guest_mib: u64, hypervisor: Hypervisor) -> oci::LinuxMemory {
+    let overhead = match hypervisor {
         Hypervisor::Kvm => OVERHEAD,
         Hypervisor::Qemu => EMULATED_OVERHEAD,
     };
-    let guest = i64::try_from(plan.memory_mib.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
+    let guest = i64::try_from(guest_mib.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
     let mut memory = oci::LinuxMemory::default();
     // Page tables and their shadows grow with the guest.
     memory.set_limit(Some(guest.saturating_add(overhead).saturating_add(guest / TABLES)));
-    resources.set_memory(Some(memory));
-    resources
+    memory
 }
