@@ -97,6 +97,7 @@ impl Order {
             id: self.id.clone(),
             spec: oci::Spec::default(),
             files: Vec::new(),
+            shares: false,
             network: NetworkPlan::None,
             layers: self.layers.len(),
             files_only: true,
@@ -110,6 +111,7 @@ impl Order {
         let make = Make {
             plan: &self.plan,
             layers: &self.layers,
+            shares: &[],
             boot: &boot,
             cgroup: &self.cgroup,
             run: &self.run,

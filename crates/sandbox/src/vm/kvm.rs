@@ -1,13 +1,14 @@
 //! Our own virtual machine monitor, in a process and a jail of its own.
 
 use super::connect;
+use crate::boot::SHARES_TAG;
 use crate::container::step::Step;
 use crate::hull::HullError;
 use rustix::io::{FdFlags, fcntl_setfd};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use types::{MachinePlan, NetworkPlan};
-use vmm::config::{Config, Disk, DiskContent, Jail, Net, Vsock};
+use vmm::config::{Config, Disk, DiskContent, Fs, Jail, Net, Vsock};
 
 /// The first of the users that machines run as, one for each, far from those that people have.
 const FIRST_UID: u32 = 0x7100_0000;
@@ -23,6 +24,8 @@ pub(super) struct Kvm<'a> {
     pub(super) dir: &'a Path,
     pub(super) tap: Option<&'a OwnedFd>,
     pub(super) network: &'a NetworkPlan,
+    /// To the server of the host's directories.
+    pub(super) shares: Option<&'a OwnedFd>,
     pub(super) cid: u64,
     /// Full id of the container.
     pub(super) id: &'a str,
@@ -40,7 +43,7 @@ impl Kvm<'_> {
         let (said, say) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(|| "make a pipe".into())?;
         let mut keep = vec![open.as_fd(), say.as_fd()];
-        keep.extend(self.tap.map(AsFd::as_fd));
+        keep.extend(self.tap.into_iter().chain(self.shares).map(AsFd::as_fd));
         let child = sys::clone::spawn(0, None, || {
             let closed = sys::process::close_all_but(&keep);
             let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
@@ -87,6 +90,7 @@ impl Kvm<'_> {
             disks,
             nets,
             vsock: Some(Vsock { cid: self.cid, socket: dir.join(connect::VSOCK) }),
+            fs: self.shares.map(|socket| Fs { socket: socket.as_raw_fd(), tag: SHARES_TAG.into() }),
             balloon: true,
             console: Some(dir.join(CONSOLE)),
             control: dir.join("control"),

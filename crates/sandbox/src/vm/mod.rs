@@ -4,6 +4,7 @@
 //! create:  cgroup ─► tap ─► monitor process ─► vsock, hypervisor ─► guest kernel ─► agent ─► Boot … prepared
 //! start:   the agent starts the workload, which it supervises by the container hull, inside
 //! exec:    a process per session, that copies between the session's descriptors and the agent
+//! shares:  a process of their own serves the host's directories that the specification binds, by virtio-fs
 //! files:   the agent serves them on a port of their own; of a stopped one, in an [`Appliance`]
 //! end:     the agent syncs, tells the exit code, powers off; the monitor exits with that code
 //! ```
@@ -22,6 +23,7 @@ mod machine;
 mod monitor;
 mod pump;
 mod qemu;
+mod shares;
 mod spec;
 
 use crate::boot::Boot;
@@ -33,6 +35,7 @@ use crate::hull::{AdoptRequest, CreateRequest, Created, Hull, HullError, Rootfs,
 use machine::MicroVm;
 use monitor::Monitor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use shares::Share;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -58,11 +61,12 @@ impl Hull for VmHull {
         let Rootfs::Machine { plan, layers, network } = request.rootfs else {
             return Err(HullError::Invalid("a microVM needs a machine plan".into()));
         };
-        let boot = spec::boot(&request, network, layers.len())?;
+        let (boot, shares) = spec::boot(&request, network, layers.len())?;
         let resources = spec::host_resources(request.spec, plan);
         let make = Make {
             plan,
             layers,
+            shares: &shares,
             boot: &boot,
             cgroup: request.cgroup,
             run: request.run,
@@ -85,6 +89,7 @@ impl Hull for VmHull {
 struct Make<'a> {
     plan: &'a MachinePlan,
     layers: &'a [PathBuf],
+    shares: &'a [Share],
     boot: &'a Boot,
     cgroup: &'a str,
     run: &'a Path,
@@ -98,7 +103,7 @@ impl Make<'_> {
         resources: &oci::LinuxResources,
         tap: &mut dyn FnMut() -> Result<Option<OwnedFd>, HullError>,
     ) -> Result<Created, HullError> {
-        let Self { plan, layers, boot, .. } = *self;
+        let Self { plan, layers, shares, boot, .. } = *self;
         let cgroup = Cgroup::create(self.cgroup, resources)?;
         let dir = self.run.join(DIR);
         let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>), HullError> {
@@ -107,7 +112,8 @@ impl Make<'_> {
             let (console, inner) = if boot.terminal() { console()? } else { (None, None) };
             let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
             let stdio = inner.as_ref().map_or(self.stdio, |fd| [fd.as_fd(); 3]);
-            let monitor = Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), boot, stdio, wire: &theirs };
+            let monitor =
+                Monitor { plan, layers, shares, dir: &dir, tap: tap.as_ref(), boot, stdio, wire: &theirs };
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
             drop(theirs);

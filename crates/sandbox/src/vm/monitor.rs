@@ -4,8 +4,9 @@
 use super::carrier::Carrier;
 use super::kvm::{self, Kvm};
 use super::qemu::Qemu;
+use super::shares::{Server, Share};
 use super::{connect, pump};
-use crate::boot::{self, Answer, Boot, READY_PORT};
+use crate::boot::{self, Answer, Boot, READY_PORT, SHARES_TAG};
 use crate::client::{AttachOptions, Client, ClientError, Stream};
 use crate::container::cgroup::Cgroup;
 use crate::container::step::Step;
@@ -19,12 +20,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use types::{Hypervisor, MachinePlan};
+use vmm::devices::fs::Fs;
 use vmm::devices::vsock::Vsock;
+use vmm::virtio::Device;
 
 /// The guest's context id; each microVM has a vsock device of its own, so all may have the same.
 const GUEST_CID: u64 = 3;
-/// The socket between QEMU and its vsock device.
-const VHOST: &str = "vhost";
+/// The sockets between QEMU and devices that are served beside it.
+const VHOST_VSOCK: &str = "vhost-vsock";
+const VHOST_SHARES: &str = "vhost-shares";
 /// What is kept of the guest's console.
 const CONSOLE_TAIL: usize = 16 << 10;
 /// How many of its lines an error carries.
@@ -39,6 +43,7 @@ const END_WAIT: Duration = Duration::from_secs(60);
 pub(super) struct Monitor<'a> {
     pub(super) plan: &'a MachinePlan,
     pub(super) layers: &'a [PathBuf],
+    pub(super) shares: &'a [Share],
     pub(super) dir: &'a Path,
     pub(super) tap: Option<&'a OwnedFd>,
     pub(super) boot: &'a Boot,
@@ -73,15 +78,20 @@ impl Monitor<'_> {
         let ready = connect::listen(self.dir, &format!("{}_{READY_PORT}", connect::VSOCK))
             .step(|| "listen for the guest's agent".into())?;
         let console = Console::default();
-        let mut hypervisor = self.start(&console)?;
+        // Before there is a thread.
+        let served = if self.shares.is_empty() { None } else { Some(Server::start(self.shares)?) };
+        let (server, socket) = served.unzip();
+        let mut hypervisor = self.start(&console, socket)?;
         let done = self.accompany(&ready, stdio, &mut hypervisor, &console);
         // What it has on its disks is synced before its agent tells of the end.
         hypervisor.kill();
         let _ = hypervisor.wait();
+        drop(server);
         done
     }
 
-    fn start(&self, console: &Console) -> Result<Carrier, HullError> {
+    /// Starts the hypervisor; `shares` is the socket to the server of the host's directories.
+    fn start(&self, console: &Console, shares: Option<OwnedFd>) -> Result<Carrier, HullError> {
         match self.plan.hypervisor {
             Hypervisor::Kvm => {
                 let (child, said) = Kvm {
@@ -90,6 +100,7 @@ impl Monitor<'_> {
                     dir: self.dir,
                     tap: self.tap,
                     network: &self.boot.network,
+                    shares: shares.as_ref(),
                     cid: GUEST_CID,
                     id: &self.boot.id,
                 }
@@ -99,30 +110,15 @@ impl Monitor<'_> {
                 Ok(Carrier::Vmm(child))
             }
             Hypervisor::Qemu => {
-                let listener =
-                    connect::listen(self.dir, VHOST).step(|| "listen for the hypervisor".into())?;
-                let vhost = connect::stream(self.dir, VHOST).step(|| "connect to the vsock device".into())?;
-                let vsock =
-                    connect::listen(self.dir, connect::VSOCK).step(|| "listen for the host".into())?;
-                let (open, dir) = connect::short(self.dir).step(|| "open the machine's directory".into())?;
-                let device = Vsock::new(GUEST_CID, vsock, dir.join(connect::VSOCK))
-                    .step(|| "make the vsock device".into())?;
-                let serve = move || {
-                    let _open = open;
-                    // It ends with the hypervisor; that is waited for elsewhere.
-                    let _ = vmm::vhost::serve_vsock(&listener, device);
-                };
-                std::thread::Builder::new()
-                    .name("vsock".into())
-                    .spawn(serve)
-                    .step(|| "start a thread".into())?;
+                let shares = shares.map(|socket| self.shares_beside(socket)).transpose()?;
                 let mut child = Qemu {
                     plan: self.plan,
                     layers: self.layers,
                     dir: self.dir,
                     tap: self.tap,
                     network: &self.boot.network,
-                    vhost: vhost.into(),
+                    vsock: self.vsock_beside()?,
+                    shares,
                 }
                 .start()?;
                 console.read(child.stdout.take().map(Into::into));
@@ -130,6 +126,32 @@ impl Monitor<'_> {
                 Carrier::qemu(child)
             }
         }
+    }
+
+    fn vsock_beside(&self) -> Result<OwnedFd, HullError> {
+        let listener = connect::listen(self.dir, connect::VSOCK).step(|| "listen for the host".into())?;
+        let (open, dir) = connect::short(self.dir).step(|| "open the machine's directory".into())?;
+        let device = Vsock::new(GUEST_CID, listener, dir.join(connect::VSOCK));
+        self.beside(VHOST_VSOCK, Box::new(device.step(|| "make the vsock device".into())?), Some(open))
+    }
+
+    fn shares_beside(&self, socket: OwnedFd) -> Result<OwnedFd, HullError> {
+        let device = Fs::new(socket, SHARES_TAG).step(|| "make the device of the host's directories".into())?;
+        self.beside(VHOST_SHARES, Box::new(device), None)
+    }
+
+    /// Serves a device beside QEMU, on a thread, and gives QEMU's end. `open` stays open as long.
+    fn beside(&self, name: &str, device: Box<dyn Device>, open: Option<OwnedFd>) -> Result<OwnedFd, HullError> {
+        let listener = connect::listen(self.dir, name).step(|| "listen for the hypervisor".into())?;
+        let stream = connect::stream(self.dir, name).step(|| "connect to a device".into())?;
+        let serve = move || {
+            let _open = open;
+            // It ends with the hypervisor; that is waited for elsewhere.
+            let _ = vmm::vhost::serve(&listener, device);
+        };
+        let thread = std::thread::Builder::new().name(name.into()).spawn(serve);
+        thread.step(|| "start a thread".into())?;
+        Ok(stream.into())
     }
 
     /// From power-on to the workload's end.

@@ -1,5 +1,6 @@
 //! QEMU's microvm machine, in software, where the CPU lacks virtualisation.
 
+use crate::boot::SHARES_TAG;
 use crate::container::step::Step;
 use crate::hull::HullError;
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -27,13 +28,17 @@ pub(super) struct Qemu<'a> {
     pub(super) tap: Option<&'a OwnedFd>,
     pub(super) network: &'a NetworkPlan,
     /// Connected to the vsock device's other half.
-    pub(super) vhost: OwnedFd,
+    pub(super) vsock: OwnedFd,
+    /// The same of the file system, if there is one.
+    pub(super) shares: Option<OwnedFd>,
 }
 
 impl Qemu<'_> {
     /// Starts it; its standard output is the guest's console.
     pub(super) fn start(&self) -> Result<Child, HullError> {
-        fcntl_setfd(&self.vhost, FdFlags::empty()).step(|| "hand the vsock device over".into())?;
+        for device in [Some(&self.vsock), self.shares.as_ref()].into_iter().flatten() {
+            fcntl_setfd(device, FdFlags::empty()).step(|| "hand a device over".into())?;
+        }
         let mut command = Command::new(PROGRAM);
         command
             .args(["-M", "microvm,acpi=on,rtc=on,isa-serial=on,ioapic2=off,memory-backend=mem"])
@@ -54,8 +59,13 @@ impl Qemu<'_> {
             .args(["-global", "virtio-mmio.force-legacy=false"])
             .args(["-device", "virtio-rng-device"])
             .args(["-device", "virtio-balloon-device,free-page-reporting=on"])
-            .args(["-chardev", &format!("socket,id=vsock,fd={}", self.vhost.as_raw_fd())])
+            .args(["-chardev", &format!("socket,id=vsock,fd={}", self.vsock.as_raw_fd())])
             .args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
+        if let Some(shares) = &self.shares {
+            command
+                .args(["-chardev", &format!("socket,id=shares,fd={}", shares.as_raw_fd())])
+                .args(["-device", &format!("vhost-user-fs-device,chardev=shares,tag={SHARES_TAG}")]);
+        }
         if !self.layers.is_empty() {
             let layers = self.layers_disk()?;
             command

@@ -3,6 +3,7 @@
 pub mod balloon;
 pub mod block;
 mod chain;
+pub mod fs;
 pub mod net;
 pub mod net_tap;
 pub mod rate;
