@@ -306,3 +306,7 @@ impl Device for Fs {
         self.serve(queue)
     }
 }
+
+#[cfg(test)]
+#[path = "fs_tests.rs"]
+mod tests;

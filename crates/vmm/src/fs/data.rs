@@ -61,7 +61,8 @@ impl Server {
             return Err(Errno::INVAL);
         }
         let node = self.entry(header.node, directory.as_fd(), name, to)?;
-        let kept = match self.nodes().place(node)?.identity == made {
+        let found = self.nodes().place(node)?.identity;
+        let kept = match found == made {
             true => self.keep(node, fd, Kind::File { append }, to),
             false => Err(Errno::STALE),
         };

@@ -35,6 +35,7 @@ const CALLS: &[i64] = &[
     libc::SYS_fsync,
     libc::SYS_ftruncate,
     libc::SYS_getdents64,
+    libc::SYS_getrandom,
     libc::SYS_linkat,
     libc::SYS_lseek,
     libc::SYS_mkdirat,

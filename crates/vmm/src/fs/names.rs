@@ -48,9 +48,11 @@ impl Server {
             self.change_mode(node, &reached, Mode::from_raw_mode(mode & 0o7777))?;
         }
         if valid & set::SIZE != 0 {
-            match valid & set::HANDLE {
-                0 => rustix::fs::ftruncate(self.open_regular(node, OFlags::WRONLY)?, size)?,
-                _ => rustix::fs::ftruncate(&self.nodes().file(handle)?.fd, size)?,
+            if valid & set::HANDLE == 0 {
+                rustix::fs::ftruncate(self.open_regular(node, OFlags::WRONLY)?, size)?;
+            } else {
+                let file = self.nodes().file(handle)?;
+                rustix::fs::ftruncate(&file.fd, size)?;
             }
         }
         if valid & (set::ATIME | set::MTIME) != 0 {
