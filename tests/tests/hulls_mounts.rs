@@ -41,7 +41,7 @@ fn directories_and_files_of_the_host_are_the_same_in_both_hulls() {
                   mknod fifo p; stat -c '%F %u:%g %a %h' third fifo d d/link; cat out/secret; cat up; \
                   head -c 300000 /dev/zero | tr '\\0' x > big; md5sum < big; echo more >> /f; cat /f; \
                   ls -la /r | wc -l; cat /r/kept; touch /r/x; rm /r/kept; echo no > /r/kept; echo no > /rf; \
-                  mknod dev c 1 3; df /w | wc -l; find . | sort; echo end";
+                  df /w | wc -l; find . | sort; mknod dev c 1 3; echo end";
     let [container, vm] = HULLS.map(|hull| {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
@@ -69,7 +69,7 @@ fn directories_and_files_of_the_host_are_the_same_in_both_hulls() {
         let files = [at("w/made"), at("w/d/e/f"), at("f"), at("rf"), at("r/kept")];
         let files = files.map(|path| fs::read_to_string(path).unwrap());
         let link = fs::read_link(at("w/d/link")).unwrap();
-        let made = fs::metadata(at("w/made")).unwrap();
+        let made = fs::metadata(at("w/d/e/f")).unwrap();
         (text(&out.stdout), errors, owners, files, link, (made.uid(), made.gid()), fs::exists(at("w/dev")).unwrap())
     });
     assert_eq!(container.0, vm.0);
@@ -108,13 +108,14 @@ fn users_inside_own_what_they_make_and_the_hosts_changes_are_seen() {
     fs::write(path("half"), "new\n").unwrap();
     fs::rename(path("half"), path("new")).unwrap();
     until("the guest's answer", || fs::read(path("answer")).is_ok_and(|answer| answer == b"second\n"));
-    assert!(text(&store.out(&["logs", "vm"]).stderr).contains("private: Permission denied"));
+    assert!(text(&store.out(&["logs", "vm"]).stderr).contains("'private': Permission denied"));
 
     // Files are also copied there, whether it runs or not, and a start finds the directory again.
     let put = path("word").to_str().unwrap().to_owned();
     store.ok(&["cp", &put, "vm:/shared/copied"]);
     assert_eq!(fs::read(path("copied")).unwrap(), b"second\n");
     store.ok(&["kill", "vm"]);
+    store.ok(&["wait", "vm"]);
     store.ok(&["cp", &put, "vm:/shared/again"]);
     assert_eq!(fs::read(path("again")).unwrap(), b"second\n");
     fs::remove_file(path("answer")).unwrap();
@@ -147,7 +148,7 @@ fn volumes_pass_from_one_hull_to_the_other() {
     let command = ["voluminous", "sh", "-c", "cat /data/seed; echo mine > /data/own; ls /data; touch /mem/x && df /mem | tail -1"];
     let out = store.out(&[&["run"], vm, &["--name", "vol", "--tmpfs", "/mem"], &command[..]].concat());
     assert!(ok(&out).starts_with("from the image\nown\nseed\ntmpfs "), "{}", text(&out.stdout));
-    let name = store.ok(&["inspect", "-f", "{{(index .Mounts 0).Name}}", "vol"]);
+    let name = store.ok(&["inspect", "-f", "{{range .Mounts}}{{if eq .Type \"volume\"}}{{.Name}}{{end}}{{end}}", "vol"]);
     assert_eq!(fs::read(store.root().join("volumes").join(&name).join("_data/own")).unwrap(), b"mine\n");
     let out = run(&store, container, &["--rm", "--volumes-from", "vol"], "cat /data/own");
     assert_eq!(ok(&out), "mine\n");
@@ -191,7 +192,7 @@ fn the_server_is_shut_in_and_its_death_is_an_error_inside() {
     assert_eq!(store.ok(&["wait", "vm"]), "0");
     let logs = store.out(&["logs", "vm"]);
     assert_eq!(text(&logs.stdout), "gone\n");
-    assert!(text(&logs.stderr).contains("I/O error"), "{}", text(&logs.stderr));
+    assert!(text(&logs.stderr).contains("Input/output error"), "{}", text(&logs.stderr));
     // The next start has a server of its own; the machine's end is the end of that.
     store.ok(&["start", "vm"]);
     fs::remove_file(dir.path().join("up")).unwrap();
