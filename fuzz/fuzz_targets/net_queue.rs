@@ -4,7 +4,7 @@
 mod queues;
 
 use libfuzzer_sys::fuzz_target;
-use queues::{Driver, Input, serve};
+use queues::{Driver, Input, crooked, offer, serve};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use vmm::config::RateLimit;
@@ -21,19 +21,19 @@ fuzz_target!(|data: &[u8]| {
     let operations = if choice & 1 == 0 { 0 } else { 1000 };
     let rate = RateLimit { bytes_per_second: 0, ops_per_second: operations };
     let mut device = Net::new(tap, [2, 0, 0, 0, 0, 1], &rate).unwrap();
-    let mut driver = Driver::new(2);
+    let mut driver = Driver::small(2);
     // With and without merging, offloads and what the queues can do.
     let mask = [0, 1 << 15, u64::MAX ^ 1 << 15, u64::MAX][usize::from(choice >> 1) % 4];
     device.activate(driver.activation(device.features() & mask)).unwrap();
     while !input.0.is_empty() {
         match input.byte() % 5 {
-            0 | 1 => driver.offer(0, input.half(), &[], 12 + u32::from(input.half() % 0x1800), true),
+            0 | 1 => offer(&mut driver, 0, input.half(), &[], 12 + u32::from(input.half() % 0x1800), true),
             2 => {
                 let header = input.take::<12>();
-                driver.offer(1, input.half(), &header, u32::from(input.half() % 0x1800), false);
+                offer(&mut driver, 1, input.half(), &header, u32::from(input.half() % 0x1800), false);
             }
             3 => drop(host.send(&vec![1; usize::from(input.half())])),
-            _ => driver.crooked(&mut input),
+            _ => crooked(&mut driver, &mut input),
         }
         if !serve(&mut device) {
             return device.reset();

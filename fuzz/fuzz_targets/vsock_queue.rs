@@ -4,7 +4,7 @@
 mod queues;
 
 use libfuzzer_sys::fuzz_target;
-use queues::{Driver, Input, serve};
+use queues::{Driver, Input, crooked, offer, serve};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,13 +18,13 @@ fuzz_target!(|data: &[u8]| {
     let host = UnixListener::bind(dir.path().join("v_80")).unwrap();
     host.set_nonblocking(true).unwrap();
     let mut device = Vsock::new(3, listener, dir.path().join("v")).unwrap();
-    let mut driver = Driver::new(3);
+    let mut driver = Driver::small(3);
     let features = if input.byte() % 2 == 0 { 0 } else { device.features() };
     device.activate(driver.activation(features)).unwrap();
     let mut streams: Vec<UnixStream> = Vec::new();
     while !input.0.is_empty() {
         match input.byte() % 8 {
-            0 => driver.offer(0, input.half(), &[], 44 + u32::from(input.half() % 0x1800), true),
+            0 => offer(&mut driver, 0, input.half(), &[], 44 + u32::from(input.half() % 0x1800), true),
             1 | 2 => {
                 // A packet whose addresses are right as a rule.
                 let mut packet = [0; 44 + 64];
@@ -42,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
                     packet[at..at + 4].copy_from_slice(&input.take::<4>());
                 }
                 let length = u32::from(u16::from_le_bytes([packet[24], packet[25]]) % 0x1800);
-                driver.offer(1, input.half(), &packet, 44 + length, false);
+                offer(&mut driver, 1, input.half(), &packet, 44 + length, false);
             }
             3 => {
                 let mut stream = UnixStream::connect(dir.path().join("v")).unwrap();
@@ -67,7 +67,7 @@ fuzz_target!(|data: &[u8]| {
                 }
             }
             6 => streams.truncate(usize::from(input.byte()) % 4),
-            _ => driver.crooked(&mut input),
+            _ => crooked(&mut driver, &mut input),
         }
         if !serve(&mut device) {
             device.reset();

@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 pub mod busybox;
+pub mod debian;
 pub mod layout;
 pub mod liar;
 pub mod registry;
+pub mod traces;
 pub mod vm;
 
 use std::path::{Path, PathBuf};

@@ -241,6 +241,8 @@ fn a_machine_that_is_killed_has_ended_and_leaves_nothing() {
     kill(hypervisor(pid()));
     assert_eq!(store.ok(&["wait", "victim"]), "255");
     assert_eq!(store.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "victim"]), "exited 255");
+    let why = store.ok(&["inspect", "-f", "{{.State.Error}}", "victim"]);
+    assert!(why.contains("the microVM ended before it told") && why.contains("signal: 9"), "{why}");
     // And the monitor: then its machine goes with it.
     store.ok(&["start", "victim"]);
     let machine = hypervisor(pid());
@@ -262,11 +264,11 @@ fn what_a_microvm_cannot_have_is_refused_in_one_sentence() {
         let text = errors(&out);
         assert!(out.status.code() == Some(125) && text.contains(said), "{flags:?}: {:?} {text}", out.status);
     };
-    refused(&["-v", "/etc:/host"], "directories of this host are not shared with guests");
     refused(&["--network", "host"], "--network host is not for microVMs");
     refused(&["--pid", "host"], "--pid host is not for microVMs");
     refused(&["--device", "/dev/null"], "--device is not for microVMs");
     refused(&["-m", "16m"], "at least 48 MiB");
+    refused(&["-m", "48m"], "give it more with --memory");
     refused(&["--disk-size", "1k"], "16 MiB to 16 TiB");
     refused(&["--disk-size", "much"], "invalid disk size");
     refused(&["--kernel", "nosuch"], "no such kernel: nosuch");

@@ -1,61 +1,10 @@
 //! What somebody does with Dhow on the first day, from a Debian root to a served page, and what is left when a
 //! supervisor is shot in the middle of it.
 
+use dhow_tests::Store;
+use dhow_tests::debian::{self, get_soon};
 use dhow_tests::registry::Registry;
-use dhow_tests::{Store, have};
-use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
-
-const SUITE: &str = "bookworm";
-
-/// A tar of a small Debian with Python. Made once, kept beside other build products.
-fn debian_with_python() -> Option<PathBuf> {
-    if !have("mmdebstrap") {
-        println!("skipped: mmdebstrap is not installed");
-        return None;
-    }
-    let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-cache");
-    let tar = cache.join(format!("debian-{SUITE}-python-{}.tar", std::env::consts::ARCH));
-    if tar.exists() {
-        return Some(tar);
-    }
-    std::fs::create_dir_all(&cache).unwrap();
-    let new = tempfile::Builder::new().prefix(".debian-").suffix(".tar").tempfile_in(&cache).unwrap();
-    let done = Command::new("mmdebstrap")
-        .args(["--quiet", "--variant=minbase", "--include=python3", SUITE])
-        .arg(new.path())
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "mmdebstrap: {}", String::from_utf8_lossy(&done.stderr));
-    new.persist(&tar).unwrap();
-    Some(tar)
-}
-
-/// The status line and body that `GET path` brings.
-fn get(address: &str, path: &str) -> Result<String, std::io::Error> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")?;
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply)?;
-    Ok(reply)
-}
-
-fn get_soon(address: &str, path: &str) -> String {
-    let start = Instant::now();
-    loop {
-        match get(address, path) {
-            Ok(reply) if !reply.is_empty() => return reply,
-            other if start.elapsed() > Duration::from_secs(15) => {
-                panic!("{address} does not serve: {other:?}")
-            }
-            _ => std::thread::sleep(Duration::from_millis(50)),
-        }
-    }
-}
 
 /// The memory limit of the cgroup that a process is in, v1 or v2.
 fn memory_limit(pid: &str) -> String {
@@ -77,7 +26,7 @@ fn memory_limit(pid: &str) -> String {
 
 #[test]
 fn a_debian_image_is_built_pushed_pulled_served_and_survives_its_supervisor() {
-    let Some(tar) = debian_with_python() else { return };
+    let Some(tar) = debian::with_python() else { return };
     let Some(registry) = Registry::start() else { return };
     let image = registry.name("debian-python:12");
 

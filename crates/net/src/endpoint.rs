@@ -33,17 +33,7 @@ pub fn attach(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetE
         link::up(&mut batch, &a.host_ifname);
         link::run(socket, batch, &[])?;
         inside.settle_link(&a.ifname);
-        socket.settle_link(&a.host_ifname);
-        let mut batch = Batch::new();
-        link::enslave(&mut batch, &a.host_ifname, index);
-        if sysctl::bridges_filter() {
-            // br_netfilter translates addresses while it bridges, so what a sandbox sends to its own published port
-            // never reaches the host's routing: it has to go back out of the port by which it came.
-            link::hairpin(&mut batch, &a.host_ifname);
-        }
-        link::run(socket, batch, &[])?;
-        socket.settle_link(&a.bridge.name);
-        Ok(())
+        join_bridge(socket, a, index)
     };
     let done = match connect(&mut socket) {
         // The namespace of the sandbox's last run is still dying, and the link with it.
@@ -71,17 +61,25 @@ pub fn attach_tap(attachment: &Attachment) -> Result<OwnedFd, NetError> {
         link::set_mtu(&mut batch, &a.host_ifname, a.bridge.mtu);
         link::up(&mut batch, &a.host_ifname);
         link::run(socket, batch, &[])?;
-        socket.settle_link(&a.host_ifname);
-        let mut batch = Batch::new();
-        link::enslave(&mut batch, &a.host_ifname, index);
-        if sysctl::bridges_filter() {
-            link::hairpin(&mut batch, &a.host_ifname);
-        }
-        link::run(socket, batch, &[])?;
-        socket.settle_link(&a.bridge.name);
+        join_bridge(socket, a, index)?;
         Ok(tap)
     };
     connect(&mut socket).map_err(NetError::link("create tap", &a.host_ifname))
+}
+
+/// Makes the host's end, which is up, a port of the bridge with this index.
+fn join_bridge(socket: &mut Socket, a: &Attachment, index: u32) -> std::io::Result<()> {
+    socket.settle_link(&a.host_ifname);
+    let mut batch = Batch::new();
+    link::enslave(&mut batch, &a.host_ifname, index);
+    if sysctl::bridges_filter() {
+        // br_netfilter translates addresses while it bridges, so what a sandbox sends to its own published port
+        // never reaches the host's routing: it has to go back out of the port by which it came.
+        link::hairpin(&mut batch, &a.host_ifname);
+    }
+    link::run(socket, batch, &[])?;
+    socket.settle_link(&a.bridge.name);
+    Ok(())
 }
 
 /// Configures the interfaces of the namespace that the calling thread is in: loopback, and what the plan says.

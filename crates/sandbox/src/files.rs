@@ -20,7 +20,7 @@ use std::time::Duration;
 use types::{ErrorKind, Kinded};
 
 /// Version of this conversation; an agent of another one refuses.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Port of the guest.
 pub const PORT: u32 = 1026;
 /// How long the other side may be silent within a stream: it may have to look at many files before it has one to send.
@@ -47,7 +47,7 @@ pub struct Request {
 
 /// Work on the files. Paths are bytes, as Linux has them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Work {
     /// A [`Stat`] follows as a document.
     Stat {
@@ -243,7 +243,9 @@ pub mod changes {
     use types::docker::{ChangeType, FilesystemChange};
 
     /// Most bytes of a list.
-    pub const MAX: u64 = 256 << 20;
+    pub const MAX: u64 = 16 << 20;
+    /// Most entries of a list.
+    const ENTRIES: usize = 1 << 20;
 
     /// Writes the list.
     pub fn write(list: &[FilesystemChange], to: &mut dyn io::Write) -> io::Result<()> {
@@ -265,6 +267,9 @@ pub mod changes {
         let Some(bytes) = bytes.strip_suffix(&[0]) else {
             return if bytes.is_empty() { Ok(Vec::new()) } else { Err(wrong("an unfinished list".into())) };
         };
+        if bytes.iter().filter(|b| **b == 0).count() >= ENTRIES {
+            return Err(wrong(format!("a list of more than {ENTRIES} changes")));
+        }
         let each = |item: &[u8]| {
             let kind = match item.first() {
                 Some(b'0') => ChangeType::_0,

@@ -2,7 +2,7 @@
 
 use crate::arch::{self, layout, ports::Ports};
 use crate::bus::{Bus, Window};
-use crate::config::Config;
+use crate::config::{CONSOLE_BYTES, Config, DiskContent};
 use crate::console::Console;
 use crate::devices::balloon::Balloon;
 use crate::devices::rng::Rng;
@@ -78,10 +78,11 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
 
     let filters = match &config.jail {
         Some(walls) => {
-            let taps = config.nets.iter().map(|net| net.tap);
-            jail::close_inherited(&inherited, &taps.chain(walls.keep.iter().copied()).collect::<Vec<_>>());
+            let mut keep = walls.keep.clone();
+            keep.extend(config.nets.iter().map(|net| net.tap).chain(config.fs.iter().map(|fs| fs.socket)));
+            jail::close_inherited(&inherited, &keep);
             let filters = Filters::new()?;
-            jail::enter(walls)?;
+            jail::enter(walls, largest_file(&config))?;
             Some(filters)
         }
         None => None,
@@ -97,6 +98,16 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
         Ended::Crashed(why) => Ended::Crashed(with_console(why, &machine.ports.tail(CRASH_TAIL))),
         other => other,
     })
+}
+
+/// The console, or the largest of the disks that a guest may write.
+fn largest_file(config: &Config) -> u64 {
+    let written = config.disks.iter().filter(|disk| !disk.read_only);
+    let sizes = written.filter_map(|disk| match &disk.content {
+        DiskContent::Raw(path) => std::fs::metadata(path).ok().map(|m| m.len()),
+        DiskContent::Partitions(_) => None,
+    });
+    sizes.fold(CONSOLE_BYTES, u64::max)
 }
 
 fn with_console(why: String, tail: &str) -> String {
@@ -119,6 +130,7 @@ fn check(config: &Config) -> Result<(), VmmError> {
         + config.disks.len()
         + config.nets.len()
         + usize::from(config.vsock.is_some())
+        + usize::from(config.fs.is_some())
         + usize::from(config.balloon);
     if count > layout::MAX_DEVICES {
         return refuse(format!("a microVM has at most {} devices, not {count}", layout::MAX_DEVICES));
@@ -126,7 +138,7 @@ fn check(config: &Config) -> Result<(), VmmError> {
     Ok(())
 }
 
-/// The devices: those that share a thread, and those that wait for the host's disks and so have threads of their own.
+/// The devices: those that share a thread, and those that wait for the host's disks, or copy much, and so have threads of their own.
 #[allow(clippy::type_complexity)]
 fn devices(config: &Config) -> Result<(Vec<Box<dyn Device>>, Vec<Box<dyn Device>>), VmmError> {
     let mut shared: Vec<Box<dyn Device>> = vec![Box::new(Rng::default())];
@@ -140,6 +152,9 @@ fn devices(config: &Config) -> Result<(Vec<Box<dyn Device>>, Vec<Box<dyn Device>
         shared.push(Box::new(Balloon::new()));
     }
     let mut own: Vec<Box<dyn Device>> = Vec::new();
+    if let Some(fs) = &config.fs {
+        own.push(Box::new(open::fs(fs)?));
+    }
     for (number, disk) in config.disks.iter().enumerate() {
         own.push(Box::new(open::disk(disk, number)?));
     }
@@ -207,7 +222,7 @@ fn plug(
             vm.register_irqfd(transport.line(), line).map_err(VmmError::kvm("connect an interrupt"))?;
         }
         let worker = worker.mailbox();
-        bus.windows.push(Window { start, length: layout::MMIO_WINDOW, device, worker, number });
+        bus.windows.push(Window::new(start, layout::MMIO_WINDOW, device, worker, number));
     }
     Ok(worker)
 }

@@ -3,6 +3,9 @@
 //! They need KVM. Where the processor has none, one test runs all others on an emulated host that has
 //! (`contrib/kvm-host`), which takes a few minutes. What is missing is told with SKIPPED.
 
+mod common;
+
+use common::{Kernel, PROGRAM, cpio};
 use dhow_vmm::Ended;
 use dhow_vmm::config::{Config, Disk, DiskContent, Jail};
 use dhow_vmm::control::{Answer, Request, State, ask};
@@ -18,46 +21,6 @@ fn has_kvm() -> bool {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpu.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     flags.split(' ').any(|flag| flag == "vmx" || flag == "svm") && Path::new("/dev/kvm").exists()
-}
-
-fn cache() -> PathBuf {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/.cache");
-    std::env::var_os("DHOW_CACHE").map_or_else(|| default.into(), PathBuf::from).join("cloud-kernel")
-}
-
-fn shell(script: &str, directory: &Path) -> Result<(), String> {
-    let output = Command::new("sh").args(["-euc", script]).current_dir(directory).output();
-    let output = output.map_err(|e| format!("sh: {e}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-    }
-}
-
-/// The unpacked package of the kernel, from the cache or from Debian.
-fn kernel() -> Result<PathBuf, String> {
-    let cache = cache();
-    if !cache.join("boot").exists() {
-        let parent = cache.parent().ok_or("the cache has no parent")?;
-        fs::create_dir_all(parent).map_err(|e| e.to_string())?;
-        let new = tempfile::tempdir_in(parent).map_err(|e| e.to_string())?;
-        let get = "image=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p' | head -n 1)
-            apt-get -q download \"$image\" && dpkg-deb -x ./*.deb . && rm ./*.deb && chmod 755 .";
-        shell(get, new.path())
-            .map_err(|e| format!("no package of the kernel linux-image-cloud-amd64: {e}"))?;
-        fs::rename(new.keep(), &cache).map_err(|e| e.to_string())?;
-    }
-    Ok(cache)
-}
-
-fn find(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
-    fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
-        let path = entry.path();
-        match entry.file_type().ok()?.is_dir() {
-            true => find(&path, wanted),
-            false => wanted(entry.file_name().to_str()?).then_some(path),
-        }
-    })
 }
 
 /// What the guest's first process does, by the word `do=` of its command line.
@@ -79,35 +42,13 @@ reboot) reboot -f ;;
 esac
 ";
 
-/// An archive in the format that the kernel unpacks (Documentation/driver-api/early-userspace/buffer-format.rst).
-fn cpio(files: &[(&str, u32, Vec<u8>)]) -> Vec<u8> {
-    let mut archive = Vec::new();
-    let trailer = [("TRAILER!!!", 0, Vec::new())];
-    for (inode, (name, mode, content)) in files.iter().chain(&trailer).enumerate() {
-        let fields =
-            [inode as u32 + 1, *mode, 0, 0, 1, 0, content.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
-        archive.extend(b"070701");
-        for field in fields {
-            archive.extend(format!("{field:08x}").bytes());
-        }
-        for part in [format!("{name}\0").as_bytes(), content] {
-            archive.extend(part);
-            archive.resize(archive.len().next_multiple_of(4), 0);
-        }
-    }
-    archive
-}
-
-fn initramfs(kernel: &Path) -> Result<Vec<u8>, String> {
-    const FILE: u32 = 0o100755;
+fn initramfs(kernel: &Kernel) -> Result<Vec<u8>, String> {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find_map(|path| fs::read(path).ok());
     let busybox = busybox.ok_or("there is no busybox: apt-get install busybox-static")?;
     let mut files =
-        vec![("bin", 0o40755, Vec::new()), ("bin/busybox", FILE, busybox), ("init", FILE, INIT.into())];
+        vec![("bin", 0o40755, Vec::new()), ("bin/busybox", PROGRAM, busybox), ("init", PROGRAM, INIT.into())];
     for name in ["virtio.ko", "virtio_ring.ko", "virtio_mmio.ko", "virtio_blk.ko", "virtio-rng.ko"] {
-        let path =
-            find(&kernel.join("lib/modules"), &|file| file == name).ok_or(format!("there is no {name}"))?;
-        files.push((name, FILE, fs::read(path).map_err(|e| e.to_string())?));
+        files.push((name, PROGRAM, kernel.module(name)?));
     }
     Ok(cpio(&files))
 }
@@ -130,7 +71,8 @@ impl Machine {
             true if !rustix::process::geteuid().is_root() => Some("this is not root".to_owned()),
             true => None,
         };
-        let files = reason.map_or_else(|| kernel().and_then(|path| Ok((initramfs(&path)?, path))), Err);
+        let found = || Kernel::get().and_then(|kernel| Ok((initramfs(&kernel)?, kernel.image()?)));
+        let files = reason.map_or_else(found, Err);
         let (initramfs, kernel) = match files {
             Ok(files) => files,
             Err(reason) => {
@@ -145,7 +87,7 @@ impl Machine {
         let mut config = Config {
             vcpus: 2,
             memory_mib: 256,
-            kernel: find(&kernel.join("boot"), &|name| name.starts_with("vmlinuz")).unwrap(),
+            kernel,
             initrd: Some(at("initramfs")),
             cmdline: format!("console=ttyS0 quiet panic=-1 do={action}"),
             console: Some(at("console")),
@@ -271,7 +213,7 @@ fn a_guest_is_paused_resumed_and_stopped() {
     machine.wait_for("count 3");
     assert_walls(machine.process.id());
     let asked = |request| ask(&machine.control, &request).unwrap();
-    let status = |state| Answer::Status { state, vcpus: 2, memory_mib: 256 };
+    let status = |state| Answer::Status { state, vcpus: 2, memory_mib: 256, balloon_mib: 0 };
     assert_eq!(asked(Request::Status), status(State::Running));
     assert_eq!(asked(Request::Pause), Answer::Done);
     assert_eq!(asked(Request::Status), status(State::Paused));
@@ -297,7 +239,7 @@ fn on_an_emulated_host_where_there_is_no_kvm() {
     if has_kvm() || std::env::var_os("DHOW_VMM_CONFIG").is_some() {
         return;
     }
-    if let Err(reason) = kernel() {
+    if let Err(reason) = Kernel::get() {
         eprintln!("SKIPPED: {reason}");
         return;
     }

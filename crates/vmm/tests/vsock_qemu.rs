@@ -1,11 +1,13 @@
 //! The virtual socket under a real driver: QEMU without KVM boots Debian's kernel, our vhost-user back end serves its
 //! vsock device, and this very binary is the guest's init.
 //!
-//! Needs `qemu-system-x86_64` and a Debian kernel with its modules: `DHOW_TEST_KERNEL` names a directory in which a
-//! package `linux-image-*-cloud-amd64` is unpacked; else it is downloaded by apt-get.
+//! Needs `qemu-system-x86_64`.
 
+mod common;
+
+use common::{Kernel, PROGRAM, cpio};
 use dhow_vmm::devices::vsock::Vsock;
-use dhow_vmm::vhost::{ServeError, serve_vsock};
+use dhow_vmm::vhost::{ServeError, serve};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -28,22 +30,27 @@ const HOST_NOBODY: u32 = 2001;
 
 /// In the order in which they need each other.
 const MODULES: [&str; 6] = [
-    "drivers/virtio/virtio_ring.ko",
-    "drivers/virtio/virtio.ko",
-    "drivers/virtio/virtio_mmio.ko",
-    "net/vmw_vsock/vsock.ko",
-    "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
-    "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
+    "virtio_ring.ko",
+    "virtio.ko",
+    "virtio_mmio.ko",
+    "vsock.ko",
+    "vmw_vsock_virtio_transport_common.ko",
+    "vmw_vsock_virtio_transport.ko",
 ];
 
 #[test]
 fn a_guest_in_qemu_speaks_with_the_host() {
-    let kernel = match kernel() {
-        Ok(kernel) => kernel,
+    let qemu = Command::new("qemu-system-x86_64").arg("--version").stdout(Stdio::null()).status();
+    let found = match qemu {
+        Ok(_) => Kernel::get().and_then(|kernel| Ok((initramfs(&kernel)?, kernel.image()?))),
+        Err(_) => Err("qemu-system-x86_64 is not installed".into()),
+    };
+    let (initramfs, kernel) = match found {
+        Ok(found) => found,
         Err(why) => return println!("SKIPPED: {why}"),
     };
     let dir = tempfile::tempdir().unwrap();
-    let host = Host::start(&kernel, dir.path());
+    let host = Host::start(&kernel, &initramfs, dir.path());
     let booted = Instant::now();
     assert_eq!(echo(&mut host.retry(ECHO), b"first".to_vec()), b"first");
     println!("first answer {:?} after QEMU's start", booted.elapsed());
@@ -112,14 +119,14 @@ struct Host {
 }
 
 impl Host {
-    fn start(kernel: &Kernel, dir: &Path) -> Self {
+    fn start(kernel: &Path, initramfs: &[u8], dir: &Path) -> Self {
         let initrd = dir.join("initrd");
-        fs::write(&initrd, initramfs(kernel)).unwrap();
+        fs::write(&initrd, initramfs).unwrap();
         let socket = dir.join("vhost.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let hosts = UnixListener::bind(dir.join("vsock")).unwrap();
         let vsock = Vsock::new(CID, hosts, dir.join("vsock")).unwrap();
-        let service = Some(thread::spawn(move || serve_vsock(&listener, vsock)));
+        let service = Some(thread::spawn(move || serve(&listener, Box::new(vsock))));
         let qemu = Command::new("qemu-system-x86_64")
             .args(["-M", "microvm,acpi=on,ioapic2=off,memory-backend=mem", "-accel", "tcg", "-cpu", "max"])
             .args(["-m", "256M", "-object", "memory-backend-memfd,id=mem,size=256M,share=on"])
@@ -129,7 +136,7 @@ impl Host {
             .args(["-device", "vhost-user-vsock-device,chardev=vsock"])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", dir.join("qmp").display())])
             .arg("-kernel")
-            .arg(&kernel.image)
+            .arg(kernel)
             .arg("-initrd")
             .arg(&initrd)
             .args(["-append", &format!("{} -- guest --exact --ignored --nocapture", kernel_arguments())])
@@ -255,72 +262,13 @@ fn pattern(seed: u64, length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A kernel and the directory of its modules.
-struct Kernel {
-    image: PathBuf,
-    modules: PathBuf,
-}
-
-fn kernel() -> Result<Kernel, String> {
-    let found = |program: &str| Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
-    if !found("qemu-system-x86_64") {
-        return Err("qemu-system-x86_64 is not installed".into());
+fn initramfs(kernel: &Kernel) -> Result<Vec<u8>, String> {
+    let init = fs::read("/proc/self/exe").map_err(|e| e.to_string())?;
+    let mut files = vec![("init", PROGRAM, init)];
+    for name in MODULES {
+        files.push((name, PROGRAM, kernel.module(name)?));
     }
-    let dir = match std::env::var_os("DHOW_TEST_KERNEL") {
-        Some(dir) => PathBuf::from(dir),
-        None => download()?,
-    };
-    let only = |dir: PathBuf, start: &str| -> Result<PathBuf, String> {
-        let entries = fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-        entries
-            .filter_map(|e| Some(e.ok()?.path()))
-            .find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(start)))
-            .ok_or_else(|| format!("{} holds no {start}*", dir.display()))
-    };
-    let modules = only(dir.join("lib/modules"), "")?.join("kernel");
-    Ok(Kernel { image: only(dir.join("boot"), "vmlinuz-")?, modules })
-}
-
-/// Debian's cloud kernel, unpacked once below the target directory.
-fn download() -> Result<PathBuf, String> {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cloud-kernel");
-    if dir.join("boot").exists() {
-        return Ok(dir);
-    }
-    let fresh = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|e| e.to_string())?;
-    let script = "package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/ *Depends: *//p') && \
-                  apt-get download -q $package >&2 && dpkg-deb -x linux-image-*.deb tree";
-    let status = Command::new("sh").args(["-c", script]).current_dir(fresh.path()).status();
-    if !status.is_ok_and(|s| s.success()) {
-        return Err("Debian's cloud kernel cannot be downloaded; DHOW_TEST_KERNEL can name one".into());
-    }
-    // Another test may have been faster.
-    let _ = fs::rename(fresh.path().join("tree"), &dir);
-    Ok(dir)
-}
-
-/// A cpio archive in the format `newc` (Documentation/driver-api/early-userspace/buffer-format.rst).
-fn initramfs(kernel: &Kernel) -> Vec<u8> {
-    let mut archive = Vec::new();
-    let mut add = |name: &str, mode: u32, device: (u32, u32), content: &[u8]| {
-        let fields =
-            [0, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
-        archive.extend_from_slice(b"070701");
-        fields.iter().for_each(|f| archive.extend_from_slice(format!("{f:08x}").as_bytes()));
-        archive.extend_from_slice(name.as_bytes());
-        archive.push(0);
-        archive.resize(archive.len().next_multiple_of(4), 0);
-        archive.extend_from_slice(content);
-        archive.resize(archive.len().next_multiple_of(4), 0);
-    };
-    add("dev", 0o040755, (0, 0), b"");
-    add("dev/console", 0o020600, (5, 1), b"");
-    add("init", 0o100755, (0, 0), &fs::read("/proc/self/exe").unwrap());
-    for (index, module) in MODULES.iter().enumerate() {
-        add(&format!("{index}.ko"), 0o100644, (0, 0), &fs::read(kernel.modules.join(module)).unwrap());
-    }
-    add("TRAILER!!!", 0, (0, 0), b"");
-    archive
+    Ok(cpio(&files))
 }
 
 /// What runs in the guest.
@@ -329,8 +277,8 @@ mod guest {
 
     /// Never returns.
     pub fn run() -> ! {
-        for index in 0..MODULES.len() {
-            let module = fs::File::open(format!("/{index}.ko")).unwrap();
+        for name in MODULES {
+            let module = fs::File::open(format!("/{name}")).unwrap();
             rustix::system::finit_module(&module, c"", 0).unwrap();
         }
         thread::scope(|scope| {

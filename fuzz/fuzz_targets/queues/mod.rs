@@ -1,21 +1,9 @@
-//! A driver that obeys the fuzzer: memory and queues of a virtio device, and commands upon them.
+//! Commands of the fuzzer upon the driver of a virtio device, with and against the rules.
 
-use std::sync::Arc;
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
-use vmm::virtio::{Activation, Device, Interrupt, Memory};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+pub use vmm::devices::testing::Driver;
 
-/// Entries of each queue: few, so that wrong ones are often met.
-const SIZE: u16 = 16;
-const MEMORY: usize = 1 << 18;
-
-struct Nobody;
-
-impl Interrupt for Nobody {
-    fn queue(&self, _index: u16) {}
-    fn config(&self) {}
-}
+use vmm::devices::testing::{SMALL_BUFFERS, SMALL_MEMORY, WRITE};
+use vmm::virtio::Device;
 
 /// Bytes of the fuzzer, one after the other; zeros beyond their end.
 pub struct Input<'a>(pub &'a [u8]);
@@ -39,100 +27,37 @@ impl Input<'_> {
     }
 }
 
-/// The driver.
-pub struct Driver {
-    memory: Memory,
-    available: Vec<u16>,
+/// Where the buffers of an honest chain lie whose descriptors begin at `head`.
+pub fn buffers(driver: &Driver, head: u16) -> u64 {
+    SMALL_BUFFERS + u64::from(head % (driver.size() / 2) * 2) * 0x2000
 }
 
-fn table(queue: usize) -> u64 {
-    0x1000 * (queue as u64 + 1)
+/// An honest chain of two buffers; `head` decides where they lie. Their first bytes are `data`.
+pub fn offer(driver: &mut Driver, queue: usize, head: u16, data: &[u8], length: u32, writable: bool) {
+    let at = buffers(driver, head);
+    let flags = if writable { WRITE } else { 0 };
+    driver.write(at, data);
+    let first = length.min(44);
+    let head = head % (driver.size() / 2) * 2;
+    driver.chain(queue, head, &[(at, first, flags), (at + u64::from(first), length - first, flags)]);
 }
 
-impl Driver {
-    /// With so many queues.
-    pub fn new(queues: usize) -> Self {
-        let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        Self { memory: Memory::new(map), available: vec![0; queues] }
-    }
-
-    /// What the device is activated with.
-    pub fn activation(&self, features: u64) -> Activation {
-        let queue = |index| {
-            let mut queue = Queue::new(SIZE).unwrap();
-            let base = table(index) as u32;
-            queue.set_desc_table_address(Some(base), Some(0));
-            queue.set_avail_ring_address(Some(base + 0x400), Some(0));
-            queue.set_used_ring_address(Some(base + 0x800), Some(0));
-            queue.set_ready(true);
-            queue
-        };
-        Activation {
-            memory: self.memory.clone(),
-            queues: (0..self.available.len()).map(queue).collect(),
-            kicks: self.available.iter().map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect(),
-            interrupt: Arc::new(Nobody),
-            features,
+/// A command against the rules: a crooked descriptor, a chain of it, or bytes anywhere.
+pub fn crooked(driver: &mut Driver, input: &mut Input) {
+    let queue = usize::from(input.byte()) % driver.queues();
+    let size = driver.size();
+    let index = input.half();
+    match input.byte() % 4 {
+        0 => {
+            let (address, length) = (u64::from_le_bytes(input.take()), u32::from_le_bytes(input.take()));
+            let address = if input.byte() % 2 == 0 { address % SMALL_MEMORY as u64 } else { address };
+            let length = if input.byte() % 2 == 0 { length % 0x3000 } else { length };
+            let flags = input.half() % 8;
+            driver.descriptor(queue, index % size, address, length, flags, input.half() % (size + 2));
         }
-    }
-
-    fn write(&self, address: u64, data: &[u8]) {
-        // Beyond memory is nothing.
-        let _ = self.memory.memory().write_slice(data, GuestAddress(address));
-    }
-
-    /// An honest chain of one or two buffers; `head` decides where they lie. Their first bytes are `data`.
-    pub fn offer(&mut self, queue: usize, head: u16, data: &[u8], length: u32, writable: bool) {
-        let head = head % (SIZE / 2) * 2;
-        let at = 0x8000 + u64::from(head) * 0x2000;
-        let flags = if writable { 2 } else { 0 };
-        self.write(at, data);
-        let first = length.min(44);
-        self.descriptor(table(queue) + u64::from(head) * 16, at, first, flags | 1, head + 1);
-        self.descriptor(
-            table(queue) + u64::from(head + 1) * 16,
-            at + u64::from(first),
-            length - first,
-            flags,
-            0,
-        );
-        self.available(queue, head);
-    }
-
-    /// Makes a chain available, whatever it is.
-    pub fn available(&mut self, queue: usize, head: u16) {
-        let index = self.available[queue];
-        self.write(table(queue) + 0x404 + 2 * u64::from(index % SIZE), &head.to_le_bytes());
-        self.available[queue] = index.wrapping_add(1);
-        self.write(table(queue) + 0x402, &self.available[queue].to_le_bytes());
-    }
-
-    /// A descriptor anywhere.
-    fn descriptor(&self, at: u64, address: u64, length: u32, flags: u16, next: u16) {
-        self.write(at, &address.to_le_bytes());
-        self.write(at + 8, &length.to_le_bytes());
-        self.write(at + 12, &flags.to_le_bytes());
-        self.write(at + 14, &next.to_le_bytes());
-    }
-
-    /// A command of the fuzzer against the rules: a crooked descriptor, a chain of it, or bytes anywhere.
-    pub fn crooked(&mut self, input: &mut Input) {
-        let queue = usize::from(input.byte()) % self.available.len();
-        let index = input.half();
-        match input.byte() % 3 {
-            0 => {
-                let (address, length) = (u64::from_le_bytes(input.take()), u32::from_le_bytes(input.take()));
-                let address = if input.byte() % 2 == 0 { address % MEMORY as u64 } else { address };
-                let length = if input.byte() % 2 == 0 { length % 0x3000 } else { length };
-                let at = table(queue) + 16 * u64::from(index % SIZE);
-                self.descriptor(at, address, length, input.half() % 8, input.half() % (SIZE + 2));
-            }
-            1 => self.available(queue, index % (SIZE + 2)),
-            _ => {
-                let bytes = input.take::<16>();
-                self.write(u64::from(index) * 4, &bytes);
-            }
-        }
+        1 => driver.offer(queue, index % (size + 2)),
+        2 => driver.set_available(queue, index),
+        _ => driver.write(u64::from(index) * 4 % (SMALL_MEMORY as u64 - 16), &input.take::<16>()),
     }
 }
 

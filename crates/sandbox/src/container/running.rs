@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 use sys::clone::Child;
 use types::oci;
 
@@ -81,6 +82,25 @@ impl Container {
     }
 }
 
+impl Container {
+    /// Starts the workload; one that has not begun by then (`TimedOut`) has not started.
+    pub(crate) fn start_until(&mut self, until: Option<Instant>) -> Result<(), HullError> {
+        let Some(wire) = self.wire.take() else {
+            return Err(HullError::Invalid("the container has been started already".into()));
+        };
+        let said = wire.say(Word::Start);
+        match wire.hear_from(Some(self.pid), until).step(|| "listen to the container's process".into())? {
+            Heard::Failed(e) => Err(e),
+            Heard::Stopped => Err(Heard::stopped()),
+            Heard::Closed if said.is_ok() => {
+                hooks::poststart(&self.spec, &self.id, self.pid);
+                Ok(())
+            }
+            Heard::Closed | Heard::Ready(_) | Heard::Born(_) => Err(ended_early(&self.pidfd)),
+        }
+    }
+}
+
 impl Sandbox for Container {
     fn pid(&self) -> i32 {
         self.pid
@@ -91,19 +111,7 @@ impl Sandbox for Container {
     }
 
     fn start(&mut self) -> Result<(), HullError> {
-        let Some(wire) = self.wire.take() else {
-            return Err(HullError::Invalid("the container has been started already".into()));
-        };
-        let said = wire.say(Word::Start);
-        match wire.hear_from(Some(self.pid), None).step(|| "listen to the container's process".into())? {
-            Heard::Failed(e) => Err(e),
-            Heard::Stopped => Err(Heard::stopped()),
-            Heard::Closed if said.is_ok() => {
-                hooks::poststart(&self.spec, &self.id, self.pid);
-                Ok(())
-            }
-            Heard::Closed | Heard::Ready(_) | Heard::Born(_) => Err(ended_early(&self.pidfd)),
-        }
+        self.start_until(None)
     }
 
     fn signal(&self, signal: i32) -> Result<(), HullError> {

@@ -21,7 +21,10 @@ const MAX_EXECS: usize = 256;
 /// Whose it is.
 pub(super) enum Purpose {
     /// A client's, or nobody's (detached).
-    Session,
+    Session {
+        /// It does not outlive its client's connection.
+        tied: bool,
+    },
     /// The health check's.
     Health(Check),
 }
@@ -34,8 +37,6 @@ pub(super) struct Exec {
     /// The client of a session; none has the id 0.
     pub(super) client: u64,
     pub(super) purpose: Purpose,
-    /// It does not outlive its client's connection.
-    tied: bool,
     /// Its code, and until when output is waited for.
     ended: Option<(i32, Instant)>,
     /// When it is killed.
@@ -74,12 +75,9 @@ impl Core<'_> {
         let attached = !options.detach;
         let wanted = [options.stdin && attached, options.stdout && attached, options.stderr && attached];
         let owner = if attached { id } else { 0 };
-        let exec =
-            self.exec_start(&options.id, &process, wanted, options.console_size, owner, Purpose::Session)?;
+        let purpose = Purpose::Session { tied: options.tied };
+        let exec = self.exec_start(&options.id, &process, wanted, options.console_size, owner, purpose)?;
         let pid = self.execs.get(&exec).map_or(0, |e| e.info.pid);
-        if let Some(exec) = self.execs.get_mut(&exec) {
-            exec.tied = options.tied;
-        }
         if attached {
             client.role = Role::Exec(exec);
         }
@@ -124,12 +122,9 @@ impl Core<'_> {
         let info = ExecInfo { id: name.to_owned(), pid: child.pid, exit_code: None, args, tty };
         let kill_at = match &purpose {
             Purpose::Health(check) => Some(check.deadline()),
-            Purpose::Session => None,
+            Purpose::Session { .. } => None,
         };
-        self.execs.insert(
-            id,
-            Exec { info, pidfd: child.pidfd, io, client, purpose, tied: false, ended: None, kill_at },
-        );
+        self.execs.insert(id, Exec { info, pidfd: child.pidfd, io, client, purpose, ended: None, kill_at });
         Ok(id)
     }
 
@@ -165,10 +160,10 @@ impl Core<'_> {
         self.event("exec_die", &[("execID", exec.info.id.clone()), ("exitCode", code.to_string())]);
         match exec.purpose {
             Purpose::Health(check) => self.health_result(check, code),
-            Purpose::Session => {
+            Purpose::Session { .. } => {
                 if let Some(client) = self.clients.get_mut(&exec.client).filter(|c| c.role == Role::Exec(id))
                 {
-                    client.finish(code);
+                    client.finish(code, false);
                 }
                 self.past_execs.push_back(exec.info);
                 if self.past_execs.len() > REMEMBERED {
@@ -185,7 +180,7 @@ impl Core<'_> {
         if detached {
             let attributes = [("execID", exec.info.id.clone())];
             self.event("exec_detach", &attributes);
-        } else if exec.tied {
+        } else if matches!(exec.purpose, Purpose::Session { tied: true }) {
             let _ = pidfd_send_signal(&exec.pidfd, Signal::KILL);
         } else {
             exec.io.end_input();
@@ -208,8 +203,11 @@ impl Core<'_> {
 
     /// All sessions, the running ones first.
     pub(super) fn exec_list(&self) -> Vec<ExecInfo> {
-        let running =
-            self.execs.values().filter(|e| matches!(e.purpose, Purpose::Session)).map(|e| e.info.clone());
+        let running = self
+            .execs
+            .values()
+            .filter(|e| matches!(e.purpose, Purpose::Session { .. }))
+            .map(|e| e.info.clone());
         running.chain(self.past_execs.iter().rev().cloned()).collect()
     }
 }

@@ -101,7 +101,7 @@ impl Core<'_> {
         }
         let bytes = buffer.get(..n).unwrap_or_default();
         match &mut exec.purpose {
-            Purpose::Session => {
+            Purpose::Session { .. } => {
                 let client = self.clients.get_mut(&exec.client);
                 if let Some(client) = client.filter(|c| c.role == Role::Exec(id)) {
                     client.output(source, bytes);

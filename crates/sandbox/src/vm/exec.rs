@@ -1,7 +1,6 @@
 //! `exec` in a microVM: a process of the host that stands for the one in the guest.
 
 use super::{connect, pump};
-use crate::client::ClientError;
 use crate::container::cgroup::Cgroup;
 use crate::container::step::Step;
 use crate::container::wire::{Heard, Wire};
@@ -9,6 +8,9 @@ use crate::hull::{ExecChild, ExecRequest, HullError};
 use crate::protocol::ExecOptions;
 use std::os::fd::AsFd;
 use std::path::Path;
+
+/// More than the session's process allows the guest.
+const WAIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Runs a command; returns when it is executed inside, or why it was not. The child ends with its exit code; killing the
 /// child kills the command, too.
@@ -44,23 +46,20 @@ pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Resul
         let stream = match started {
             Ok(Some(stream)) => stream,
             Ok(None) => return 125,
-            Err(ClientError::Refused(failure)) => {
-                theirs.say_failed(HullError::Guest(failure));
-                return 125;
-            }
             Err(e) => {
-                theirs.say_failed(HullError::Unsupported(format!("the guest's agent does not answer: {e}")));
+                theirs.say_failed(e.into());
                 return 125;
             }
         };
         if stream.wait_for_ever().is_err() || theirs.say(crate::container::wire::Word::Ready).is_err() {
             return 125;
         }
-        pump::run(stream, stdio, true).ok().flatten().unwrap_or(255)
+        pump::run(stream, stdio, true).ok().flatten().map_or(255, |(code, _)| code)
     })
     .step(|| "create a process for the session".into())?;
     drop((theirs, inner));
-    match ours.hear().step(|| "listen to the session's process".into()) {
+    let until = std::time::Instant::now() + WAIT;
+    match ours.hear_from(None, Some(until)).step(|| "listen to the session's process".into()) {
         Ok(Heard::Ready(_)) => Ok(ExecChild { pid: child.pid, pidfd: child.pidfd, console }),
         Ok(Heard::Failed(e)) | Err(e) => {
             let _ = sys::process::pidfd_signal(&child.pidfd, 9);

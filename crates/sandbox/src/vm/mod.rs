@@ -4,6 +4,7 @@
 //! create:  cgroup ─► tap ─► monitor process ─► vsock, hypervisor ─► guest kernel ─► agent ─► Boot … prepared
 //! start:   the agent starts the workload, which it supervises by the container hull, inside
 //! exec:    a process per session, that copies between the session's descriptors and the agent
+//! shares:  a process of their own serves the host's directories that the specification binds, by virtio-fs
 //! files:   the agent serves them on a port of their own; of a stopped one, in an [`Appliance`]
 //! end:     the agent syncs, tells the exit code, powers off; the monitor exits with that code
 //! ```
@@ -13,16 +14,21 @@
 //! never says is waited for with a deadline.
 
 mod appliance;
+mod beside;
 mod carrier;
 mod connect;
 mod exec;
 mod files;
 mod kvm;
+mod limits;
 mod machine;
 mod monitor;
 mod pump;
 mod qemu;
+mod qmp;
+mod shares;
 mod spec;
+mod walls;
 
 use crate::boot::Boot;
 use crate::container::cgroup::Cgroup;
@@ -33,21 +39,21 @@ use crate::hull::{AdoptRequest, CreateRequest, Created, Hull, HullError, Rootfs,
 use machine::MicroVm;
 use monitor::Monitor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use shares::Share;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use types::{Hypervisor, MachinePlan, oci};
+use types::{MachinePlan, oci};
+use vmm::config::DiskRate;
 
 pub use appliance::{Appliance, Order, serve};
 pub use files::Files;
 
 /// Directory in a sandbox's run directory with the sockets of its microVM.
 pub const DIR: &str = "vm";
-/// How long a guest may take from its power-on until its agent is ready.
-const BOOT_WAIT: Duration = Duration::from_secs(60);
-/// The same where each of its instructions is emulated.
-const EMULATED_BOOT_WAIT: Duration = Duration::from_secs(180);
+/// How much longer the monitor, which explains a guest's silence, is waited for.
+const MONITOR_WAIT: Duration = Duration::from_secs(20);
 
 /// Isolates by a virtual machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,11 +64,13 @@ impl Hull for VmHull {
         let Rootfs::Machine { plan, layers, network } = request.rootfs else {
             return Err(HullError::Invalid("a microVM needs a machine plan".into()));
         };
-        let boot = spec::boot(&request, network, layers.len())?;
-        let resources = spec::host_resources(request.spec, plan);
+        let (boot, shares) = spec::boot(&request, network, layers.len())?;
+        let resources = spec::host_resources(request.resources(), plan);
         let make = Make {
             plan,
             layers,
+            shares: &shares,
+            rate: request.resources().map(spec::disk_rate).unwrap_or_default(),
             boot: &boot,
             cgroup: request.cgroup,
             run: request.run,
@@ -85,6 +93,8 @@ impl Hull for VmHull {
 struct Make<'a> {
     plan: &'a MachinePlan,
     layers: &'a [PathBuf],
+    rate: DiskRate,
+    shares: &'a [Share],
     boot: &'a Boot,
     cgroup: &'a str,
     run: &'a Path,
@@ -98,7 +108,7 @@ impl Make<'_> {
         resources: &oci::LinuxResources,
         tap: &mut dyn FnMut() -> Result<Option<OwnedFd>, HullError>,
     ) -> Result<Created, HullError> {
-        let Self { plan, layers, boot, .. } = *self;
+        let Self { plan, layers, shares, rate, boot, .. } = *self;
         let cgroup = Cgroup::create(self.cgroup, resources)?;
         let dir = self.run.join(DIR);
         let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>), HullError> {
@@ -107,14 +117,12 @@ impl Make<'_> {
             let (console, inner) = if boot.terminal() { console()? } else { (None, None) };
             let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
             let stdio = inner.as_ref().map_or(self.stdio, |fd| [fd.as_fd(); 3]);
-            let monitor = Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), boot, stdio, wire: &theirs };
+            let monitor =
+                Monitor { plan, layers, shares, dir: &dir, tap: tap.as_ref(), rate, boot, stdio, wire: &theirs };
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
             drop(theirs);
-            let limit = match plan.hypervisor {
-                Hypervisor::Kvm => BOOT_WAIT,
-                Hypervisor::Qemu => EMULATED_BOOT_WAIT,
-            };
+            let limit = monitor::boot_wait(plan.hypervisor) + MONITOR_WAIT;
             match await_ready(&child, &ours, limit) {
                 Ok(()) => Ok((child, ours, console)),
                 Err(e) => {
@@ -154,7 +162,7 @@ fn await_ready(child: &sys::clone::Child, wire: &Wire, limit: Duration) -> Resul
         == 0
     {
         return Err(HullError::Unsupported(format!(
-            "the microVM's guest did not answer within {} s: look at its console, or try another kernel",
+            "the microVM's guest did not answer within {} s: try another kernel",
             limit.as_secs()
         )));
     }

@@ -1,55 +1,93 @@
 //! The monitor: a process that lives as long as its microVM. It carries the host's half of the vsock device, starts the
 //! hypervisor, tells the agent what to do, copies the workload's streams, and exits with the workload's exit code.
 
+use super::beside::Beside;
 use super::carrier::Carrier;
-use super::kvm::{self, Kvm};
-use super::qemu::Qemu;
-use super::{connect, pump};
+use super::machine::END;
+use super::shares::{Server, Share};
+use super::{connect, kvm, pump, qemu, qmp};
 use crate::boot::{self, Answer, Boot, READY_PORT};
 use crate::client::{AttachOptions, Client, ClientError, Stream};
 use crate::container::cgroup::Cgroup;
 use crate::container::step::Step;
 use crate::container::wire::{Wire, Word};
 use crate::hull::HullError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use types::{Hypervisor, MachinePlan};
-use vmm::devices::vsock::Vsock;
+use vmm::config::DiskRate;
 
 /// The guest's context id; each microVM has a vsock device of its own, so all may have the same.
-const GUEST_CID: u64 = 3;
-/// The socket between QEMU and its vsock device.
-const VHOST: &str = "vhost";
+pub(super) const GUEST_CID: u64 = 3;
+/// The kernel's command line in any machine. The console is read for its last lines should the guest fail.
+pub(super) const KERNEL_CMDLINE: &str =
+    "console=ttyS0 quiet panic=-1 rdinit=/init dhow.hull=vm random.trust_cpu=on";
+/// A file in the machine's directory that says that the OOM killer of its guest struck.
+pub(super) const OOM: &str = "oom";
 /// What is kept of the guest's console.
 const CONSOLE_TAIL: usize = 16 << 10;
 /// How many of its lines an error carries.
 const CONSOLE_LINES: usize = 8;
+/// The longest that is shown of one, in characters.
+const CONSOLE_LINE: usize = 120;
+/// Most bytes of a console's file that are read.
+const CONSOLE_FILE: u64 = 1 << 20;
+/// See [`boot_wait`].
+const BOOT_WAIT: Duration = Duration::from_secs(60);
+/// The same where each of its instructions is emulated.
+const EMULATED_BOOT_WAIT: Duration = Duration::from_secs(180);
+/// In which a machine ends whose agent has gone.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// The exit code of a workload whose end the guest never told.
 const UNKNOWN: i32 = 255;
 
+/// Memory in which the kernels of distributions boot with certainty.
+const ROOMY_MIB: u64 = 128;
 /// How long one who kills a whole cgroup may take from its first process to its last.
 const KILLER_WAIT: Duration = Duration::from_millis(100);
-
 /// How long a guest may take to sync and power off.
 const END_WAIT: Duration = Duration::from_secs(60);
+
+/// How long a guest may take from its power-on until its agent is ready.
+pub(super) fn boot_wait(hypervisor: Hypervisor) -> Duration {
+    match hypervisor {
+        Hypervisor::Kvm => BOOT_WAIT,
+        Hypervisor::Qemu => EMULATED_BOOT_WAIT,
+    }
+}
 
 /// What a monitor needs.
 pub(super) struct Monitor<'a> {
     pub(super) plan: &'a MachinePlan,
     pub(super) layers: &'a [PathBuf],
+    pub(super) shares: &'a [Share],
     pub(super) dir: &'a Path,
     pub(super) tap: Option<&'a OwnedFd>,
+    /// Limits of its disks.
+    pub(super) rate: DiskRate,
     pub(super) boot: &'a Boot,
     pub(super) stdio: [BorrowedFd<'a>; 3],
     pub(super) wire: &'a Wire,
 }
 
+/// The first of the users that hypervisors run as, one for each, far from those that people have.
+const FIRST_USER: u32 = 0x7800_0000;
+/// How many there are.
+const USERS: u32 = 1 << 20;
+
 impl Monitor<'_> {
+    /// The user, and the group of the same number, that the hypervisor becomes.
+    pub(super) fn user(&self) -> u32 {
+        // The id is random: two machines of one user would be one in a million pairs.
+        FIRST_USER + u32::from_str_radix(self.boot.id.get(..8).unwrap_or("0"), 16).unwrap_or(0) % USERS
+    }
+
     /// The monitor's whole life, in a process of its own; returns its exit code.
     pub(super) fn main(&self, cgroup: &Cgroup) -> i32 {
         match self.run(cgroup) {
@@ -75,62 +113,54 @@ impl Monitor<'_> {
         let stdio = pump::own(self.stdio).step(|| "duplicate descriptors".into())?;
         let ready = connect::listen(self.dir, &format!("{}_{READY_PORT}", connect::VSOCK))
             .step(|| "listen for the guest's agent".into())?;
-        let console = Console::default();
-        let mut hypervisor = self.start(&console)?;
+        let console = Console { tail: Arc::default(), file: self.dir.join(kvm::CONSOLE) };
+        // Before there is a thread.
+        let served = if self.shares.is_empty() { None } else { Some(Server::start(self.shares)?) };
+        let (server, socket) = served.unzip();
+        let mut hypervisor = self.start(&console, socket)?;
         let done = self.accompany(&ready, stdio, &mut hypervisor, &console);
+        if matches!(done, Ok(None)) {
+            self.explain_end(&mut hypervisor, &console);
+        }
         // What it has on its disks is synced before its agent tells of the end.
         hypervisor.kill();
         let _ = hypervisor.wait();
-        done
+        drop(server);
+        done.map(|code| code.unwrap_or(UNKNOWN))
     }
 
-    fn start(&self, console: &Console) -> Result<Carrier, HullError> {
+    /// Leaves word of an end that its guest did not tell of.
+    fn explain_end(&self, hypervisor: &mut Carrier, console: &Console) {
+        // Whoever killed the machine may be about to kill this process with it, and then that is how it ends.
+        std::thread::sleep(KILLER_WAIT);
+        let what = match wait_for_end(hypervisor, LAST_WORDS) {
+            true => {
+                format!("the microVM ended before it told its workload's exit code ({})", hypervisor.wait())
+            }
+            false => "the guest's agent broke off before it told the workload's exit code".to_owned(),
+        };
+        let _ = std::fs::write(self.dir.join(END), console.explain(&what).to_string());
+    }
+
+    /// Starts the hypervisor; `shares` is the socket to the server of the host's directories.
+    fn start(&self, console: &Console, shares: Option<OwnedFd>) -> Result<Carrier, HullError> {
         match self.plan.hypervisor {
             Hypervisor::Kvm => {
-                let (child, said) = Kvm {
-                    plan: self.plan,
-                    layers: self.layers,
-                    dir: self.dir,
-                    tap: self.tap,
-                    network: &self.boot.network,
-                    cid: GUEST_CID,
-                    id: &self.boot.id,
-                }
-                .start()?;
-                console.read(Some(said));
-                console.also(self.dir.join(kvm::CONSOLE));
-                Ok(Carrier::Vmm(child))
+                let (child, said) = kvm::start(self, shares.as_ref())?;
+                console.read(said);
+                Ok(Carrier(child))
             }
             Hypervisor::Qemu => {
-                let listener =
-                    connect::listen(self.dir, VHOST).step(|| "listen for the hypervisor".into())?;
-                let vhost = connect::stream(self.dir, VHOST).step(|| "connect to the vsock device".into())?;
-                let vsock =
-                    connect::listen(self.dir, connect::VSOCK).step(|| "listen for the host".into())?;
-                let (open, dir) = connect::short(self.dir).step(|| "open the machine's directory".into())?;
-                let device = Vsock::new(GUEST_CID, vsock, dir.join(connect::VSOCK))
-                    .step(|| "make the vsock device".into())?;
-                let serve = move || {
-                    let _open = open;
-                    // It ends with the hypervisor; that is waited for elsewhere.
-                    let _ = vmm::vhost::serve_vsock(&listener, device);
-                };
-                std::thread::Builder::new()
-                    .name("vsock".into())
-                    .spawn(serve)
-                    .step(|| "start a thread".into())?;
-                let mut child = Qemu {
-                    plan: self.plan,
-                    layers: self.layers,
-                    dir: self.dir,
-                    tap: self.tap,
-                    network: &self.boot.network,
-                    vhost: vhost.into(),
-                }
-                .start()?;
-                console.read(child.stdout.take().map(Into::into));
-                console.read(child.stderr.take().map(Into::into));
-                Carrier::qemu(child)
+                let (vsock, device) = Beside::vsock(self.dir)?;
+                let shares = shares.map(|socket| Beside::shares(self.dir, socket)).transpose()?;
+                let (shares, server) = shares.unzip();
+                let orders = connect::listen(self.dir, qmp::SOCKET).step(|| "listen for orders".into())?;
+                // Before there is a thread.
+                let (child, said) = qemu::start(self, &vsock, shares.as_ref(), &orders)?;
+                device.serve()?;
+                server.map_or(Ok(()), Beside::serve)?;
+                console.read(said);
+                Ok(Carrier(child))
             }
         }
     }
@@ -142,92 +172,116 @@ impl Monitor<'_> {
         stdio: [OwnedFd; 3],
         hypervisor: &mut Carrier,
         console: &Console,
-    ) -> Result<i32, HullError> {
+    ) -> Result<Option<i32>, HullError> {
         let mut agent = self.await_agent(ready, hypervisor, console)?;
-        let talk = boot::write(&mut agent, self.boot).and_then(|()| boot::read(&mut agent));
+        // Its clock starts from here.
+        let boot = Boot { now_ns: sys::host::now_ns(), ..self.boot.clone() };
+        let talk = boot::write(&mut agent, &boot).and_then(|()| boot::read(&mut agent));
         match talk {
             Ok(Answer::Prepared) => {}
-            Ok(Answer::Failed(failure)) => return Err(HullError::Guest(failure)),
+            Ok(Answer::Failed(failure)) => return Err(boot::refused(failure)),
             Err(e) => return Err(console.explain(&format!("the guest's agent broke off: {e}"))),
         }
         self.wire.say(Word::Ready).step(|| "report".into())?;
         self.wire.await_word(Word::Start).step(|| "wait for the start".into())?;
         if self.boot.files_only {
+            // The host has said what it wanted to say.
+            self.wire.shut();
             drop(agent);
-            wait_for_end(hypervisor);
-            return Ok(0);
+            wait_for_end(hypervisor, END_WAIT);
+            return Ok(Some(0));
         }
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
         self.wire.shut();
-        let code = pump::run(stream, stdio, self.boot.open_stdin).ok().flatten();
-        Ok(code.unwrap_or_else(|| {
-            // Whoever killed the machine may be about to kill this process with it, and then that is how it ends.
-            std::thread::sleep(KILLER_WAIT);
-            UNKNOWN
-        }))
+        let Ok(Some((code, oom))) = pump::run(stream, stdio, self.boot.open_stdin) else {
+            return Ok(None);
+        };
+        if oom {
+            // Before the supervisor can see the end of this process, with which it asks. A failure tells less, not wrong.
+            let _ = std::fs::write(self.dir.join(OOM), b"");
+        }
+        Ok(Some(code))
     }
 
     fn start_workload(&self, agent: UnixStream, console: &Console) -> Result<Stream, HullError> {
         let options = AttachOptions { stdin: self.boot.open_stdin, stdout: true, stderr: true };
         Client::over(agent).start(options).map_err(|e| match e {
-            ClientError::Refused(failure) => HullError::Guest(failure),
+            ClientError::Refused(failure) => boot::refused(failure),
             e => console.explain(&format!("the guest's agent broke off: {e}")),
         })
     }
 
-    /// Waits until the agent connects, or its machine ends.
+    /// Waits until the agent connects, or its machine ends, or nobody wants it any more, or it takes too long.
     fn await_agent(
         &self,
         ready: &UnixListener,
         hypervisor: &mut Carrier,
         console: &Console,
     ) -> Result<UnixStream, HullError> {
-        use rustix::event::{PollFd, PollFlags, poll};
+        let limit = boot_wait(self.plan.hypervisor);
+        let until = Instant::now() + limit;
         loop {
             let mut fds = [
                 PollFd::new(ready, PollFlags::IN),
                 PollFd::from_borrowed_fd(hypervisor.pidfd(), PollFlags::IN),
+                PollFd::new(self.wire, PollFlags::IN),
             ];
-            rustix::io::retry_on_intr(|| poll(&mut fds, None)).step(|| "wait for the guest".into())?;
-            let [agent, ended] = [fds[0].revents(), fds[1].revents()];
+            let left =
+                Timespec::try_from(until.saturating_duration_since(Instant::now())).unwrap_or_default();
+            let some = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&left)));
+            if some.step(|| "wait for the guest".into())? == 0 {
+                let seconds = limit.as_secs();
+                return Err(
+                    console.explain(&format!("the microVM's guest did not answer within {seconds} s"))
+                );
+            }
+            let [agent, ended, wire] = [fds[0].revents(), fds[1].revents(), fds[2].revents()];
+            // Nothing is said before the agent is there: the host has gone.
+            if !wire.is_empty() {
+                return Err(HullError::Invalid("the microVM's supervisor has ended".into()));
+            }
             if agent.contains(PollFlags::IN) {
                 return ready.accept().map(|(socket, _)| socket).step(|| "accept the guest's agent".into());
             }
             if !ended.is_empty() {
                 let status = hypervisor.wait();
-                return Err(console.explain(&format!("the microVM ended before its agent was up ({status})")));
+                let little = match self.plan.memory_mib {
+                    mib @ ..ROOMY_MIB => format!(
+                        "; it has {mib} MiB of memory, which may be too little for its kernel: give it more with --memory"
+                    ),
+                    _ => String::new(),
+                };
+                let what = format!("the microVM ended before its agent was up ({status}){little}");
+                return Err(console.explain(&what));
             }
         }
     }
 }
 
-/// Waits until a guest that was told to end has synced its disk and powered off.
-fn wait_for_end(hypervisor: &Carrier) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+/// Waits until a machine has ended, and says whether it has.
+fn wait_for_end(hypervisor: &Carrier, limit: Duration) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(hypervisor.pidfd(), PollFlags::IN)];
-    let limit = Timespec::try_from(END_WAIT).unwrap_or_default();
-    let _ = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit)));
+    let limit = Timespec::try_from(limit).unwrap_or_default();
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit))).is_ok_and(|n| n > 0)
 }
 
 /// The last of what the guest, or its hypervisor, wrote.
-#[derive(Clone, Default)]
 struct Console {
     tail: Arc<Mutex<VecDeque<u8>>>,
-    /// A file with the rest of it.
-    file: Arc<Mutex<Option<PathBuf>>>,
+    /// Our own machine writes its console there.
+    file: PathBuf,
 }
 
 impl Console {
     /// Reads a pipe to its end, on a thread.
-    fn read(&self, pipe: Option<OwnedFd>) {
-        let Some(pipe) = pipe else { return };
-        let tail = self.clone();
+    fn read(&self, pipe: OwnedFd) {
+        let tail = Arc::clone(&self.tail);
         let work = move || {
             let mut pipe = std::fs::File::from(pipe);
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = pipe.read(&mut buffer) {
-                let Ok(mut kept) = tail.tail.lock() else { return };
+                let Ok(mut kept) = tail.lock() else { return };
                 kept.extend(buffer.iter().take(n));
                 let excess = kept.len().saturating_sub(CONSOLE_TAIL);
                 kept.drain(..excess);
@@ -236,24 +290,25 @@ impl Console {
         let _ = std::thread::Builder::new().name("console".into()).stack_size(64 << 10).spawn(work);
     }
 
-    /// The guest's console is in this file.
-    fn also(&self, file: PathBuf) {
-        if let Ok(mut slot) = self.file.lock() {
-            *slot = Some(file);
-        }
-    }
-
     /// An error with the console's last lines.
     fn explain(&self, what: &str) -> HullError {
         // What it wrote last may still be on its way.
         std::thread::sleep(Duration::from_millis(50));
-        let file = self.file.lock().ok().and_then(|slot| slot.clone());
-        let mut bytes = file.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+        let mut bytes = Vec::new();
+        if let Ok(file) = std::fs::File::open(&self.file) {
+            let _ = file.take(CONSOLE_FILE).read_to_end(&mut bytes);
+        }
         bytes.extend(
             self.tail.lock().map(|kept| kept.iter().copied().collect::<Vec<_>>()).unwrap_or_default(),
         );
-        let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
+        // Of a line that no terminal should see, the readable part.
+        let text = String::from_utf8_lossy(&bytes).replace(|c: char| c.is_control() && c != '\n', "");
+        let lines: Vec<String> = text
+            .lines()
+            .map(str::trim_end)
+            .filter(|l| !l.is_empty())
+            .map(|l| l.chars().take(CONSOLE_LINE).collect())
+            .collect();
         let from = lines.len().saturating_sub(CONSOLE_LINES);
         let last = lines.get(from..).unwrap_or_default().join("\n  ");
         match last.is_empty() {

@@ -2,27 +2,26 @@
 //!
 //! Source: VIRTIO 1.2, section 5.2.
 
-use super::chain::{Segments, buffers};
+use super::rate::{Limiter, timer};
 use super::storage::Storage;
+use super::{Chain, RING_FEATURES, Ring, Segments, read_config};
+use crate::config::DiskRate;
 use crate::gpt::SECTOR;
-use crate::mmio::{EVENT_IDX, INDIRECT_DESC};
 use crate::note::note;
-use crate::virtio::{Activation, Device, DeviceError, Interest};
+use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Memory};
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use virtio_bindings::virtio_blk::*;
-use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::GuestAddressSpace;
 
 /// Size of the queue.
 const QUEUE: u16 = 256;
-/// Requests that one event serves before other events get their turn.
-const BATCH: usize = 256;
 /// Sectors that one discard or zeroing may cover: 2 GiB.
 const MAX_ERASE: u32 = 1 << 22;
 /// Ranges that one discard or zeroing may have.
 const MAX_ERASE_SEGMENTS: u32 = 32;
+/// Bytes of such a range.
+const ERASE: usize = 16;
 /// Bytes of the answer to GET_ID.
 const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 
@@ -31,12 +30,30 @@ pub struct Block {
     storage: Storage,
     read_only: bool,
     id: [u8; ID_BYTES],
-    active: Option<Activation>,
+    active: Option<(Memory, Ring)>,
     complained: bool,
+    limits: Option<Limits>,
 }
 
+/// Limits of what is read and of what is written.
+struct Limits {
+    read: Limiter,
+    write: Limiter,
+}
+
+/// Tokens of [`Device::ready`]: the queue, and the timers of the limits.
+const KICK: u64 = 0;
+const READ_TIMER: u64 = 1;
+const WRITE_TIMER: u64 = 2;
+
+/// Bytes of a request's header.
+const HEADER: usize = 16;
+
 /// How a request ended: its status byte, and how many bytes of data were written into guest memory.
-type Outcome = (u32, u32);
+type Outcome = (u32, usize);
+
+/// After so many requests the guest is told of them.
+const SIGNALS: u16 = 16;
 
 impl Block {
     /// A disk with this content. `number` is for the identifier, `dhow-NUMBER`, that the guest can ask for.
@@ -46,92 +63,95 @@ impl Block {
         for (to, from) in id.iter_mut().zip(format!("dhow-{number}").bytes()) {
             *to = from;
         }
-        Self { storage, read_only, id, active: None, complained: false }
+        Self { storage, read_only, id, active: None, complained: false, limits: None }
     }
 
-    /// Serves requests; whether it stopped before the queue was empty.
-    fn serve(&mut self) -> Result<bool, DeviceError> {
-        let Some(mut active) = self.active.take() else { return Ok(false) };
-        let served = self.serve_queue(&mut active);
-        self.active = Some(active);
+    /// The same within limits, which can be changed.
+    pub fn limited(mut self, rate: &DiskRate) -> io::Result<Self> {
+        self.limits = Some(Limits { read: Limiter::new(&rate.read)?, write: Limiter::new(&rate.write)? });
+        Ok(self)
+    }
+
+    /// Whether a request may pass; it is charged at once. If not, its bucket's timer is set.
+    fn may_pass(&mut self, header: &[u8; HEADER], chain: &Chain) -> Result<bool, DeviceError> {
+        let Some(limits) = &mut self.limits else { return Ok(true) };
+        let (limiter, bytes) = match u32::from_le_bytes([header[0], header[1], header[2], header[3]]) {
+            VIRTIO_BLK_T_IN => (&mut limits.read, chain.writable.len()),
+            VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_WRITE_ZEROES => (&mut limits.write, chain.readable.len()),
+            _ => return Ok(true),
+        };
+        let passes = limiter.ready().map_err(timer)?;
+        if passes {
+            limiter.charge(bytes as u64);
+        }
+        Ok(passes)
+    }
+
+    /// Serves requests.
+    fn serve(&mut self) -> Result<(), DeviceError> {
+        let Some((memory, mut ring)) = self.active.take() else { return Ok(()) };
+        let served = self.serve_queue(&memory, &mut ring);
+        self.active = Some((memory, ring));
         served
     }
 
-    fn serve_queue(&mut self, active: &mut Activation) -> Result<bool, DeviceError> {
-        let memory = active.memory.memory();
-        let Some(queue) = active.queues.first_mut() else { return Ok(false) };
-        let broken = |e: virtio_queue::Error| DeviceError::Driver(e.to_string());
-        let mut served = 0;
-        loop {
-            queue.disable_notification(&*memory).map_err(broken)?;
-            let before = served;
-            while served < BATCH
-                && let Some(chain) = queue.iter(&*memory).map_err(broken)?.next()
-            {
-                let head = chain.head_index();
-                let written = self.request(&memory, buffers(chain, QUEUE)?)?;
-                queue.add_used(&*memory, head, written).map_err(broken)?;
-                served += 1;
+    fn serve_queue(&mut self, memory: &Memory, ring: &mut Ring) -> Result<(), DeviceError> {
+        let memory = memory.memory();
+        let mut turns = ring.size();
+        while let Some(chain) = ring.next(&memory, &mut turns)? {
+            let mut header = [0; HEADER];
+            let whole = chain.readable.read(0, &mut header) == HEADER && !chain.torn;
+            // The next ones wait behind it, as in any queue.
+            if whole && !self.may_pass(&header, &chain)? {
+                drop(chain);
+                ring.unpop();
+                break;
             }
-            if served > before && queue.needs_notification(&*memory).map_err(broken)? {
-                active.interrupt.queue(0);
-            }
-            if served >= BATCH {
-                return Ok(true);
-            }
-            if !queue.enable_notification(&*memory).map_err(broken)? {
-                return Ok(false);
+            let written = self.request(&chain, whole.then_some(header))?;
+            ring.used(&memory, chain.head, written)?;
+            // What is done waits for no slow request behind it.
+            if turns.is_multiple_of(SIGNALS) {
+                ring.signal(&memory)?;
             }
         }
+        ring.signal(&memory)
     }
 
-    /// Carries out a request; how many bytes were written into guest memory.
-    fn request(
-        &mut self,
-        memory: &GuestMemoryMmap,
-        (mut readable, mut writable): (Segments, Segments),
-    ) -> Result<u32, DeviceError> {
-        let Some(status_at) = writable.take_last() else {
+    /// Carries out a request, if it has a header; how many bytes were written into guest memory.
+    fn request(&mut self, chain: &Chain, header: Option<[u8; HEADER]>) -> Result<usize, DeviceError> {
+        let Some(status_at) = chain.writable.len().checked_sub(1) else {
             return Err(DeviceError::Driver("a request has no room for its status".into()));
         };
-        let mut header = [0; 16];
-        let (status, written) = match readable.take(memory, &mut header) {
-            true => self.dispatch(memory, header, readable, writable),
-            false => (VIRTIO_BLK_S_IOERR, 0),
+        let (status, written) = match header {
+            Some(header) => self.dispatch(header, chain, status_at),
+            None => (VIRTIO_BLK_S_IOERR, 0),
         };
-        memory
-            .write_obj(status as u8, status_at)
-            .map_err(|_| DeviceError::Driver("the status of a request does not lie in memory".into()))?;
+        chain.writable.write(status_at, &[status as u8]);
         Ok(written.saturating_add(1))
     }
 
-    fn dispatch(
-        &mut self,
-        memory: &GuestMemoryMmap,
-        header: [u8; 16],
-        readable: Segments,
-        writable: Segments,
-    ) -> Outcome {
+    /// `room` is how many bytes the answer may have before the status.
+    fn dispatch(&mut self, header: [u8; HEADER], chain: &Chain, room: usize) -> Outcome {
         let [k0, k1, k2, k3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = header;
         let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
         let done = match u32::from_le_bytes([k0, k1, k2, k3]) {
-            VIRTIO_BLK_T_IN => {
-                let length = writable.length();
-                self.range(sector, length)
-                    .and_then(|range| self.storage.read(memory, &writable, range.start))
-                    .map(|()| u32::try_from(length).unwrap_or(u32::MAX))
-            }
+            VIRTIO_BLK_T_IN => self
+                .range(sector, room)
+                .and_then(|range| self.storage.read(chain.writable.range(0, room), range.start))
+                .map(|()| room),
             VIRTIO_BLK_T_FLUSH => self.storage.flush().map(|()| 0),
-            VIRTIO_BLK_T_GET_ID => self.identify(memory, &writable),
+            VIRTIO_BLK_T_GET_ID => Ok(chain.writable.write(0, &self.id[..ID_BYTES.min(room)])),
             VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if self.read_only => {
                 return (VIRTIO_BLK_S_IOERR, 0);
             }
-            VIRTIO_BLK_T_OUT => self
-                .range(sector, readable.length())
-                .and_then(|range| self.storage.write(memory, &readable, range.start))
-                .map(|()| 0),
+            VIRTIO_BLK_T_OUT => {
+                let length = chain.readable.len() - HEADER;
+                self.range(sector, length)
+                    .and_then(|range| self.storage.write(chain.readable.range(HEADER, length), range.start))
+                    .map(|()| 0)
+            }
             kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
-                self.erase(memory, readable, kind == VIRTIO_BLK_T_DISCARD).map(|()| 0)
+                self.erase(&chain.readable, kind == VIRTIO_BLK_T_DISCARD).map(|()| 0)
             }
             _ => return (VIRTIO_BLK_S_UNSUPP, 0),
         };
@@ -155,7 +175,8 @@ impl Block {
     }
 
     /// The bytes of the disk that a request is about, within it and made of whole sectors.
-    fn range(&self, sector: u64, length: u64) -> io::Result<Range<u64>> {
+    fn range(&self, sector: u64, length: usize) -> io::Result<Range<u64>> {
+        let length = length as u64;
         let start = sector.checked_mul(SECTOR);
         let end = start.and_then(|start| start.checked_add(length));
         match (start, end) {
@@ -166,26 +187,14 @@ impl Block {
         }
     }
 
-    fn identify(&self, memory: &GuestMemoryMmap, writable: &Segments) -> io::Result<u32> {
-        let mut id = &self.id[..];
-        for segment in writable.iter() {
-            let (now, rest) = id.split_at(id.len().min(segment.length as usize));
-            memory.write_slice(now, segment.address).map_err(|_| io::ErrorKind::InvalidInput)?;
-            id = rest;
-        }
-        Ok((self.id.len() - id.len()) as u32)
-    }
-
-    fn erase(&self, memory: &GuestMemoryMmap, mut readable: Segments, discard: bool) -> io::Result<()> {
-        let ranges = readable.length();
-        if !ranges.is_multiple_of(16) || ranges / 16 > u64::from(MAX_ERASE_SEGMENTS) {
+    fn erase(&self, readable: &Segments, discard: bool) -> io::Result<()> {
+        let length = readable.len() - HEADER;
+        if !length.is_multiple_of(ERASE) || length / ERASE > MAX_ERASE_SEGMENTS as usize {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        for _ in 0..ranges / 16 {
-            let mut raw = [0; 16];
-            if !readable.take(memory, &mut raw) {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
+        for at in (HEADER..readable.len()).step_by(ERASE) {
+            let mut raw = [0; ERASE];
+            readable.read(at, &mut raw);
             let [s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3, f0, f1, f2, f3] = raw;
             let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
             let count = u32::from_le_bytes([c0, c1, c2, c3]);
@@ -196,7 +205,7 @@ impl Block {
             if count > MAX_ERASE {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
-            let range = self.range(sector, u64::from(count) * SECTOR)?;
+            let range = self.range(sector, count as usize * SECTOR as usize)?;
             match (discard, range.is_empty()) {
                 (_, true) => {}
                 (true, _) => self.storage.discard(range)?,
@@ -237,7 +246,7 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
-        let both = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | EVENT_IDX | INDIRECT_DESC;
+        let both = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | RING_FEATURES;
         both | match self.read_only {
             true => 1 << VIRTIO_BLK_F_RO,
             false => 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES,
@@ -245,15 +254,13 @@ impl Device for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        read_config(&self.config(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        self.active = Some(activation);
-        Ok(())
+        let (memory, rings) = Ring::all(activation, 1)?;
+        self.active = rings.into_iter().next().map(|ring| (memory, ring.lenient()));
+        self.serve()
     }
 
     fn reset(&mut self) {
@@ -261,21 +268,27 @@ impl Device for Block {
     }
 
     fn interests(&self) -> Vec<Interest> {
-        let kicks = self.active.iter().flat_map(|active| &active.kicks);
-        kicks.map(|kick| Interest { fd: kick.as_raw_fd(), events: 1, token: 0 }).collect()
+        let Some((_, ring)) = &self.active else { return Vec::new() };
+        let limits = self.limits.iter().flat_map(|l| [(READ_TIMER, &l.read), (WRITE_TIMER, &l.write)]);
+        let waiting = limits.filter(|(_, limiter)| limiter.waits());
+        waiting.map(|(token, limiter)| limiter.interest(token)).chain([ring.interest(KICK)]).collect()
     }
 
-    fn ready(&mut self, _token: u64, _events: u32) -> Result<(), DeviceError> {
-        if let Some(kick) = self.active.iter().flat_map(|active| &active.kicks).next() {
-            // EAGAIN: somebody else drained it.
-            let _ = kick.read();
+    fn ready(&mut self, token: u64, _events: u32) -> Result<(), DeviceError> {
+        match (token, &mut self.limits) {
+            (READ_TIMER, Some(limits)) => limits.read.rang(),
+            (WRITE_TIMER, Some(limits)) => limits.write.rang(),
+            _ => self.active.iter().for_each(|(_, ring)| ring.kicked()),
         }
-        if self.serve()?
-            && let Some(kick) = self.active.iter().flat_map(|active| &active.kicks).next()
-        {
-            kick.write(1).map_err(|source| DeviceError::Host { what: "wake the disk again", source })?;
-        }
-        Ok(())
+        self.serve()
+    }
+
+    fn command(&mut self, command: Command) -> Result<bool, DeviceError> {
+        let (Command::LimitDisk(rate), Some(limits)) = (command, &mut self.limits) else { return Ok(false) };
+        limits.read.set(&rate.read);
+        limits.write.set(&rate.write);
+        self.serve()?;
+        Ok(true)
     }
 }
 

@@ -2,14 +2,17 @@
 
 pub mod balloon;
 pub mod block;
-mod chain;
+pub mod fs;
 pub mod net;
 pub mod net_tap;
 pub mod rate;
+#[cfg(test)]
+mod register_tests;
 pub mod rng;
 pub mod storage;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+#[allow(missing_docs)]
+pub mod testing;
 pub mod vsock;
 
 use crate::virtio::{Activation, DeviceError, Interest, Interrupt, Memory};
@@ -37,6 +40,7 @@ pub(crate) struct Ring {
     kick: EventFd,
     index: u16,
     interrupt: Arc<dyn Interrupt>,
+    lenient: bool,
     dirty: bool,
     overdue: bool,
 }
@@ -72,12 +76,20 @@ impl Ring {
                 kick,
                 index,
                 interrupt: Arc::clone(&interrupt),
+                lenient: false,
                 dirty: false,
                 overdue: false,
             });
         }
         drop(guard);
         Ok((memory, rings))
+    }
+
+    /// From now on, a buffer outside of memory is its request's trouble ([`Chain::torn`]), not the queue's, unless it
+    /// is the last one of a chain, where devices answer.
+    pub fn lenient(mut self) -> Self {
+        self.lenient = true;
+        self
     }
 
     /// Wait for the driver's kicks.
@@ -103,15 +115,16 @@ impl Ring {
     }
 
     /// The next chain that the driver made available.
-    pub fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<Chain<'m>>, DeviceError> {
+    fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<Chain<'m>>, DeviceError> {
         let size = self.queue.size();
         let broken = |what: &str| DeviceError::Driver(format!("queue {}: {what}", self.index));
         let Some(chain) = self.queue.iter(memory).map_err(|e| broken(&e.to_string()))?.next() else {
             return Ok(None);
         };
-        let mut result =
-            Chain { head: chain.head_index(), readable: Segments::default(), writable: Segments::default() };
-        let mut ended = false;
+        let head = chain.head_index();
+        let (readable, writable) = (Segments::default(), Segments::default());
+        let mut result = Chain { head, readable, writable, torn: false };
+        let (mut ended, mut missing) = (false, None);
         for (count, descriptor) in chain.enumerate() {
             // The iterator bounds loops by the table's length, which for an indirect table is up to 65535.
             if count >= usize::from(size) {
@@ -123,17 +136,59 @@ impl Ring {
                 false => return Err(broken("a chain has a readable buffer after a writable one")),
             };
             let length = descriptor.len() as usize;
+            if descriptor.addr().0.checked_add(length as u64).is_none() {
+                return Err(broken("a buffer goes beyond the end of the address space"));
+            }
             let slices = memory.get_slices(descriptor.addr(), length, access);
-            for slice in slices.map_err(|e| broken(&e.to_string()))? {
-                part.push(slice.map_err(|e| broken(&e.to_string()))?);
+            let added =
+                slices.and_then(|mut slices| slices.try_for_each(|slice| slice.map(|s| part.push(s))));
+            match added {
+                Ok(()) => missing = missing.filter(|_| length == 0),
+                Err(e) if self.lenient => {
+                    result.torn = true;
+                    missing = Some(e);
+                }
+                Err(e) => return Err(broken(&e.to_string())),
             }
             ended = !descriptor.has_next();
+        }
+        if let Some(e) = missing {
+            return Err(broken(&e.to_string()));
         }
         // The iterator stops silently at a loop, at an index outside of the table and at a table outside of memory.
         if !ended {
             return Err(broken("a chain has no end"));
         }
         Ok(Some(result))
+    }
+
+    /// The next chain of a turn. None when there is no more, and a kick will tell; or when as many as `left` said were
+    /// taken: then other descriptors come first, and the queue is ready again.
+    pub fn next<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        left: &mut u16,
+    ) -> Result<Option<Chain<'m>>, DeviceError> {
+        let Some(after) = left.checked_sub(1) else {
+            self.again();
+            return Ok(None);
+        };
+        let chain = self.pop_or_wait(memory)?;
+        if chain.is_some() {
+            *left = after;
+        }
+        Ok(chain)
+    }
+
+    /// The next chain, or none, and a kick will tell.
+    pub fn pop_or_wait<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<Chain<'m>>, DeviceError> {
+        loop {
+            match self.pop(memory)? {
+                // One may have come before the driver was asked for a kick.
+                None if self.wait(memory)? => {}
+                chain => return Ok(chain),
+            }
+        }
     }
 
     /// Puts the chain that was popped last back.
@@ -174,7 +229,7 @@ impl Ring {
     }
 
     /// Asks to be kicked for the next chain. True if one is there already, and no kick will come.
-    pub fn wait(&mut self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
+    fn wait(&mut self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
         self.queue.enable_notification(memory).map_err(|e| self.broken(&e))
     }
 
@@ -194,7 +249,7 @@ impl Ring {
     }
 }
 
-/// A chain of descriptors, checked: it has an end, and all of it lies in guest memory.
+/// A chain of descriptors, checked: it has an end, and all of it lies in guest memory, unless it is `torn`.
 pub(crate) struct Chain<'m> {
     /// What [`Ring::used`] wants.
     pub head: u16,
@@ -202,6 +257,8 @@ pub(crate) struct Chain<'m> {
     pub readable: Segments<'m>,
     /// Room for what the device sends.
     pub writable: Segments<'m>,
+    /// A buffer is not, or not as a whole, in memory and here; only a [`Ring::lenient`] queue gives such a chain.
+    pub torn: bool,
 }
 
 /// Pieces of guest memory, one after the other. Another CPU of the guest may change them at any time.

@@ -5,7 +5,7 @@
 //! either side refuses is lost, as on any network.
 
 use super::net_tap::{HEADER, OFFLOAD_CSUM, OFFLOAD_TSO4, OFFLOAD_TSO6, Pieces, Tap};
-use super::rate::Limiter;
+use super::rate::{Limiter, timer};
 use super::{Chain, IN, RING_FEATURES, Ring, read_config};
 use crate::config::RateLimit;
 use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Memory};
@@ -101,22 +101,9 @@ impl Net {
         let Some(Active { memory, tx, .. }) = &mut self.active else { return Ok(()) };
         let memory = memory.memory();
         let mut turns = tx.size();
-        loop {
-            if turns == 0 {
-                // Others first: the guest may add packets as fast as they are taken.
-                tx.again();
-                break;
-            }
-            if !self.from_guest.ready().map_err(timer)? {
-                break;
-            }
-            let Some(chain) = tx.pop(&memory)? else {
-                if tx.wait(&memory)? {
-                    continue;
-                }
-                break;
-            };
-            turns -= 1;
+        while self.from_guest.ready().map_err(timer)?
+            && let Some(chain) = tx.next(&memory, &mut turns)?
+        {
             let length = chain.readable.len();
             if (HEADER..=PACKET).contains(&length) {
                 chain.readable.range(0, length).for_each(|slice| self.pieces.add(&slice));
@@ -200,13 +187,9 @@ fn gather<'m>(
     need: usize,
 ) -> Result<usize, DeviceError> {
     let mut room: usize = chains.iter().map(|c| c.writable.len()).sum();
-    while room < need {
-        let Some(chain) = rx.pop(memory)? else {
-            if rx.wait(memory)? {
-                continue;
-            }
-            break;
-        };
+    while room < need
+        && let Some(chain) = rx.pop_or_wait(memory)?
+    {
         if chain.writable.len() < HEADER {
             return Err(DeviceError::Driver("a buffer for packets has no room for a header".into()));
         }
@@ -263,10 +246,6 @@ fn deliver(
         chain.writable.write(10, &(used.len() as u16).to_le_bytes());
     }
     rx.used_together(memory, &used)
-}
-
-fn timer(source: io::Error) -> DeviceError {
-    DeviceError::Host { what: "cannot set the timer of a rate limit", source }
 }
 
 impl Device for Net {

@@ -2,74 +2,43 @@
 //!
 //! Source: VIRTIO 1.2, section 5.4.
 
-use super::chain::buffers;
-use crate::mmio::EVENT_IDX;
-use crate::virtio::{Activation, Device, DeviceError, Interest};
+use super::{RING_FEATURES, Ring, Segments};
+use crate::virtio::{Activation, Device, DeviceError, Interest, Memory};
 use rustix::rand::{GetRandomFlags, getrandom};
-use std::os::fd::AsRawFd;
-use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::GuestAddressSpace;
 
 const QUEUE: u16 = 64;
 /// Bytes that one request gets at most: random bytes cost the host time.
 const MOST: usize = 4096;
 /// Requests that one event serves before other devices get their turn.
-const BATCH: usize = 16;
+const TURNS: u16 = 16;
 
 /// A source of entropy.
 #[derive(Default)]
 pub struct Rng {
-    active: Option<Activation>,
+    active: Option<(Memory, Ring)>,
 }
 
 /// Fills the writable part of a request; how many bytes it got.
-fn fill(memory: &GuestMemoryMmap, segments: &super::chain::Segments) -> Result<u32, DeviceError> {
+fn fill(segments: &Segments) -> Result<usize, DeviceError> {
     let mut random = [0; MOST];
-    let mut done = 0;
-    for segment in segments.iter() {
-        let now = (segment.length as usize).min(MOST - done);
-        let bytes = &mut random[..now];
-        let got = getrandom(&mut *bytes, GetRandomFlags::empty())
-            .map_err(|e| DeviceError::Host { what: "get random bytes", source: e.into() })?;
-        memory
-            .write_slice(&random[..got], segment.address)
-            .map_err(|_| DeviceError::Driver("a buffer does not lie in memory".into()))?;
-        done += got;
-        if got < segment.length as usize {
-            break;
-        }
-    }
-    Ok(done as u32)
+    let wanted = &mut random[..segments.len().min(MOST)];
+    let got = getrandom(&mut *wanted, GetRandomFlags::empty())
+        .map_err(|e| DeviceError::Host { what: "get random bytes", source: e.into() })?;
+    Ok(segments.write(0, &wanted[..got]))
 }
 
 impl Rng {
-    /// Serves requests; whether it stopped before the queue was empty.
-    fn serve(&mut self) -> Result<bool, DeviceError> {
-        let Some(Activation { memory, queues, interrupt, .. }) = &mut self.active else { return Ok(false) };
+    /// Serves requests.
+    fn serve(&mut self) -> Result<(), DeviceError> {
+        let Some((memory, ring)) = &mut self.active else { return Ok(()) };
         let memory = memory.memory();
-        let Some(queue) = queues.first_mut() else { return Ok(false) };
-        let broken = |e: virtio_queue::Error| DeviceError::Driver(e.to_string());
-        let mut served = 0;
-        loop {
-            while served < BATCH
-                && let Some(chain) = queue.iter(&*memory).map_err(broken)?.next()
-            {
-                let head = chain.head_index();
-                let (_, writable) = buffers(chain, QUEUE)?;
-                let written = fill(&memory, &writable)?;
-                queue.add_used(&*memory, head, written).map_err(broken)?;
-                served += 1;
-            }
-            if served > 0 && queue.needs_notification(&*memory).map_err(broken)? {
-                interrupt.queue(0);
-            }
-            if served >= BATCH {
-                return Ok(true);
-            }
-            if !queue.enable_notification(&*memory).map_err(broken)? {
-                return Ok(false);
-            }
+        let mut turns = TURNS;
+        while let Some(chain) = ring.next(&memory, &mut turns)? {
+            let written = fill(&chain.writable)?;
+            ring.used(&memory, chain.head, written)?;
         }
+        ring.signal(&memory)
     }
 }
 
@@ -83,7 +52,7 @@ impl Device for Rng {
     }
 
     fn features(&self) -> u64 {
-        EVENT_IDX
+        RING_FEATURES
     }
 
     fn read_config(&self, _offset: u64, data: &mut [u8]) {
@@ -91,8 +60,9 @@ impl Device for Rng {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        self.active = Some(activation);
-        Ok(())
+        let (memory, rings) = Ring::all(activation, 1)?;
+        self.active = rings.into_iter().next().map(|ring| (memory, ring));
+        self.serve()
     }
 
     fn reset(&mut self) {
@@ -100,20 +70,59 @@ impl Device for Rng {
     }
 
     fn interests(&self) -> Vec<Interest> {
-        let kicks = self.active.iter().flat_map(|active| &active.kicks);
-        kicks.map(|kick| Interest { fd: kick.as_raw_fd(), events: 1, token: 0 }).collect()
+        self.active.iter().map(|(_, ring)| ring.interest(0)).collect()
     }
 
     fn ready(&mut self, _token: u64, _events: u32) -> Result<(), DeviceError> {
-        if let Some(kick) = self.active.iter().flat_map(|active| &active.kicks).next() {
-            let _ = kick.read();
+        self.active.iter().for_each(|(_, ring)| ring.kicked());
+        self.serve()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::{BUFFERS, Driver, WRITE, pump};
+
+    fn active(driver: &Driver) -> Result<Rng, DeviceError> {
+        let mut device = Rng::default();
+        device.activate(driver.activation(device.features()))?;
+        Ok(device)
+    }
+
+    #[test]
+    fn requests_are_filled_up_to_a_bound() {
+        let mut driver = Driver::new(1);
+        let mut device = active(&driver).unwrap();
+        driver.chain(0, 0, &[(BUFFERS, 10, WRITE), (BUFFERS + 100, 54, WRITE)]);
+        driver.chain(0, 2, &[(BUFFERS + 0x1000, 1 << 20, WRITE)]);
+        // Nothing that could be filled.
+        driver.chain(0, 3, &[(BUFFERS, 64, 0)]);
+        driver.chain(0, 4, &[(BUFFERS, 0, WRITE)]);
+        device.ready(0, 1).unwrap();
+        assert_eq!(driver.used(0), [(0, 64), (2, MOST), (3, 0), (4, 0)]);
+        assert_ne!(driver.read(BUFFERS + 100, 54), [0; 54]);
+        assert_eq!(driver.read(BUFFERS + 10, 90), [0; 90]);
+        assert_eq!(driver.read(BUFFERS + 0x1000 + MOST as u64, 4096), [0; 4096]);
+    }
+
+    #[test]
+    fn others_have_their_turn_before_many_requests_are_done() {
+        let mut driver = Driver::new(1);
+        let mut device = active(&driver).unwrap();
+        for head in 0..TURNS + 5 {
+            driver.chain(0, head, &[(BUFFERS, 1, WRITE)]);
         }
-        if self.serve()?
-            && let Some(kick) = self.active.iter().flat_map(|active| &active.kicks).next()
-        {
-            kick.write(1)
-                .map_err(|source| DeviceError::Host { what: "wake the entropy device again", source })?;
-        }
-        Ok(())
+        device.ready(0, 1).unwrap();
+        assert_eq!(driver.used(0).len(), usize::from(TURNS));
+        pump(&mut device, 5).unwrap();
+        assert_eq!(driver.used(0).len(), 5);
+    }
+
+    #[test]
+    fn broken_queues_cost_the_device() {
+        let serve = |driver: Driver| pump(&mut active(&driver)?, 5);
+        Driver::hostile(1, 0, false, serve);
+        Driver::hostile(1, 0, true, serve);
     }
 }

@@ -2,15 +2,15 @@
 //!
 //! Data moves between guest memory and the files without a copy.
 
-use super::chain::Segments;
 use crate::gpt::Layout;
 use rustix::fs::FallocateFlags;
 use std::fs::File;
 use std::io;
+use std::iter;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 /// A virtual disk's content.
 pub enum Storage {
@@ -47,17 +47,16 @@ impl Storage {
     }
 
     /// Reads from the disk into guest memory.
-    pub fn read(&self, memory: &GuestMemoryMmap, into: &Segments, offset: u64) -> io::Result<()> {
-        let slices = slices(memory, into)?;
+    pub fn read<'m>(&self, into: impl Iterator<Item = VolatileSlice<'m>>, offset: u64) -> io::Result<()> {
         match self {
-            Self::Raw { file, .. } => transfer(file, slices, offset, Direction::ToGuest),
-            Self::Partitions { layout, files } => read_partitions(layout, files, slices, offset),
+            Self::Raw { file, .. } => transfer(file, into, offset, Direction::ToGuest),
+            Self::Partitions { layout, files } => read_partitions(layout, files, into, offset),
         }
     }
 
     /// Writes guest memory to the disk.
-    pub fn write(&self, memory: &GuestMemoryMmap, from: &Segments, offset: u64) -> io::Result<()> {
-        transfer(self.raw()?, slices(memory, from)?, offset, Direction::ToFile)
+    pub fn write<'m>(&self, from: impl Iterator<Item = VolatileSlice<'m>>, offset: u64) -> io::Result<()> {
+        transfer(self.raw()?, from, offset, Direction::ToFile)
     }
 
     /// Has what was written survive a loss of power.
@@ -121,21 +120,10 @@ fn write_zeros(file: &File, range: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// The segments as memory of this process; an error if one is not guest memory.
-fn slices<'a>(memory: &'a GuestMemoryMmap, segments: &Segments) -> io::Result<Vec<VolatileSlice<'a>>> {
-    let mut all = Vec::new();
-    for segment in segments.iter() {
-        for slice in memory.get_slices(segment.address, segment.length as usize) {
-            all.push(slice.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e.to_string()))?);
-        }
-    }
-    Ok(all)
-}
-
-fn read_partitions(
+fn read_partitions<'m>(
     layout: &Layout,
     files: &[File],
-    slices: Vec<VolatileSlice>,
+    slices: impl Iterator<Item = VolatileSlice<'m>>,
     mut offset: u64,
 ) -> io::Result<()> {
     for mut slice in slices {
@@ -146,7 +134,7 @@ fn read_partitions(
             match extent {
                 Extent::Bytes(bytes) => part.copy_from(&bytes[..now]),
                 Extent::Zeros => fill_zero(&part),
-                Extent::File(file, at) => transfer(file, vec![part], at, Direction::ToGuest)?,
+                Extent::File(file, at) => transfer(file, iter::once(part), at, Direction::ToGuest)?,
             }
             slice = slice.offset(now).map_err(io::Error::other)?;
             offset += now as u64;
@@ -201,22 +189,20 @@ enum Direction {
 const IOV_MAX: usize = 1024;
 
 /// Moves all bytes. The end of the file before them is an error: the file shrank.
-fn transfer(
+fn transfer<'m>(
     file: &File,
-    slices: Vec<VolatileSlice>,
+    slices: impl Iterator<Item = VolatileSlice<'m>>,
     mut offset: u64,
     direction: Direction,
 ) -> io::Result<()> {
     let mut vectors: Vec<libc::iovec> = slices
-        .iter()
-        .filter(|slice| !slice.is_empty())
         .map(|slice| libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() })
         .collect();
     let mut rest = &mut vectors[..];
     while !rest.is_empty() {
         let count = rest.len().min(IOV_MAX) as libc::c_int;
         let at = i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-        // SAFETY: the vectors describe guest memory, which stays mapped as long as `slices` borrow it. That other
+        // SAFETY: the vectors describe guest memory, which stays mapped during 'm. That other
         // threads and the guest may access it at the same time is the kernel's business: it copies bytes.
         let done = unsafe {
             match direction {

@@ -67,19 +67,9 @@ impl Vsock {
         let Some(Active { memory, tx, .. }) = &mut self.active else { return Ok(()) };
         let memory = memory.memory();
         let mut turns = tx.size();
-        while !self.mux.congested() {
-            if turns == 0 {
-                // Others first: the guest may add packets as fast as they are taken.
-                tx.again();
-                break;
-            }
-            let Some(chain) = tx.pop(&memory)? else {
-                if tx.wait(&memory)? {
-                    continue;
-                }
-                break;
-            };
-            turns -= 1;
+        while !self.mux.congested()
+            && let Some(chain) = tx.next(&memory, &mut turns)?
+        {
             let mut bytes = [0; HEADER];
             let there = chain.readable.read(0, &mut bytes);
             let header = Header::from_bytes(&bytes);
@@ -98,18 +88,9 @@ impl Vsock {
         let memory = memory.memory();
         let mut turns = rx.size();
         let congested = self.mux.congested();
-        while self.mux.has_packets() {
-            if turns == 0 {
-                rx.again();
-                break;
-            }
-            let Some(chain) = rx.pop(&memory)? else {
-                if rx.wait(&memory)? {
-                    continue;
-                }
-                break;
-            };
-            turns -= 1;
+        while self.mux.has_packets()
+            && let Some(chain) = rx.next(&memory, &mut turns)?
+        {
             if chain.writable.len() <= HEADER {
                 return Err(DeviceError::Driver(
                     "a buffer for the virtual socket has no room for data".into(),
