@@ -91,6 +91,11 @@ e2e: ## Run the tests that drive the program
 bench: dist ## Measure, side by side with what else is installed
 	@DHOW_BIN=$(abspath $(OUT)/dist/dhow) benches/run
 
+.PHONY: kernel
+kernel: build ## Build the lean kernel of microVMs (some 15 minutes, once), and put it into this host's store
+	@.ci/needs kernel
+	@$(OUT)/release/dhow kernel import --name lean "$$(kernel/build)"
+
 .PHONY: fuzz
 fuzz: ## Fuzz TARGET (see fuzz/fuzz_targets) for SECONDS
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz

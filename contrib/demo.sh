@@ -27,18 +27,24 @@ page() {
 }
 
 hulls=(container)
-# A microVM boots a kernel of the store's own, here the distribution's.
 skipped=
-if ! command -v apt-get >/dev/null; then
-    skipped="there is no apt to fetch a kernel with; bring one with dhow kernel import"
-else
-    printf '\n$ dhow kernel install\n'
-    if dhow kernel install || { [ "${DHOW_SKIP_INSTALL:-0}" = 0 ] && apt-get update -qq && dhow kernel install; }; then
-        verdict=$(dhow doctor --format '{{.MicroVM.Ready}} {{.MicroVM.Text}}')
-        [[ $verdict == true\ * ]] || skipped="this host ${verdict#false }; see dhow doctor"
+# A microVM boots a kernel of the store's own: the lean one where `make kernel` has built it, else the distribution's.
+get_kernel() {
+    local lean=("${DHOW_CACHE:-target/.cache}"/kernel/*/vmlinux)
+    if [ -e "${lean[0]}" ]; then
+        show kernel import --name lean "${lean[0]}"
+    elif ! command -v apt-get >/dev/null; then
+        skipped="there is no apt to fetch a kernel with; bring one with dhow kernel import"
     else
-        skipped="no kernel could be installed (see above)"
+        printf '\n$ dhow kernel install\n'
+        dhow kernel install || { [ "${DHOW_SKIP_INSTALL:-0}" = 0 ] && apt-get update -qq && dhow kernel install; } ||
+            skipped="no kernel could be installed (see above)"
     fi
+}
+get_kernel
+if [ -z "$skipped" ]; then
+    verdict=$(dhow doctor --format '{{.MicroVM.Ready}} {{.MicroVM.Text}}')
+    [[ $verdict == true\ * ]] || skipped="this host ${verdict#false }; see dhow doctor"
 fi
 if [ -z "$skipped" ]; then
     hulls+=(microVM)

@@ -13,8 +13,22 @@ fn metrics(hull: &Value) -> Vec<&str> {
 
 /// The embedded image is run to its end and made to serve: every figure is there, and each is possible.
 fn is_whole(hull: &Value) {
-    let expected =
-        ["first_output", "first_answer", "start_to_exit", "memory", "memory_beyond", "disk", "fit"];
+    let mut expected = vec![
+        "first_output",
+        "first_answer",
+        "start_to_exit",
+        "memory",
+        "memory_beyond",
+        "disk",
+        "fit",
+        "cpu",
+        "network",
+        "system_calls",
+        "host_files",
+    ];
+    if hull["name"] == "microVM" {
+        expected.extend(["system_calls_behind", "host_files_behind"]);
+    }
     assert_eq!(metrics(hull), expected, "{hull}");
     let median = |metric: &str| {
         let figure = hull["figures"].as_array().unwrap().iter().find(|f| f["metric"] == metric).unwrap();
@@ -24,6 +38,16 @@ fn is_whole(hull: &Value) {
     assert!(median("first_output") > 0.0 && median("first_output") <= median("start_to_exit"), "{hull}");
     assert!(median("memory_beyond") > 0.0 && median("memory_beyond") < median("memory"), "{hull}");
     assert!(median("first_answer") > 0.0 && median("fit") >= 1.0, "{hull}");
+    assert!(median("cpu") > 0.0 && median("network") > 0.0, "{hull}");
+    match hull["name"].as_str() {
+        // Its processes make the host's calls, as far as its filter lets them, and see the host's kernel in /proc.
+        Some("container") => {
+            assert!((200.0..400.0).contains(&median("system_calls")) && median("host_files") > 100.0)
+        }
+        _ => assert!(
+            median("system_calls") + median("host_files") == 0.0 && median("system_calls_behind") > 20.0
+        ),
+    }
     assert_eq!(hull["exit_code"], 0);
 }
 

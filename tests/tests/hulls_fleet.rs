@@ -72,7 +72,8 @@ fn twenty_of_each_hull_run_at_once_and_reach_each_other() {
     // From one of each hull to all others.
     let begin = Instant::now();
     for from in [name("c", 0), name("m", 0)] {
-        let ask: String = addresses.iter().map(|(_, a)| format!("timeout 10 wget -qO- http://{a}/\n")).collect();
+        let ask: String =
+            addresses.iter().map(|(_, a)| format!("timeout 10 wget -qO- http://{a}/\n")).collect();
         let expected: Vec<_> = addresses.iter().map(|(name, _)| format!("I am {name}")).collect();
         loop {
             let out = store.out(&["exec", &from, "sh", "-c", &ask]);

@@ -43,7 +43,7 @@ impl Engine {
 }
 
 /// Pids of the processes in the cgroup that bears this id (`/proc/PID/cgroup`, cgroups(7)).
-fn members(id: &str, supervisor: i32) -> Vec<i32> {
+pub(crate) fn members(id: &str, supervisor: i32) -> Vec<i32> {
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     pids.filter_map(|e| e.file_name().to_str()?.parse().ok())
         .filter(|pid| *pid != supervisor)

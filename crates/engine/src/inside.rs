@@ -141,7 +141,11 @@ fn work(args: &[OsString]) -> Result<()> {
         (Some("unpack"), [dir, how, owner]) => {
             let owner = owner.to_str().and_then(|o| o.split_once(':'));
             let owner = owner.and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
-            let options = UnpackOptions { no_overwrite_dir_non_dir: how == "strict", owner, only: None };
+            let options = UnpackOptions {
+                no_overwrite_dir_non_dir: how == "strict",
+                owner,
+                ..UnpackOptions::default()
+            };
             Ok(rootfs::unpack(&root, dir.as_ref(), &mut io::stdin().lock(), &options)?)
         }
         _ => Err(usage()),

@@ -35,6 +35,7 @@ mod names;
 mod network;
 mod paths;
 mod prune;
+mod reach;
 mod record;
 mod recover;
 mod remove;
@@ -55,6 +56,7 @@ pub use footprint::Footprint;
 pub use info::{BuildInfo, version};
 pub use inside::inside;
 pub use paths::Paths;
+pub use reach::{MOST_FILES, Reach};
 pub use request::{
     CommitOptions, CreateRequest, Created, EventOptions, ExecRequest, Filters, ListOptions, LogOptions,
     Pruned, PullPolicy, RemoveOptions,

@@ -145,7 +145,8 @@ impl Files {
                 })
             }
             Work::Unpack { dir, strict, owner } => {
-                let options = UnpackOptions { no_overwrite_dir_non_dir: strict, owner, only: None };
+                let options =
+                    UnpackOptions { no_overwrite_dir_non_dir: strict, owner, ..UnpackOptions::default() };
                 self.unpack(host, &os(dir), &options)
             }
         }

@@ -4,7 +4,12 @@ use crate::facts::Facts;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long the processor is measured.
+const SPELL: Duration = Duration::from_millis(200);
+/// Bytes by which the network is measured.
+const ZEROS: usize = 32 << 20;
 
 /// Serves until killed, on `[ADDRESS:]PORT`.
 pub fn serve(address: &str) -> ExitCode {
@@ -43,9 +48,13 @@ fn answer(mut stream: TcpStream) -> Option<()> {
     }
     let mut words = request.split_whitespace();
     let (method, path) = (words.next()?, words.next()?);
+    if (method, path) == ("GET", "/bytes") {
+        return send_zeros(&mut stream);
+    }
     let (status, kind, body) = match (method, path.split('?').next()?) {
         ("GET" | "HEAD", "/") => ("200 OK", "text/html", Facts::gather().html()),
         ("GET" | "HEAD", "/json") => ("200 OK", "application/json", Facts::gather().json()),
+        ("GET", "/rounds") => ("200 OK", "text/plain", format!("{}\n", rounds())),
         ("GET" | "HEAD", "/healthz") => ("200 OK", "text/plain", "ok\n".into()),
         ("GET" | "HEAD", _) => ("404 Not Found", "text/plain", "not found\n".into()),
         _ => ("405 Method Not Allowed", "text/plain", "only GET and HEAD\n".into()),
@@ -58,6 +67,34 @@ fn answer(mut stream: TcpStream) -> Option<()> {
     stream.write_all(head.as_bytes()).ok()?;
     if method == "GET" {
         stream.write_all(body.as_bytes()).ok()?;
+    }
+    Some(())
+}
+
+/// How many rounds of arithmetic this processor does in a while: a measure to be compared, not one by itself.
+fn rounds() -> u64 {
+    let (begin, mut state, mut rounds) = (Instant::now(), 1u64, 0);
+    while begin.elapsed() < SPELL {
+        for _ in 0..10_000 {
+            // xorshift64, Marsaglia 2003
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+        }
+        rounds += u64::from(std::hint::black_box(state) != 0);
+    }
+    rounds
+}
+
+/// Many zeros, for whoever measures the network.
+fn send_zeros(stream: &mut TcpStream) -> Option<()> {
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {ZEROS}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).ok()?;
+    let piece = [0; 64 << 10];
+    for _ in 0..ZEROS / piece.len() {
+        stream.write_all(&piece).ok()?;
     }
     Some(())
 }

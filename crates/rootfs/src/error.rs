@@ -87,6 +87,12 @@ pub enum RootfsError {
         /// Its type flag.
         kind: char,
     },
+    /// A tar entry is a device, which would be one of this host's.
+    #[error("{entry:?} is a device and is not made on this host: copy to - for a tar with it")]
+    Device {
+        /// Name of the entry.
+        entry: String,
+    },
     /// The receiver of a tar stream went away or is full.
     #[error("cannot write the tar stream: {source}")]
     Output {
@@ -108,6 +114,7 @@ impl Kinded for RootfsError {
             Self::NotADirectory { .. }
             | Self::Breakout { .. }
             | Self::Overwrite { .. }
+            | Self::Device { .. }
             | Self::EntryType { .. } => ErrorKind::Invalid,
             Self::Tar { source } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::Exhausted,
             Self::Tar { .. } => ErrorKind::Invalid,

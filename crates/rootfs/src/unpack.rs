@@ -29,6 +29,10 @@ pub struct UnpackOptions {
     /// The one name at the top that the tar may have, for one whose maker is not trusted to name its entries. Entries
     /// below it must lie in directories of the same tar. Hard links lead to its own files by the same rule.
     pub only: Option<OsString>,
+    /// Refuse device nodes: on a host they open its own devices, whoever asked for them.
+    pub no_devices: bool,
+    /// Leave out what gives a program the rights of its owner: set-id bits and file capabilities.
+    pub no_privileges: bool,
 }
 
 /// Unpacks a tar into the directory `dest`.
@@ -81,6 +85,9 @@ impl Unpacking<'_> {
                 return Err(RootfsError::EntryType { entry: name(), kind: char::from(other.as_byte()) });
             }
         };
+        if self.options.no_devices && matches!(kind, Kind::Char | Kind::Block) {
+            return Err(RootfsError::Device { entry: name() });
+        }
         let path = self.clean(&entry.name, &entry.name)?;
         self.keep_within(&path, kind, &entry)?;
         let id = |value: u64| {
@@ -93,7 +100,12 @@ impl Unpacking<'_> {
             Some(owner) => owner,
             None => (id(entry.uid)?, id(entry.gid)?),
         };
-        let attributes = Attributes { mode: entry.mode, uid, gid, mtime: entry.mtime, xattrs: &entry.xattrs };
+        let (mut mode, mut xattrs) = (entry.mode, entry.xattrs);
+        if self.options.no_privileges && kind != Kind::Directory {
+            mode &= !0o6000;
+            xattrs.retain(|x| !x.0.starts_with(b"security."));
+        }
+        let attributes = Attributes { mode, uid, gid, mtime: entry.mtime, xattrs: &xattrs };
 
         let Some(last) = path.file_name().map(OsStr::to_owned) else {
             // The destination itself.

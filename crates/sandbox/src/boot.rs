@@ -39,7 +39,7 @@ pub struct Boot {
     pub open_stdin: bool,
     /// Rows and columns of the console.
     pub console_size: Option<(u16, u16)>,
-    /// Nanoseconds since the epoch.
+    /// Nanoseconds since the epoch, when this is sent.
     pub now_ns: i64,
 }
 
@@ -58,6 +58,20 @@ pub enum Answer {
     Prepared,
     /// It could not be done.
     Failed(Failure),
+}
+
+/// Longest text of a guest's that is shown.
+const LONGEST: usize = 1024;
+
+/// What a guest says, fit for a terminal.
+pub fn shown(text: &str) -> String {
+    text.chars().take(LONGEST).map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+}
+
+/// The same of what it refuses.
+#[cfg(feature = "vm")]
+pub(crate) fn refused(failure: Failure) -> crate::hull::HullError {
+    crate::hull::HullError::Guest(Failure { message: shown(&failure.message), ..failure })
 }
 
 /// Writes a document.

@@ -243,7 +243,9 @@ pub mod changes {
     use types::docker::{ChangeType, FilesystemChange};
 
     /// Most bytes of a list.
-    pub const MAX: u64 = 256 << 20;
+    pub const MAX: u64 = 16 << 20;
+    /// Most entries of a list.
+    const ENTRIES: usize = 1 << 20;
 
     /// Writes the list.
     pub fn write(list: &[FilesystemChange], to: &mut dyn io::Write) -> io::Result<()> {
@@ -265,6 +267,9 @@ pub mod changes {
         let Some(bytes) = bytes.strip_suffix(&[0]) else {
             return if bytes.is_empty() { Ok(Vec::new()) } else { Err(wrong("an unfinished list".into())) };
         };
+        if bytes.iter().filter(|b| **b == 0).count() >= ENTRIES {
+            return Err(wrong(format!("a list of more than {ENTRIES} changes")));
+        }
         let each = |item: &[u8]| {
             let kind = match item.first() {
                 Some(b'0') => ChangeType::_0,

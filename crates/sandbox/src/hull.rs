@@ -13,6 +13,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use types::oci;
 use types::{ErrorKind, Kinded, MachinePlan, NetworkPlan};
 
@@ -173,6 +174,15 @@ pub trait Sandbox {
     /// Sets the size of a console that is not a terminal of this host: of an exec session, or of the main process.
     fn resize(&self, _exec: Option<&str>, _rows: u16, _columns: u16) -> Result<(), HullError> {
         Ok(())
+    }
+    /// Whether signals and questions are asked of a guest, which takes time, may get no answer, and does not hear while it
+    /// is paused. After SIGKILL such a one may go on for as long as this, to write its disks out.
+    fn grace(&self) -> Option<Duration> {
+        None
+    }
+    /// Why the main process ended without telling its exit code, if somebody knows.
+    fn end_reason(&self) -> Option<String> {
+        None
     }
     /// How many processes the OOM killer has ended here.
     fn oom_kills(&self) -> u64;

@@ -9,6 +9,7 @@ pub mod exe;
 pub mod file;
 pub mod fsids;
 pub mod host;
+pub mod inspect;
 pub mod loopdev;
 pub mod mount;
 pub mod mountns;

@@ -1,8 +1,9 @@
 //! Which device answers at a guest-physical address.
 
-use crate::mmio::CONFIG;
+use crate::mmio::{CONFIG, INTERRUPT_ACK, INTERRUPT_STATUS, MmioInterrupt};
 use crate::virtio::Command;
 use crate::worker::{Mailbox, Shared, lock};
+use std::sync::Arc;
 
 /// A window of addresses with a device behind it.
 pub struct Window {
@@ -12,10 +13,20 @@ pub struct Window {
     pub length: u64,
     /// What is behind it.
     pub device: Shared,
+    /// Its interrupt, at hand also while the device works.
+    interrupt: Arc<MmioInterrupt>,
     /// The worker that runs it.
     pub worker: Mailbox,
     /// Its number there.
     pub number: usize,
+}
+
+impl Window {
+    /// A window in front of a device, which is number `number` of a worker.
+    pub fn new(start: u64, length: u64, device: Shared, worker: Mailbox, number: usize) -> Self {
+        let interrupt = lock(&device).interrupt();
+        Self { start, length, device, interrupt, worker, number }
+    }
 }
 
 /// All windows.
@@ -49,6 +60,9 @@ impl Bus {
     /// A vCPU reads; where nothing is, all bits are 1.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
+            Some((window, INTERRUPT_STATUS)) if data.len() == 4 => {
+                data.copy_from_slice(&window.interrupt.pending().to_le_bytes());
+            }
             Some((window, offset)) => lock(&window.device).read(offset, data),
             None => data.fill(0xff),
         }
@@ -57,6 +71,10 @@ impl Bus {
     /// A vCPU writes; where nothing is, it is lost.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((window, offset)) = self.find(address) {
+            // An interrupt handler waits for no disk.
+            if let (INTERRUPT_ACK, Ok(bits)) = (offset, data.try_into()) {
+                return window.interrupt.acknowledge(u32::from_le_bytes(bits));
+            }
             let deferred = lock(&window.device).write(offset, data);
             if let Some(deferred) = deferred {
                 window.worker.carry_out(window.number, deferred);

@@ -103,19 +103,20 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Answer> {
 }
 
 /// A connection on the VMM's side; never blocks.
-pub(crate) struct Client {
+pub struct Client {
     pub(crate) stream: UnixStream,
     line: Vec<u8>,
 }
 
 impl Client {
-    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
+    /// Serves this stream.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self { stream, line: Vec::new() })
     }
 
     /// Reads what is there and answers what is complete; whether to keep the connection.
-    pub(crate) fn serve(&mut self, mut answer: impl FnMut(Request) -> Answer) -> bool {
+    pub fn serve(&mut self, mut answer: impl FnMut(Request) -> Answer) -> bool {
         let mut buffer = [0; LINE];
         let count = match self.stream.read(&mut buffer) {
             Ok(0) => return false,

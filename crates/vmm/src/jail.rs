@@ -41,16 +41,16 @@ pub fn close_inherited(inherited: &BTreeSet<RawFd>, keep: &[RawFd]) {
     }
 }
 
-/// Shuts this thread, the only one, in.
-pub fn enter(jail: &Jail) -> Result<(), VmmError> {
+/// Shuts this thread, the only one, in. No file of its becomes larger than `largest` bytes.
+pub fn enter(jail: &Jail, largest: u64) -> Result<(), VmmError> {
     let step = |step| move |source: io::Error| VmmError::Jail { step, source };
-    lower_limits().map_err(step("lower the limits"))?;
+    lower_limits(largest).map_err(step("lower the limits"))?;
     empty_root(&jail.root).map_err(|e| step("make the empty directory its root")(e.into()))?;
     give_up_rights(jail.uid, jail.gid).map_err(step("give up its rights"))
 }
 
-/// No core files, no locked memory, no more descriptors than a hypervisor needs.
-pub fn lower_limits() -> io::Result<()> {
+/// No core files, no locked memory, no file larger than `largest` bytes, no more descriptors than a hypervisor needs.
+pub fn lower_limits(largest: u64) -> io::Result<()> {
     let lower = |resource, value: u64| {
         let now = rustix::process::getrlimit(resource);
         let value = now.maximum.map_or(value, |maximum| maximum.min(value));
@@ -58,6 +58,7 @@ pub fn lower_limits() -> io::Result<()> {
     };
     lower(Resource::Core, 0)?;
     lower(Resource::Nofile, DESCRIPTORS)?;
+    lower(Resource::Fsize, largest)?;
     lower(Resource::Memlock, 0)
 }
 

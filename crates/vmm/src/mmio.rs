@@ -21,6 +21,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Offset of the register that kicks a queue.
 pub const QUEUE_NOTIFY: u64 = 0x50;
+/// Offset of the register that says why there was an interrupt.
+pub const INTERRUPT_STATUS: u64 = 0x60;
+/// Offset of the one that takes note of it.
+pub const INTERRUPT_ACK: u64 = 0x64;
 /// Where configuration space begins.
 pub(crate) const CONFIG: u64 = 0x100;
 /// VIRTIO_F_VERSION_1, which each driver must accept.
@@ -42,6 +46,16 @@ pub struct MmioInterrupt {
 }
 
 impl MmioInterrupt {
+    /// What the driver has not acknowledged yet.
+    pub fn pending(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// The driver has seen these.
+    pub fn acknowledge(&self, bits: u32) {
+        self.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
     fn raise(&self, bit: u32) {
         self.status.fetch_or(bit, Ordering::SeqCst);
         // It fails only when 2^64 - 2 interrupts are pending.
@@ -125,6 +139,11 @@ impl Transport {
         &self.interrupt.line
     }
 
+    /// The device's interrupt.
+    pub fn interrupt(&self) -> Arc<MmioInterrupt> {
+        self.interrupt.clone()
+    }
+
     /// Device type, for messages.
     pub fn kind(&self) -> u32 {
         self.device.kind()
@@ -151,7 +170,7 @@ impl Transport {
             0x10 => half(self.offered(), self.device_features_select),
             0x34 => self.selected().map_or(0, |index| self.queues[index].max_size().into()),
             0x44 => self.selected().map_or(0, |index| self.queue_ready[index].into()),
-            0x60 => self.interrupt.status.load(Ordering::SeqCst),
+            INTERRUPT_STATUS => self.interrupt.pending(),
             0x70 => self.status,
             // shared memory regions: none has all-ones as length
             0xb0..=0xbc => u32::MAX,
@@ -176,9 +195,7 @@ impl Transport {
                     let _ = kick.write(1);
                 }
             }
-            0x64 => {
-                self.interrupt.status.fetch_and(!value, Ordering::SeqCst);
-            }
+            INTERRUPT_ACK => self.interrupt.acknowledge(value),
             0x70 => return Some(Deferred::Status(value)),
             _ => self.write_queue(offset, value),
         }

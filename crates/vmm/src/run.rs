@@ -2,7 +2,7 @@
 
 use crate::arch::{self, layout, ports::Ports};
 use crate::bus::{Bus, Window};
-use crate::config::Config;
+use crate::config::{CONSOLE_BYTES, Config, DiskContent};
 use crate::console::Console;
 use crate::devices::balloon::Balloon;
 use crate::devices::rng::Rng;
@@ -81,7 +81,7 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
             let taps = config.nets.iter().map(|net| net.tap);
             jail::close_inherited(&inherited, &taps.chain(walls.keep.iter().copied()).collect::<Vec<_>>());
             let filters = Filters::new()?;
-            jail::enter(walls)?;
+            jail::enter(walls, largest_file(&config))?;
             Some(filters)
         }
         None => None,
@@ -97,6 +97,16 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
         Ended::Crashed(why) => Ended::Crashed(with_console(why, &machine.ports.tail(CRASH_TAIL))),
         other => other,
     })
+}
+
+/// The console, or the largest of the disks that a guest may write.
+fn largest_file(config: &Config) -> u64 {
+    let written = config.disks.iter().filter(|disk| !disk.read_only);
+    let sizes = written.filter_map(|disk| match &disk.content {
+        DiskContent::Raw(path) => std::fs::metadata(path).ok().map(|m| m.len()),
+        DiskContent::Partitions(_) => None,
+    });
+    sizes.fold(CONSOLE_BYTES, u64::max)
 }
 
 fn with_console(why: String, tail: &str) -> String {
@@ -207,7 +217,7 @@ fn plug(
             vm.register_irqfd(transport.line(), line).map_err(VmmError::kvm("connect an interrupt"))?;
         }
         let worker = worker.mailbox();
-        bus.windows.push(Window { start, length: layout::MMIO_WINDOW, device, worker, number });
+        bus.windows.push(Window::new(start, layout::MMIO_WINDOW, device, worker, number));
     }
     Ok(worker)
 }

@@ -31,7 +31,6 @@ const ALL: &[i64] = &[
     libc::SYS_rt_sigreturn,
     libc::SYS_sched_yield,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_fstat,
@@ -137,6 +136,8 @@ fn common() -> Result<Rules, seccompiler::Error> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![SeccompRule::new(vec![no_exec.clone()])?]);
     }
+    // abort(3) of this process, and no signal to any other
+    rules.insert(libc::SYS_tgkill, vec![argument(0, std::process::id().into())?]);
     // Rust's library looks whether a descriptor is open before it closes it, in debug builds.
     rules.insert(libc::SYS_fcntl, vec![argument(1, libc::F_GETFD.into())?]);
     Ok(rules)
@@ -160,51 +161,4 @@ fn vcpu_rules() -> Result<Rules, seccompiler::Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::{Command, ExitStatus};
-
-    /// Runs the test of this name as a process of its own, in which the filter of a worker binds the thread that
-    /// calls `action`; how that ended.
-    fn confined(name: &str, action: impl FnOnce()) -> ExitStatus {
-        if std::env::var_os("DHOW_SECCOMP_CHILD").is_some() {
-            rustix::thread::set_no_new_privs(true).unwrap();
-            Filters::new().unwrap().worker.apply().unwrap();
-            action();
-            std::process::exit(0);
-        }
-        let exe = std::env::current_exe().unwrap();
-        let arguments = ["--exact", name, "--test-threads=1"];
-        Command::new(exe).args(arguments).env("DHOW_SECCOMP_CHILD", "1").output().unwrap().status
-    }
-
-    #[test]
-    fn a_worker_may_do_io() {
-        let file = tempfile::tempfile().unwrap();
-        let status = confined("seccomp::tests::a_worker_may_do_io", || {
-            use std::os::unix::fs::FileExt;
-            file.write_all_at(b"x", 5).unwrap();
-            file.sync_data().unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        });
-        assert!(status.success(), "{status}");
-    }
-
-    #[test]
-    fn a_worker_that_opens_a_file_dies_with_its_process() {
-        let status = confined("seccomp::tests::a_worker_that_opens_a_file_dies_with_its_process", || {
-            let _ = std::fs::File::open("/etc/passwd");
-        });
-        assert_eq!(status.signal(), Some(libc::SIGSYS));
-    }
-
-    #[test]
-    fn memory_does_not_become_executable() {
-        let status = confined("seccomp::tests::memory_does_not_become_executable", || {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let _ = vm_memory::MmapRegion::<()>::build(None, 4096, libc::PROT_READ | libc::PROT_EXEC, flags);
-        });
-        assert_eq!(status.signal(), Some(libc::SIGSYS));
-    }
-}
+mod tests;

@@ -142,6 +142,9 @@ impl Worker {
             // Answers nobody waits for any more are lost.
             match job {
                 Job::Access { access, done, .. } => {
+                    if access == Deferred::Status(0) {
+                        self.forget(device);
+                    }
                     lock(&shared).carry_out(access);
                     let _ = done.send(());
                 }
@@ -157,6 +160,14 @@ impl Worker {
         Some(changed)
     }
 
+    /// Waits for nothing of a device any more, before it closes its descriptors: of those that are open elsewhere too, as
+    /// queues' events are, epoll would tell for ever, and could not be told to stop.
+    fn forget(&mut self, device: usize) {
+        for interest in std::mem::take(&mut self.registered[device]) {
+            let _ = self.epoll.ctl(ControlOperation::Delete, interest.fd, EpollEvent::default());
+        }
+    }
+
     /// Brings epoll up to date with what a device waits for; whether anything changed.
     fn register(&mut self, device: usize) -> bool {
         let wanted = lock(&self.devices[device]).interests();
@@ -165,7 +176,7 @@ impl Worker {
             return false;
         }
         for interest in old.iter().filter(|i| !wanted.iter().any(|w| w.fd == i.fd)) {
-            // A closed descriptor is gone from epoll already.
+            // One that was closed, and was not open elsewhere, is gone from epoll already.
             let _ = self.epoll.ctl(ControlOperation::Delete, interest.fd, EpollEvent::default());
         }
         for (index, interest) in wanted.iter().enumerate() {
@@ -224,6 +235,12 @@ mod tests {
         u32::from_le_bytes(value)
     }
 
+    /// Of this process.
+    fn cpu_time() -> Duration {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
+
     /// Polls, as the line does not block.
     fn interrupted(device: &Shared) -> bool {
         let until = Instant::now() + Duration::from_secs(10);
@@ -242,13 +259,7 @@ mod tests {
         let device: Shared =
             Arc::new(Mutex::new(Transport::new(Box::<Rng>::default(), memory.clone()).unwrap()));
         let worker = Worker::new(vec![device.clone()]).unwrap();
-        let window = Window {
-            start: WINDOW,
-            length: 0x1000,
-            device: device.clone(),
-            worker: worker.mailbox(),
-            number: 0,
-        };
+        let window = Window::new(WINDOW, 0x1000, device.clone(), worker.mailbox(), 0);
         let bus = Bus { windows: vec![window] };
         let running = worker.spawn("test", || true).unwrap();
 
@@ -278,6 +289,20 @@ mod tests {
             assert_ne!(bytes, [0; 32]);
         }
         assert_eq!(read(&bus, 0x1000), u32::MAX, "beyond the window is nothing");
+
+        // A device that works long, or hangs, keeps no vCPU from acknowledging its interrupt.
+        let busy = lock(&device);
+        assert_eq!(read(&bus, 0x60), 1);
+        write(&bus, 0x64, 1);
+        assert_eq!(read(&bus, 0x60), 0);
+        drop(busy);
+
+        // After a reset a kick, which KVM goes on to signal, wakes nobody.
+        write(&bus, 0x70, 0);
+        lock(&device).kicks()[0].write(1).unwrap();
+        let before = cpu_time();
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(cpu_time() - before < Duration::from_millis(150), "the worker spins");
         running.stop();
         write(&bus, 0x70, 0);
     }

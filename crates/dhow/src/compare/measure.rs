@@ -8,10 +8,10 @@
 //! whatever comes between.
 
 use super::http::Asking;
-use super::{Figure, Hull, Metric, Plan, median};
+use super::{Figure, Hull, Metric, Plan, median, probe};
 use crate::cli::failure::Failure;
 use crate::stream::signals::Signals;
-use engine::{CreateRequest, Engine, Footprint, RemoveOptions};
+use engine::{CreateRequest, Engine, Footprint, Reach, RemoveOptions};
 use rustix::event::{PollFd, PollFlags, poll};
 use sandbox::client::{AttachOptions, Filled, Stream};
 use sandbox::protocol::Frame;
@@ -88,6 +88,8 @@ pub struct Bench<'a> {
     pub engine: &'a Engine,
     /// What ends us.
     pub signals: Signals,
+    /// What this host does without any wall.
+    pub host: probe::Speed,
     /// What is done now, for the user's eyes.
     pub told: &'a dyn Fn(&str),
 }
@@ -125,7 +127,7 @@ impl Drop for Sandbox<'_> {
     }
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
     /// Everything about one hull. Fails only when a signal ended it: what the hull cannot do is told in the result.
     pub fn hull(&mut self, plan: &Plan, kind: Kind) -> Result<Hull, Failure> {
         let mut hull = kind.unmeasured();
@@ -142,6 +144,7 @@ impl Bench<'_> {
     fn fill(&mut self, plan: &Plan, kind: Kind, hull: &mut Hull) -> Result<(), Stopped> {
         (self.told)(&format!("{}: warming up", kind.name()));
         hull.kernel = self.kernel(kind)?;
+        let walls = self.walls(kind)?;
         // The embedded image ends by itself, and serves when asked to: both are measured.
         let hello = plan.image == image::HELLO && plan.command.is_empty() && plan.port.is_none();
         let serving = ["--http".to_owned(), HELLO_PORT.to_string()];
@@ -184,7 +187,8 @@ impl Bench<'_> {
         };
         hull.figures = samples.into_iter().filter_map(figure).collect();
         let fit = hull.median(Metric::Memory).zip(available()).map(|(one, all)| (all as f64 / one).floor());
-        hull.figures.extend(fit.map(|n| Figure { metric: Metric::Fit, median: n, samples: vec![n] }));
+        let once = fit.map(|n| (Metric::Fit, n)).into_iter().chain(walls);
+        hull.figures.extend(once.map(|(metric, n)| Figure { metric, median: n, samples: vec![n] }));
         Ok(())
     }
 
@@ -200,21 +204,60 @@ impl Bench<'_> {
         Ok(kernel.split(' ').nth(1).filter(|k| !k.is_empty()).map(str::to_owned))
     }
 
+    /// What this kind of wall costs and keeps out, measured with the embedded image.
+    fn walls(&mut self, kind: Kind) -> Result<Vec<(Metric, f64)>, Stopped> {
+        if self.interrupted() {
+            return Err(Stopped::Signal);
+        }
+        let serve = ["--http".to_owned(), HELLO_PORT.to_string()];
+        let run = Run {
+            image: image::HELLO,
+            command: &serve,
+            port: Some(HELLO_PORT),
+            limit: PROBE_LIMIT,
+            weigh: false,
+        };
+        let sandbox = self.begin(&run, kind)?.0;
+        let address = self.published(&sandbox.id, HELLO_PORT)?;
+        let mut asking = Asking::begin(address);
+        let begun = Instant::now();
+        while asking.answered().is_none() {
+            if begun.elapsed() > PROBE_LIMIT {
+                return Err(Stopped::Failed("the embedded image does not serve".into()));
+            }
+            std::thread::sleep(TICK);
+        }
+        let mut found = Vec::new();
+        found.extend(probe::Speed::of(address)?.against(self.host));
+        let (own, behind) = self.engine.reach(&sandbox.id)?;
+        let mut add = |reach: Reach, calls, files| {
+            found.extend(reach.calls.map(|n| (calls, n as f64)));
+            found.push((files, reach.files as f64));
+        };
+        add(own, Metric::SystemCalls, Metric::HostFiles);
+        if let Some(behind) = behind {
+            add(behind, Metric::SystemCallsBehind, Metric::HostFilesBehind);
+        }
+        Ok(found)
+    }
+
+    /// A sandbox that runs, and its streams.
+    fn begin(&self, run: &Run<'_>, kind: Kind) -> Result<(Sandbox<'a>, Stream), Stopped> {
+        let created = self.engine.create(request(run, kind), &image::Quiet)?;
+        let sandbox = Sandbox { engine: self.engine, id: created.id.to_string() };
+        let attach = AttachOptions { stdin: false, stdout: true, stderr: true };
+        let stream = self.engine.start(&sandbox.id, Some(attach))?;
+        Ok((sandbox, stream.ok_or_else(|| Stopped::Failed("its output cannot be read".into()))?))
+    }
+
     /// One run, from the order to its removal.
     fn one(&mut self, run: &Run<'_>, kind: Kind) -> Result<Seen, Stopped> {
         if self.interrupted() {
             return Err(Stopped::Signal);
         }
-        let request = request(run, kind);
         let begun = Instant::now();
-        let created = self.engine.create(request, &image::Quiet)?;
-        let sandbox = Sandbox { engine: self.engine, id: created.id.to_string() };
-        let attach = AttachOptions { stdin: false, stdout: true, stderr: true };
-        let stream = self.engine.start(&sandbox.id, Some(attach))?;
-        let mut stream = stream.ok_or_else(|| Stopped::Failed("its output cannot be read".into()))?;
-        let seen = self.watch(run, &sandbox.id, &mut stream, begun)?;
-        drop(sandbox);
-        Ok(seen)
+        let (sandbox, mut stream) = self.begin(run, kind)?;
+        self.watch(run, &sandbox.id, &mut stream, begun)
     }
 
     /// Until it ended, answered, or took too long.

@@ -6,6 +6,7 @@
 pub mod html;
 mod http;
 pub mod measure;
+pub mod probe;
 pub mod text;
 
 use serde::Serialize;
@@ -45,10 +46,22 @@ pub enum Metric {
     Disk,
     /// How many have room in the memory that is available.
     Fit,
+    /// Arithmetic done in a while, of what this host does.
+    Cpu,
+    /// Bytes sent to this host in a while, of what this host sends to itself.
+    Network,
+    /// System calls of this host's kernel within the workload's reach.
+    SystemCalls,
+    /// Files of this host within its reach.
+    HostFiles,
+    /// The same for who has broken out into the hypervisor.
+    SystemCallsBehind,
+    /// The same for who has broken out into the hypervisor.
+    HostFilesBehind,
 }
 
 /// In the order in which they are shown.
-pub const METRICS: [Metric; 7] = [
+pub const METRICS: [Metric; 13] = [
     Metric::FirstOutput,
     Metric::FirstAnswer,
     Metric::StartToExit,
@@ -56,6 +69,12 @@ pub const METRICS: [Metric; 7] = [
     Metric::MemoryBeyond,
     Metric::Disk,
     Metric::Fit,
+    Metric::Cpu,
+    Metric::Network,
+    Metric::SystemCalls,
+    Metric::HostFiles,
+    Metric::SystemCallsBehind,
+    Metric::HostFilesBehind,
 ];
 
 impl Metric {
@@ -69,6 +88,12 @@ impl Metric {
             Self::MemoryBeyond => "of it beyond the workload's own",
             Self::Disk => "disk of one, beyond the image",
             Self::Fit => "would fit into the memory available",
+            Self::Cpu => "CPU speed, of this host's",
+            Self::Network => "network speed, of this host's loopback",
+            Self::SystemCalls => "host system calls within reach",
+            Self::HostFiles => "host files within reach",
+            Self::SystemCallsBehind => "system calls, once broken out",
+            Self::HostFilesBehind => "host files, once broken out",
         }
     }
 
@@ -81,7 +106,11 @@ impl Metric {
                 v => format!("{:.1} s", v / 1000.0),
             },
             Self::Memory | Self::MemoryBeyond | Self::Disk => units::binary_size(value),
-            Self::Fit => format!("{value:.0}"),
+            Self::HostFiles | Self::HostFilesBehind if value >= engine::MOST_FILES as f64 => {
+                format!("over {value:.0}")
+            }
+            Self::Cpu | Self::Network => format!("{:.0} %", value * 100.0),
+            _ => format!("{value:.0}"),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::verb::Run as Verb;
 use crate::compare::measure::{Bench, Kind};
-use crate::compare::{Comparison, Hull, Plan, html, text};
+use crate::compare::{Comparison, Hull, Plan, html, probe, text};
 use crate::format::pretty;
 use crate::progress;
 use crate::stream::signals::Signals;
@@ -76,7 +76,10 @@ fn compare(cx: &Context, plan: &Plan) -> Result<Comparison, Failure> {
             cx.out.note(text);
         }
     };
-    let mut bench = Bench { engine, signals, told: &told };
+    told("this host without a wall");
+    let bare = probe::host(crate::HELLO)
+        .map_err(|e| Failure::from(format!("cannot run the embedded program on this host: {e}")))?;
+    let mut bench = Bench { engine, signals, host: bare, told: &told };
     let mut hulls = Vec::new();
     for kind in Kind::both() {
         let verdict = match kind {

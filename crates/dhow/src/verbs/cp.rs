@@ -104,6 +104,8 @@ impl Copy {
             no_overwrite_dir_non_dir: true,
             owner: (local && !self.archive).then(caller),
             only: None,
+            no_devices: local,
+            no_privileges: local && !self.archive,
         }
     }
 

@@ -5,6 +5,7 @@ use crate::recover::Liveness;
 use crate::store::Container;
 use crate::{Engine, EngineError, Result};
 use rootfs::{PathStat, RootfsError};
+use sandbox::boot::shown;
 use sandbox::files::FilesError;
 use sandbox::hull::{Hull, HullError};
 use sandbox::vm::{Appliance, Files, Order, VmHull};
@@ -19,8 +20,6 @@ use types::{Kinded, Status};
 
 /// The hidden verb by which the binary becomes an appliance's process.
 const VERB: &str = "appliance";
-/// Longest text of a guest's that is shown.
-const LONGEST: usize = 1024;
 /// How many times its size a layer's file may hold: the best that its compression does on files that people have.
 const COMPRESSION: u64 = 32;
 
@@ -154,11 +153,6 @@ pub fn appliance(_args: &[OsString]) -> i32 {
     sandbox::vm::serve(UnixStream::from(socket)).map_or(1, |()| 0)
 }
 
-/// What a guest says, fit for a terminal.
-fn shown(text: &str) -> String {
-    text.chars().take(LONGEST).map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
-}
-
 impl From<FilesError> for EngineError {
     fn from(e: FilesError) -> Self {
         match e {
@@ -197,7 +191,7 @@ mod tests {
     #[test]
     fn what_a_guest_says_does_not_reach_the_terminal_raw() {
         assert_eq!(shown("a\x1b[31mb\u{9b}c\nd"), "a?[31mb?c\nd");
-        assert_eq!(shown(&"x".repeat(5000)).len(), LONGEST);
+        assert_eq!(shown(&"x".repeat(5000)).len(), 1024);
         let row = ["root", "1", "0", "0", "10:00", "?", "00:00:00", "a\x1b\nb"].map(str::to_owned);
         let shown = top(vec![row]).processes.unwrap();
         assert_eq!(shown[0][7], "a??b");

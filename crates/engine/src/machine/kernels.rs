@@ -16,6 +16,8 @@ use std::process::Command;
 
 /// The package that `install` takes.
 pub const PACKAGE: &str = "linux-image-cloud-amd64";
+/// The name under which `make kernel` imports what `kernel/build` has built.
+pub const LEAN: &str = "lean";
 /// Setting with the name of the kernel that is used where none is asked for.
 const SETTING: &str = "kernel";
 /// Prefix of directories that are no kernels yet.
@@ -70,8 +72,8 @@ impl Engine {
         all.sort_by(|a, b| a.name.cmp(&b.name));
         let chosen = match chosen {
             Some(name) if all.iter().any(|k| k.name == name) => Some(name),
-            // The latest.
-            _ => all.iter().max_by_key(|k| k.installed_ns).map(|k| k.name.clone()),
+            // The one that is made for guests, or the latest.
+            _ => all.iter().max_by_key(|k| (k.name == LEAN, k.installed_ns)).map(|k| k.name.clone()),
         };
         all.iter_mut().for_each(|k| k.in_use = Some(&k.name) == chosen.as_ref());
         Ok(all)
@@ -253,14 +255,16 @@ fn find(dir: &Path, fits: impl Fn(&str) -> bool) -> Option<PathBuf> {
     list.map(|e| e.path()).find(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(&fits))
 }
 
-/// The version of a bzImage ("The Linux/x86 Boot Protocol": `kernel_version`), empty for an ELF file; anything else is
-/// no kernel.
+/// The version of a bzImage ("The Linux/x86 Boot Protocol": `kernel_version`), or of an ELF file by its banner, empty where
+/// it has none; anything else is no kernel.
 fn version_of(image: &Path) -> Result<String> {
     let io = EngineError::io("cannot read", image);
     let mut head = Vec::new();
     fs::File::open(image).and_then(|f| f.take(64 << 10).read_to_end(&mut head)).map_err(io)?;
     if head.starts_with(b"\x7fELF") {
-        return Ok(String::new());
+        return fs::read(image)
+            .map(|whole| banner_version(&whole))
+            .map_err(EngineError::io("cannot read", image));
     }
     if head.get(0x202..0x206) != Some(b"HdrS") {
         return Err(invalid(format!(
@@ -274,6 +278,16 @@ fn version_of(image: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(text.get(..end).unwrap_or_default()).into_owned())
 }
 
+/// What follows `Linux version ` (init/version.c: `linux_banner`).
+fn banner_version(image: &[u8]) -> String {
+    const BANNER: &[u8] = b"Linux version ";
+    // A format of the same beginning stands before it.
+    let versions = memchr::memmem::find_iter(image, BANNER).filter_map(|at| image.get(at + BANNER.len()..));
+    let mut words = versions.map(|rest| rest.split(|b| *b == b' ' || *b == 0).next().unwrap_or_default());
+    let plain = |word: &&[u8]| word.first().is_some_and(u8::is_ascii_digit) && word.len() < 100;
+    words.find(plain).map(|word| String::from_utf8_lossy(word).into_owned()).unwrap_or_default()
+}
+
 fn size_of(dir: &Path) -> u64 {
     let mut sum = 0;
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -284,4 +298,19 @@ fn size_of(dir: &Path) -> u64 {
         }
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_elf_file_tells_its_version_by_its_banner() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("vmlinux");
+        fs::write(&file, b"\x7fELF..Linux version %s (%s)\0..Linux version 6.1.2-dhow (a@b) #1\0").unwrap();
+        assert_eq!(version_of(&file).unwrap(), "6.1.2-dhow");
+        fs::write(&file, b"\x7fELF..").unwrap();
+        assert_eq!(version_of(&file).unwrap(), "");
+    }
 }

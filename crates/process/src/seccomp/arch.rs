@@ -59,6 +59,12 @@ pub enum Arch {
     Aarch64,
 }
 
+/// The numbers of the system calls of this program's architecture.
+pub(super) fn native_calls() -> impl Iterator<Item = u32> {
+    let table = if Arch::NATIVE == Arch::Aarch64 { arm64::AARCH64 } else { x86::X86_64 };
+    table.iter().map(|(_, number)| *number)
+}
+
 impl Arch {
     /// That of this program.
     pub const NATIVE: Self = if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 };

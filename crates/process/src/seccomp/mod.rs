@@ -11,6 +11,7 @@ mod compile;
 mod default;
 mod docker;
 mod precompiled;
+mod reach;
 #[cfg(test)]
 mod tests;
 mod x86;
@@ -20,6 +21,7 @@ pub use compile::compile;
 pub use default::default_profile;
 pub use docker::parse_docker_profile;
 pub use precompiled::built_in;
+pub use reach::reachable;
 
 use types::{ErrorKind, Kinded};
 

@@ -17,6 +17,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Instant;
 use types::{ErrorKind, Kinded, RestartPolicy, RunState, oci};
 
 /// Name of the control socket in a sandbox's run directory.
@@ -81,6 +82,8 @@ pub struct Client {
     socket: UnixStream,
     decoder: Decoder,
     greeted: bool,
+    /// When an answer must be whole, from one who may be hostile.
+    deadline: Option<Instant>,
 }
 
 impl Client {
@@ -103,7 +106,24 @@ impl Client {
 
     /// Over a connection that is there already.
     pub(crate) fn over(socket: UnixStream) -> Self {
-        Self { socket, decoder: Decoder::default(), greeted: false }
+        Self { socket, decoder: Decoder::default(), greeted: false, deadline: None }
+    }
+
+    /// The same, whatever the other side does: what is not answered by then has failed.
+    #[cfg(feature = "vm")]
+    pub(crate) fn over_until(socket: UnixStream, deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..Self::over(socket) }
+    }
+
+    /// The time that is left, told to the kernel.
+    fn await_in_time(&self) -> io::Result<()> {
+        let Some(deadline) = self.deadline else { return Ok(()) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.socket.set_read_timeout(Some(left))?;
+        self.socket.set_write_timeout(Some(left))
     }
 
     /// Attaches to the main process. The stream ends with its exit code.
@@ -240,6 +260,7 @@ impl Client {
         }
         Frame::Request(Box::new(request)).encode(&mut out)?;
         self.greeted = true;
+        self.await_in_time()?;
         // A supervisor that refuses may have answered and gone before it read all of this.
         match self.socket.write_all(&out) {
             Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
@@ -262,6 +283,7 @@ impl Client {
             }
             let mut piece = [0; 4096];
             let n = loop {
+                self.await_in_time()?;
                 match self.socket.read(&mut piece) {
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                     done => break done?,

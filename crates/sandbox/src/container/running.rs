@@ -7,9 +7,13 @@ use super::{exec, hooks};
 use crate::hull::{AdoptRequest, ExecChild, ExecRequest, ExitStatus, HullError, Sandbox, Stats};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 use sys::clone::Child;
 use types::oci;
+
+const SIGKILL: i32 = 9;
 
 /// A container.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub(crate) struct Container {
     wire: Option<Wire>,
     /// Not our child: it outlived the supervisor that made it.
     adopted: bool,
+    /// We killed it: what its status is if nobody can tell it.
+    killed: Cell<bool>,
     ended: Option<ExitStatus>,
     destroyed: bool,
 }
@@ -47,6 +53,7 @@ impl Container {
             cgroup_path,
             wire,
             adopted: false,
+            killed: Cell::new(false),
             ended: None,
             destroyed: false,
         }
@@ -75,6 +82,25 @@ impl Container {
     }
 }
 
+impl Container {
+    /// Starts the workload; one that has not begun by then (`TimedOut`) has not started.
+    pub(crate) fn start_until(&mut self, until: Option<Instant>) -> Result<(), HullError> {
+        let Some(wire) = self.wire.take() else {
+            return Err(HullError::Invalid("the container has been started already".into()));
+        };
+        let said = wire.say(Word::Start);
+        match wire.hear_from(Some(self.pid), until).step(|| "listen to the container's process".into())? {
+            Heard::Failed(e) => Err(e),
+            Heard::Stopped => Err(Heard::stopped()),
+            Heard::Closed if said.is_ok() => {
+                hooks::poststart(&self.spec, &self.id, self.pid);
+                Ok(())
+            }
+            Heard::Closed | Heard::Ready(_) | Heard::Born(_) => Err(ended_early(&self.pidfd)),
+        }
+    }
+}
+
 impl Sandbox for Container {
     fn pid(&self) -> i32 {
         self.pid
@@ -85,22 +111,13 @@ impl Sandbox for Container {
     }
 
     fn start(&mut self) -> Result<(), HullError> {
-        let Some(wire) = self.wire.take() else {
-            return Err(HullError::Invalid("the container has been started already".into()));
-        };
-        let said = wire.say(Word::Start);
-        match wire.hear_from(Some(self.pid), None).step(|| "listen to the container's process".into())? {
-            Heard::Failed(e) => Err(e),
-            Heard::Stopped => Err(Heard::stopped()),
-            Heard::Closed if said.is_ok() => {
-                hooks::poststart(&self.spec, &self.id, self.pid);
-                Ok(())
-            }
-            Heard::Closed | Heard::Ready(_) | Heard::Born(_) => Err(ended_early(&self.pidfd)),
-        }
+        self.start_until(None)
     }
 
     fn signal(&self, signal: i32) -> Result<(), HullError> {
+        if signal == SIGKILL {
+            self.killed.set(true);
+        }
         match sys::process::pidfd_signal(&self.pidfd, signal) {
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(()),
             done => done.step(|| format!("send signal {signal}")),
@@ -108,6 +125,7 @@ impl Sandbox for Container {
     }
 
     fn kill_all(&self) -> Result<(), HullError> {
+        self.killed.set(true);
         self.cgroup.kill()
     }
 
@@ -149,14 +167,18 @@ impl Sandbox for Container {
         if let Some(ended) = self.ended {
             return Ok(ended);
         }
-        let status = if self.adopted { wait_for_stranger(&self.pidfd, self.pid) } else { reap(&self.pidfd) }?;
+        let known = if self.adopted { wait_for_stranger(&self.pidfd, self.pid) } else { reap(&self.pidfd) }?;
+        let status = match known {
+            ExitStatus::Unknown if self.killed.get() => ExitStatus::Signaled(SIGKILL),
+            known => known,
+        };
         Ok(*self.ended.insert(status))
     }
 
     fn destroy(&mut self) -> Result<(), HullError> {
         self.wire = None;
         if !has_ended(&self.pidfd) {
-            let _ = sys::process::pidfd_signal(&self.pidfd, 9);
+            let _ = sys::process::pidfd_signal(&self.pidfd, SIGKILL);
         }
         self.cgroup.kill()?;
         if !self.adopted && self.ended.is_none() {

@@ -114,7 +114,7 @@ impl Wire {
     }
 
     /// The hull listens to a process that others may stop, until an instant (`TimedOut`) or, without one, for ever.
-    pub(super) fn hear_from(&self, pid: Option<i32>, until: Option<Instant>) -> io::Result<Heard> {
+    pub(crate) fn hear_from(&self, pid: Option<i32>, until: Option<Instant>) -> io::Result<Heard> {
         loop {
             let left = until.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
             let mut fds = [PollFd::new(&self.0, PollFlags::IN)];

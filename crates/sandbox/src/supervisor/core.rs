@@ -112,6 +112,8 @@ pub(super) struct Core<'a> {
     pub(super) next_id: u64,
     /// When a stop becomes a kill.
     pub(super) kill_at: Option<Instant>,
+    /// When a machine whose workload was killed is ended, its disks written out or not.
+    pub(super) plug_at: Option<Instant>,
     /// A client asked for the end by `stop`: the event is told.
     pub(super) stopping: bool,
     pub(super) finished: bool,
@@ -165,6 +167,7 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         clients: BTreeMap::new(),
         next_id: 1,
         kill_at: None,
+        plug_at: None,
         stopping: false,
         finished: false,
         oom_quiet: None,
@@ -494,7 +497,8 @@ impl Core<'_> {
         let waiting = self.waiting.as_ref().map(|w| w.until);
         let health =
             self.health.as_ref().and_then(|h| h.due).filter(|_| self.state.status == Status::Running);
-        let kill = self.kill_at.filter(|_| self.main.as_ref().is_some_and(|m| !m.is_draining()));
+        let kill = [self.kill_at, self.plug_at].into_iter().flatten().min();
+        let kill = kill.filter(|_| self.main.as_ref().is_some_and(|m| !m.is_draining()));
         let quiet = self.oom_quiet.filter(|_| self.main.is_some());
         let execs = self.execs.values().filter_map(Exec::deadline).min();
         [main, waiting, health, kill, quiet, execs].into_iter().flatten()
@@ -526,7 +530,11 @@ impl Core<'_> {
         }
         if due(self.kill_at) {
             self.kill_at = None;
-            self.kill_after_stop();
+            self.kill_now();
+        }
+        if due(self.plug_at) {
+            self.plug_at = None;
+            self.pull_plug();
         }
         if self.main.as_ref().is_some_and(|m| due(m.deadline())) {
             self.run_over();

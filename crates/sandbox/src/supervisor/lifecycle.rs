@@ -256,9 +256,10 @@ impl Core<'_> {
         let Some(main) = self.main.as_mut().filter(|m| !m.is_draining()) else { return };
         let status = main.sandbox.wait().unwrap_or(ExitStatus::Unknown);
         main.ended = Some(Instant::now() + DRAIN);
+        self.state.error = main.sandbox.end_reason().unwrap_or_default();
         self.oom_notice();
         self.state.exit_code = status.code();
-        self.kill_at = None;
+        (self.kill_at, self.plug_at) = (None, None);
         self.health = None;
         self.end_execs();
         if let Some(main) = &mut self.main {

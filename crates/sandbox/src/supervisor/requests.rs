@@ -5,7 +5,7 @@ use super::core::{Core, Waiting};
 use super::exec::later;
 use crate::hull::HullError;
 use crate::protocol::{AttachOptions, ExecOptions, Failure, Frame, Request, Response, WaitCondition};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use types::{ErrorKind, RestartPolicy, Status, oci};
 
 const SIGKILL: i32 = 9;
@@ -102,9 +102,9 @@ impl Core<'_> {
                 self.bundle.name = name;
                 Ok(Outcome::Now(Response::Done))
             }
-            Request::Stats => self.with_sandbox(|s| s.stats().map(|stats| Response::Stats(Box::new(stats)))),
+            Request::Stats => self.ask_sandbox(|s| s.stats().map(|stats| Response::Stats(Box::new(stats)))),
             Request::Processes => {
-                self.with_sandbox(|s| s.processes().map(|pids| Response::Processes { pids }))
+                self.ask_sandbox(|s| s.processes().map(|pids| Response::Processes { pids }))
             }
             Request::Resize { exec, rows, columns } => self.resize(exec, rows, columns),
             Request::Wait { condition } => Ok(self.wait_for(client, condition)),
@@ -133,6 +133,24 @@ impl Core<'_> {
         }
     }
 
+    /// The same, if it hears.
+    fn ask_sandbox(
+        &mut self,
+        f: impl FnOnce(&dyn crate::hull::Sandbox) -> Result<Response, HullError>,
+    ) -> Result<Outcome, Failure> {
+        if self.is_deaf() { Err(self.not_running()) } else { self.with_sandbox(f) }
+    }
+
+    /// See `Sandbox::grace`.
+    fn grace(&self) -> Option<Duration> {
+        self.main.as_ref().and_then(|main| main.sandbox.grace())
+    }
+
+    /// A guest that is paused.
+    fn is_deaf(&self) -> bool {
+        self.state.status == Status::Paused && self.grace().is_some()
+    }
+
     fn attach(&mut self, client: &mut Connection, options: AttachOptions) -> Result<Outcome, Failure> {
         let Some(main) = &self.main else { return Err(self.not_running()) };
         let tty = main.io.tty;
@@ -156,7 +174,16 @@ impl Core<'_> {
             self.end_wait();
             return Ok(Outcome::Now(Response::Done));
         }
-        let sent = self.with_sandbox(|s| s.signal(signal).map(|()| Response::Done))?;
+        if ends && self.is_deaf() {
+            self.thaw();
+        }
+        let sent = match signal {
+            SIGKILL if self.grace().is_some() => {
+                self.kill_softly();
+                Outcome::Now(Response::Done)
+            }
+            _ => self.ask_sandbox(|s| s.signal(signal).map(|()| Response::Done))?,
+        };
         if ends {
             // A user's wish: no restart.
             self.state.stopped_by_user = true;
@@ -190,6 +217,9 @@ impl Core<'_> {
             return Ok(Outcome::Later);
         }
         let signal = signal.unwrap_or(self.bundle.stop_signal);
+        if self.is_deaf() {
+            self.thaw();
+        }
         let _ = self.with_sandbox(|s| s.signal(signal).map(|()| Response::Done));
         self.thaw();
         self.event("kill", &[("signal", signal.to_string())]);
@@ -207,7 +237,12 @@ impl Core<'_> {
             self.end_wait();
             return Ok(Outcome::Later);
         }
-        self.kill_now();
+        // Who asks removes it: nobody misses what it had not written yet.
+        if self.grace().is_none() {
+            self.kill_now();
+        } else {
+            self.pull_plug();
+        }
         Ok(Outcome::Later)
     }
 
@@ -219,16 +254,32 @@ impl Core<'_> {
     }
 
     /// The time that `stop` gave is over.
-    pub(super) fn kill_after_stop(&mut self) {
-        self.kill_now();
+    pub(super) fn kill_now(&mut self) {
+        if self.grace().is_some() {
+            self.kill_softly();
+        } else if let Some(main) = &self.main {
+            let _ = main.sandbox.signal(SIGKILL);
+            let _ = main.sandbox.kill_all();
+            self.thaw();
+        }
+        self.event("kill", &[("signal", SIGKILL.to_string())]);
     }
 
-    fn kill_now(&mut self) {
+    /// Kills the workload of a guest, which then writes its disks out; the machine is ended if that takes too long, or if
+    /// nobody answers.
+    fn kill_softly(&mut self) {
+        let Some((main, grace)) = self.main.as_ref().zip(self.grace()) else { return };
+        self.plug_at = match main.sandbox.signal(SIGKILL) {
+            Ok(()) => Some(later(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX))),
+            Err(_) => Some(Instant::now()),
+        };
+    }
+
+    /// Ends a machine as a power cut does.
+    pub(super) fn pull_plug(&mut self) {
         let Some(main) = &self.main else { return };
-        let _ = main.sandbox.signal(SIGKILL);
         let _ = main.sandbox.kill_all();
         self.thaw();
-        self.event("kill", &[("signal", SIGKILL.to_string())]);
     }
 
     /// It does not run; what would start it again does so no more.
@@ -313,7 +364,7 @@ impl Core<'_> {
         };
         io.resize(rows, columns)
             .map_err(|e| super::core::internal(format!("cannot resize the terminal: {e}")))?;
-        if let Some(main) = self.main.as_ref().filter(|m| !m.is_draining()) {
+        if let Some(main) = self.main.as_ref().filter(|m| !m.is_draining() && !self.is_deaf()) {
             main.sandbox.resize(exec.as_deref(), rows, columns)?;
         }
         if exec.is_none() {

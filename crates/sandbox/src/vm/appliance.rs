@@ -104,7 +104,7 @@ impl Order {
             init: false,
             open_stdin: false,
             console_size: None,
-            now_ns: sys::host::now_ns(),
+            now_ns: 0,
         };
         let null = std::fs::File::options().read(true).write(true).open("/dev/null");
         let null = null.step(|| "open /dev/null".into())?;

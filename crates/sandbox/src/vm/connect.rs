@@ -5,16 +5,18 @@ use crate::client::{Client, ClientError};
 use crate::container::step::Step;
 use crate::hull::HullError;
 use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Listens for the host's connections to the guest.
 pub(super) const VSOCK: &str = "vsock";
-/// How long the guest may take over one answer: the supervisor does nothing else meanwhile.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the guest may take over one answer: the supervisor does nothing else meanwhile. One that is emulated beside many
+/// others needs seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes the directory, empty.
 pub(super) fn fresh_dir(dir: &Path) -> Result<(), HullError> {
@@ -68,19 +70,28 @@ pub(super) fn stream(dir: &Path, name: &str) -> io::Result<UnixStream> {
 /// Connects to the agent's control port.
 pub(super) fn control(dir: &Path) -> Result<Client, ClientError> {
     let refused = |source| ClientError::Connect { path: dir.join(VSOCK).display().to_string(), source };
-    port(dir, CONTROL_PORT, PATIENCE).map(Client::over).map_err(refused)
+    let deadline = Instant::now() + PATIENCE;
+    let socket = port(dir, CONTROL_PORT, deadline).map_err(refused)?;
+    Ok(Client::over_until(socket, deadline))
 }
 
-/// Connects to a port of the guest; `patience` is that of each later wait, too.
-pub(super) fn port(dir: &Path, port: u32, patience: Duration) -> io::Result<UnixStream> {
-    let mut socket = stream(dir, VSOCK)?;
-    socket.set_read_timeout(Some(patience))?;
-    socket.set_write_timeout(Some(patience))?;
+/// Connects to a port of the guest until an instant, whatever the guest and its machine do or leave undone.
+pub(super) fn port(dir: &Path, port: u32, deadline: Instant) -> io::Result<UnixStream> {
+    let left = || match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
+        left => Ok(left),
+    };
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let mut socket = UnixStream::from(socket);
+    // It limits connect(2), too: nobody may accept any more.
+    socket.set_write_timeout(Some(left()?))?;
+    within(dir, VSOCK, |path| Ok(rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?))?;
     socket.write_all(format!("CONNECT {port}\n").as_bytes())?;
     // "OK 1073741824\n", byte by byte: what follows is the protocol's.
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') && line.len() < 32 {
         let mut byte = [0];
+        socket.set_read_timeout(Some(left()?))?;
         socket.read_exact(&mut byte)?;
         line.push(byte[0]);
     }

@@ -9,6 +9,9 @@ use crate::protocol::ExecOptions;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+/// More than the session's process allows the guest.
+const WAIT: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Runs a command; returns when it is executed inside, or why it was not. The child ends with its exit code; killing the
 /// child kills the command, too.
 pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Result<ExecChild, HullError> {
@@ -55,7 +58,8 @@ pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Resul
     })
     .step(|| "create a process for the session".into())?;
     drop((theirs, inner));
-    match ours.hear().step(|| "listen to the session's process".into()) {
+    let until = std::time::Instant::now() + WAIT;
+    match ours.hear_from(None, Some(until)).step(|| "listen to the session's process".into()) {
         Ok(Heard::Ready(_)) => Ok(ExecChild { pid: child.pid, pidfd: child.pidfd, console }),
         Ok(Heard::Failed(e)) | Err(e) => {
             let _ = sys::process::pidfd_signal(&child.pidfd, 9);

@@ -11,6 +11,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use types::docker::FilesystemChange;
 
 /// Pieces that streams are copied in.
@@ -30,7 +31,9 @@ impl Files {
     }
 
     fn ask(&self, work: Work) -> Result<UnixStream, FilesError> {
-        let mut socket = connect::port(&self.dir, PORT, PATIENCE)?;
+        let mut socket = connect::port(&self.dir, PORT, Instant::now() + PATIENCE)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
         boot::write(&mut socket, &Request { version: VERSION, work })?;
         expect_accepted(&mut socket)?;
         socket.set_read_timeout(Some(IDLE))?;

@@ -4,9 +4,20 @@ use super::connect;
 use crate::client::{Client, ClientError};
 use crate::container::running::Container;
 use crate::hull::{ExecChild, ExecRequest, ExitStatus, HullError, Sandbox, Stats};
+use std::io::Read;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use types::oci;
+
+/// How long a guest may take to start a workload that it has prepared.
+const START_WAIT: Duration = Duration::from_secs(60);
+/// How long it may take to write its disks out once its workload is killed.
+const GRACE: Duration = Duration::from_secs(10);
+/// In the machine's directory: why it ended, if nobody told an exit code.
+pub(super) const END: &str = "end";
+/// Most bytes of that.
+const MAX_REASON: u64 = 4096;
 
 /// A microVM. What the host can do to it is done to the monitor and its cgroup, as to a container; what only the guest
 /// can do is asked of its agent.
@@ -19,7 +30,7 @@ pub(super) struct MicroVm {
 impl From<ClientError> for HullError {
     fn from(e: ClientError) -> Self {
         match e {
-            ClientError::Refused(failure) => Self::Guest(failure),
+            ClientError::Refused(failure) => crate::boot::refused(failure),
             e => Self::Unsupported(format!("the guest's agent does not answer: {e}")),
         }
     }
@@ -45,7 +56,7 @@ impl Sandbox for MicroVm {
     }
 
     fn start(&mut self) -> Result<(), HullError> {
-        self.host.start()
+        self.host.start_until(Some(Instant::now() + START_WAIT))
     }
 
     fn signal(&self, signal: i32) -> Result<(), HullError> {
@@ -88,6 +99,17 @@ impl Sandbox for MicroVm {
 
     fn resize(&self, exec: Option<&str>, rows: u16, columns: u16) -> Result<(), HullError> {
         Ok(self.agent()?.resize(exec, rows, columns)?)
+    }
+
+    fn grace(&self) -> Option<Duration> {
+        Some(GRACE)
+    }
+
+    fn end_reason(&self) -> Option<String> {
+        let mut text = String::new();
+        let file = std::fs::File::open(self.dir.join(END)).ok()?;
+        file.take(MAX_REASON).read_to_string(&mut text).ok()?;
+        Some(text)
     }
 
     fn oom_kills(&self) -> u64 {

@@ -40,7 +40,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use types::{Hypervisor, MachinePlan, oci};
+use types::{MachinePlan, oci};
 use vmm::config::DiskRate;
 
 pub use appliance::{Appliance, Order, serve};
@@ -48,10 +48,8 @@ pub use files::Files;
 
 /// Directory in a sandbox's run directory with the sockets of its microVM.
 pub const DIR: &str = "vm";
-/// How long a guest may take from its power-on until its agent is ready.
-const BOOT_WAIT: Duration = Duration::from_secs(30);
-/// The same where each of its instructions is emulated.
-const EMULATED_BOOT_WAIT: Duration = Duration::from_secs(180);
+/// How much longer the monitor, which explains a guest's silence, is waited for.
+const MONITOR_WAIT: Duration = Duration::from_secs(20);
 
 /// Isolates by a virtual machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,10 +116,7 @@ impl Make<'_> {
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
             drop(theirs);
-            let limit = match plan.hypervisor {
-                Hypervisor::Kvm => BOOT_WAIT,
-                Hypervisor::Qemu => EMULATED_BOOT_WAIT,
-            };
+            let limit = monitor::boot_wait(plan.hypervisor) + MONITOR_WAIT;
             match await_ready(&child, &ours, limit) {
                 Ok(()) => Ok((child, ours, console)),
                 Err(e) => {
@@ -161,7 +156,7 @@ fn await_ready(child: &sys::clone::Child, wire: &Wire, limit: Duration) -> Resul
         == 0
     {
         return Err(HullError::Unsupported(format!(
-            "the microVM's guest did not answer within {} s: look at its console, or try another kernel",
+            "the microVM's guest did not answer within {} s: try another kernel",
             limit.as_secs()
         )));
     }

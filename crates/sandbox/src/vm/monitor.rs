@@ -2,6 +2,7 @@
 //! hypervisor, tells the agent what to do, copies the workload's streams, and exits with the workload's exit code.
 
 use super::carrier::Carrier;
+use super::machine::END;
 use super::{connect, kvm, pump, qemu, qmp};
 use crate::boot::{self, Answer, Boot, READY_PORT};
 use crate::client::{AttachOptions, Client, ClientError, Stream};
@@ -9,13 +10,14 @@ use crate::container::cgroup::Cgroup;
 use crate::container::step::Step;
 use crate::container::wire::{Wire, Word};
 use crate::hull::HullError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use types::{Hypervisor, MachinePlan};
 use vmm::config::DiskRate;
 use vmm::devices::vsock::Vsock;
@@ -33,13 +35,33 @@ pub(super) const OOM: &str = "oom";
 const CONSOLE_TAIL: usize = 16 << 10;
 /// How many of its lines an error carries.
 const CONSOLE_LINES: usize = 8;
+/// The longest that is shown of one, in characters.
+const CONSOLE_LINE: usize = 120;
+/// Most bytes of a console's file that are read.
+const CONSOLE_FILE: u64 = 1 << 20;
+/// See [`boot_wait`].
+const BOOT_WAIT: Duration = Duration::from_secs(60);
+/// The same where each of its instructions is emulated.
+const EMULATED_BOOT_WAIT: Duration = Duration::from_secs(180);
+/// In which a machine ends whose agent has gone.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// The exit code of a workload whose end the guest never told.
 const UNKNOWN: i32 = 255;
 
 /// Memory in which the kernels of distributions boot with certainty.
 const ROOMY_MIB: u64 = 128;
+/// How long one who kills a whole cgroup may take from its first process to its last.
+const KILLER_WAIT: Duration = Duration::from_millis(100);
 /// How long a guest may take to sync and power off.
 const END_WAIT: Duration = Duration::from_secs(60);
+
+/// How long a guest may take from its power-on until its agent is ready.
+pub(super) fn boot_wait(hypervisor: Hypervisor) -> Duration {
+    match hypervisor {
+        Hypervisor::Kvm => BOOT_WAIT,
+        Hypervisor::Qemu => EMULATED_BOOT_WAIT,
+    }
+}
 
 /// What a monitor needs.
 pub(super) struct Monitor<'a> {
@@ -55,7 +77,7 @@ pub(super) struct Monitor<'a> {
 }
 
 /// The first of the users that hypervisors run as, one for each, far from those that people have.
-const FIRST_USER: u32 = 0x7100_0000;
+const FIRST_USER: u32 = 0x7800_0000;
 /// How many there are.
 const USERS: u32 = 1 << 20;
 
@@ -94,10 +116,26 @@ impl Monitor<'_> {
         let console = Console { tail: Arc::default(), file: self.dir.join(kvm::CONSOLE) };
         let mut hypervisor = self.start(&console)?;
         let done = self.accompany(&ready, stdio, &mut hypervisor, &console);
+        if matches!(done, Ok(None)) {
+            self.explain_end(&mut hypervisor, &console);
+        }
         // What it has on its disks is synced before its agent tells of the end.
         hypervisor.kill();
         let _ = hypervisor.wait();
-        done
+        done.map(|code| code.unwrap_or(UNKNOWN))
+    }
+
+    /// Leaves word of an end that its guest did not tell of.
+    fn explain_end(&self, hypervisor: &mut Carrier, console: &Console) {
+        // Whoever killed the machine may be about to kill this process with it, and then that is how it ends.
+        std::thread::sleep(KILLER_WAIT);
+        let what = match wait_for_end(hypervisor, LAST_WORDS) {
+            true => {
+                format!("the microVM ended before it told its workload's exit code ({})", hypervisor.wait())
+            }
+            false => "the guest's agent broke off before it told the workload's exit code".to_owned(),
+        };
+        let _ = std::fs::write(self.dir.join(END), console.explain(&what).to_string());
     }
 
     fn start(&self, console: &Console) -> Result<Carrier, HullError> {
@@ -141,57 +179,73 @@ impl Monitor<'_> {
         stdio: [OwnedFd; 3],
         hypervisor: &mut Carrier,
         console: &Console,
-    ) -> Result<i32, HullError> {
+    ) -> Result<Option<i32>, HullError> {
         let mut agent = self.await_agent(ready, hypervisor, console)?;
-        let talk = boot::write(&mut agent, self.boot).and_then(|()| boot::read(&mut agent));
+        // Its clock starts from here.
+        let boot = Boot { now_ns: sys::host::now_ns(), ..self.boot.clone() };
+        let talk = boot::write(&mut agent, &boot).and_then(|()| boot::read(&mut agent));
         match talk {
             Ok(Answer::Prepared) => {}
-            Ok(Answer::Failed(failure)) => return Err(HullError::Guest(failure)),
+            Ok(Answer::Failed(failure)) => return Err(boot::refused(failure)),
             Err(e) => return Err(console.explain(&format!("the guest's agent broke off: {e}"))),
         }
         self.wire.say(Word::Ready).step(|| "report".into())?;
         self.wire.await_word(Word::Start).step(|| "wait for the start".into())?;
         if self.boot.files_only {
+            // The host has said what it wanted to say.
+            self.wire.shut();
             drop(agent);
-            wait_for_end(hypervisor);
-            return Ok(0);
+            wait_for_end(hypervisor, END_WAIT);
+            return Ok(Some(0));
         }
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
         self.wire.shut();
-        let Ok(Some((code, oom))) = pump::run(stream, stdio, self.boot.open_stdin) else {
-            return Ok(UNKNOWN);
-        };
+        let Ok(Some((code, oom))) = pump::run(stream, stdio, self.boot.open_stdin) else { return Ok(None) };
         if oom {
             // Before the supervisor can see the end of this process, with which it asks. A failure tells less, not wrong.
             let _ = std::fs::write(self.dir.join(OOM), b"");
         }
-        Ok(code)
+        Ok(Some(code))
     }
 
     fn start_workload(&self, agent: UnixStream, console: &Console) -> Result<Stream, HullError> {
         let options = AttachOptions { stdin: self.boot.open_stdin, stdout: true, stderr: true };
         Client::over(agent).start(options).map_err(|e| match e {
-            ClientError::Refused(failure) => HullError::Guest(failure),
+            ClientError::Refused(failure) => boot::refused(failure),
             e => console.explain(&format!("the guest's agent broke off: {e}")),
         })
     }
 
-    /// Waits until the agent connects, or its machine ends.
+    /// Waits until the agent connects, or its machine ends, or nobody wants it any more, or it takes too long.
     fn await_agent(
         &self,
         ready: &UnixListener,
         hypervisor: &mut Carrier,
         console: &Console,
     ) -> Result<UnixStream, HullError> {
-        use rustix::event::{PollFd, PollFlags, poll};
+        let limit = boot_wait(self.plan.hypervisor);
+        let until = Instant::now() + limit;
         loop {
             let mut fds = [
                 PollFd::new(ready, PollFlags::IN),
                 PollFd::from_borrowed_fd(hypervisor.pidfd(), PollFlags::IN),
+                PollFd::new(self.wire, PollFlags::IN),
             ];
-            rustix::io::retry_on_intr(|| poll(&mut fds, None)).step(|| "wait for the guest".into())?;
-            let [agent, ended] = [fds[0].revents(), fds[1].revents()];
+            let left =
+                Timespec::try_from(until.saturating_duration_since(Instant::now())).unwrap_or_default();
+            let some = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&left)));
+            if some.step(|| "wait for the guest".into())? == 0 {
+                let seconds = limit.as_secs();
+                return Err(
+                    console.explain(&format!("the microVM's guest did not answer within {seconds} s"))
+                );
+            }
+            let [agent, ended, wire] = [fds[0].revents(), fds[1].revents(), fds[2].revents()];
+            // Nothing is said before the agent is there: the host has gone.
+            if !wire.is_empty() {
+                return Err(HullError::Invalid("the microVM's supervisor has ended".into()));
+            }
             if agent.contains(PollFlags::IN) {
                 return ready.accept().map(|(socket, _)| socket).step(|| "accept the guest's agent".into());
             }
@@ -210,12 +264,11 @@ impl Monitor<'_> {
     }
 }
 
-/// Waits until a guest that was told to end has synced its disk and powered off.
-fn wait_for_end(hypervisor: &Carrier) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+/// Waits until a machine has ended, and says whether it has.
+fn wait_for_end(hypervisor: &Carrier, limit: Duration) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(hypervisor.pidfd(), PollFlags::IN)];
-    let limit = Timespec::try_from(END_WAIT).unwrap_or_default();
-    let _ = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit)));
+    let limit = Timespec::try_from(limit).unwrap_or_default();
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit))).is_ok_and(|n| n > 0)
 }
 
 /// The last of what the guest, or its hypervisor, wrote.
@@ -246,12 +299,21 @@ impl Console {
     fn explain(&self, what: &str) -> HullError {
         // What it wrote last may still be on its way.
         std::thread::sleep(Duration::from_millis(50));
-        let mut bytes = std::fs::read(&self.file).unwrap_or_default();
+        let mut bytes = Vec::new();
+        if let Ok(file) = std::fs::File::open(&self.file) {
+            let _ = file.take(CONSOLE_FILE).read_to_end(&mut bytes);
+        }
         bytes.extend(
             self.tail.lock().map(|kept| kept.iter().copied().collect::<Vec<_>>()).unwrap_or_default(),
         );
-        let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
+        // Of a line that no terminal should see, the readable part.
+        let text = String::from_utf8_lossy(&bytes).replace(|c: char| c.is_control() && c != '\n', "");
+        let lines: Vec<String> = text
+            .lines()
+            .map(str::trim_end)
+            .filter(|l| !l.is_empty())
+            .map(|l| l.chars().take(CONSOLE_LINE).collect())
+            .collect();
         let from = lines.len().saturating_sub(CONSOLE_LINES);
         let last = lines.get(from..).unwrap_or_default().join("\n  ");
         match last.is_empty() {

@@ -25,8 +25,9 @@ const INITRD: &str = "initrd";
 pub(super) const LAYERS: &str = "layers";
 pub(super) const DISK: &str = "disk";
 
-/// What this machine adds to the kernel's command line.
-const CMDLINE: &str = "no_timer_check";
+/// What this machine adds to the kernel's command line. A kernel without firmware would otherwise jump to where a BIOS is
+/// entered, and spin there; a triple fault ends the machine.
+const CMDLINE: &str = "no_timer_check reboot=t";
 
 /// Starts one that is connected to the vsock device's other half, and listens for its orders ([`super::qmp`]) on a socket.
 /// The guest's console comes with its output on the pipe.
@@ -75,7 +76,8 @@ pub(super) fn start(
             "-drive",
             &format!("id={DISK},if=none,format=raw,cache=writeback,discard=unmap,file={disk}{throttling}"),
         ])
-        .args(["-device", &format!("virtio-blk-device,drive={DISK}")]);
+        // Of a full disk of the host the guest is told: QEMU would stop it, for somebody to start it again.
+        .args(["-device", &format!("virtio-blk-device,drive={DISK},werror=report,rerror=report")]);
     let mut fds = vec![vhost.as_fd(), orders.as_fd()];
     if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {
         let mac: Vec<String> = attachment.mac.iter().map(|b| format!("{b:02x}")).collect();
@@ -114,7 +116,10 @@ fn start_program(
         let readable = std::fs::Permissions::from_mode(0o644);
         std::fs::set_permissions(file, readable).step(|| format!("make {} readable", file.display()))?;
     }
-    Program { path, args, fds, output, files, user: of.user() }.start()
+    let disk = std::fs::metadata(&of.plan.disk).step(|| format!("look at {}", of.plan.disk.display()))?;
+    // The guest's memory is a file, too.
+    let largest = disk.len().max(of.plan.memory_mib << 20);
+    Program { path, args, fds, output, files, largest, user: of.user() }.start()
 }
 
 /// What QEMU is given: words, and open files that they name.

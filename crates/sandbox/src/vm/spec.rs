@@ -19,6 +19,9 @@ const OVERHEAD: i64 = 64 << 20;
 /// The same for one that translates code.
 const EMULATED_OVERHEAD: i64 = 512 << 20;
 
+/// The share of a guest's memory that the host's tables of it may take.
+const TABLES: i64 = 128;
+
 /// What the agent is told.
 pub(super) fn boot(
     request: &CreateRequest<'_>,
@@ -48,7 +51,7 @@ pub(super) fn boot(
         init: request.init,
         open_stdin: !is_null(request),
         console_size: request.console_size,
-        now_ns: sys::host::now_ns(),
+        now_ns: 0,
     })
 }
 
@@ -165,6 +168,7 @@ pub(super) fn host_memory(guest_mib: u64, hypervisor: Hypervisor) -> oci::LinuxM
     };
     let guest = i64::try_from(guest_mib.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
     let mut memory = oci::LinuxMemory::default();
-    memory.set_limit(Some(guest.saturating_add(overhead)));
+    // Page tables and their shadows grow with the guest.
+    memory.set_limit(Some(guest.saturating_add(overhead).saturating_add(guest / TABLES)));
     memory
 }

@@ -52,6 +52,9 @@ const HEADER: usize = 16;
 /// How a request ended: its status byte, and how many bytes of data were written into guest memory.
 type Outcome = (u32, usize);
 
+/// After so many requests the guest is told of them.
+const SIGNALS: u16 = 16;
+
 impl Block {
     /// A disk with this content. `number` is for the identifier, `dhow-NUMBER`, that the guest can ask for.
     pub fn new(storage: Storage, read_only: bool, number: usize) -> Self {
@@ -106,6 +109,10 @@ impl Block {
             }
             let written = self.request(&chain, whole.then_some(header))?;
             ring.used(&memory, chain.head, written)?;
+            // What is done waits for no slow request behind it.
+            if turns.is_multiple_of(SIGNALS) {
+                ring.signal(&memory)?;
+            }
         }
         ring.signal(&memory)
     }

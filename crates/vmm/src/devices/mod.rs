@@ -5,6 +5,8 @@ pub mod block;
 pub mod net;
 pub mod net_tap;
 pub mod rate;
+#[cfg(test)]
+mod register_tests;
 pub mod rng;
 pub mod storage;
 #[cfg(any(test, feature = "testing"))]

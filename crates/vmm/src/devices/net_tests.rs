@@ -1,5 +1,5 @@
 use super::*;
-use crate::devices::testing::{BUFFERS, Driver, INDIRECT, NEXT, WRITE, pump};
+use crate::devices::testing::{BUFFERS, Driver, INDIRECT, NEXT, WRITE, pump, tap};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -207,25 +207,8 @@ fn the_configuration_tells_the_address_and_that_the_link_is_up() {
 /// A tap of the kernel, in a network of its own.
 #[test]
 fn a_tap_takes_packets_and_offloads() {
-    let counted = std::thread::spawn(|| {
-        // SAFETY: a thread of its own, which opens nothing that others use.
-        if let Err(e) = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) } {
-            return Err(format!("no network namespace of its own: {e}"));
-        }
-        let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
-        let tun = tun.map_err(|e| format!("/dev/net/tun: {e}"))?;
-        // struct ifreq: the name, then IFF_TAP | IFF_NO_PI | IFF_VNET_HDR.
-        let mut request = [0_u8; 40];
-        request[..4].copy_from_slice(b"tap0");
-        request[16..18].copy_from_slice(&0x5002_u16.to_ne_bytes());
-        // SAFETY: TUNSETIFF reads and writes a struct ifreq, which is as long. The same for SIOCSIFFLAGS.
-        unsafe {
-            assert_eq!(libc::ioctl(tun.as_raw_fd(), 0x4004_54ca, request.as_mut_ptr()), 0);
-            request[16..18].copy_from_slice(&(libc::IFF_UP as u16).to_ne_bytes());
-            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-            assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, request.as_mut_ptr()), 0);
-        }
-        let tap = Tap::new(OwnedFd::from(tun)).unwrap();
+    let counted = std::thread::spawn(|| -> Result<String, String> {
+        let tap = Tap::new(tap()?).unwrap();
         let mut device = Net::new(tap, MAC, &RateLimit::default()).unwrap();
         let mut driver = Driver::new(2);
         device.activate(driver.activation(device.features())).unwrap();

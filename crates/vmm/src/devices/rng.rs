@@ -78,3 +78,51 @@ impl Device for Rng {
         self.serve()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::{BUFFERS, Driver, WRITE, pump};
+
+    fn active(driver: &Driver) -> Result<Rng, DeviceError> {
+        let mut device = Rng::default();
+        device.activate(driver.activation(device.features()))?;
+        Ok(device)
+    }
+
+    #[test]
+    fn requests_are_filled_up_to_a_bound() {
+        let mut driver = Driver::new(1);
+        let mut device = active(&driver).unwrap();
+        driver.chain(0, 0, &[(BUFFERS, 10, WRITE), (BUFFERS + 100, 54, WRITE)]);
+        driver.chain(0, 2, &[(BUFFERS + 0x1000, 1 << 20, WRITE)]);
+        // Nothing that could be filled.
+        driver.chain(0, 3, &[(BUFFERS, 64, 0)]);
+        driver.chain(0, 4, &[(BUFFERS, 0, WRITE)]);
+        device.ready(0, 1).unwrap();
+        assert_eq!(driver.used(0), [(0, 64), (2, MOST), (3, 0), (4, 0)]);
+        assert_ne!(driver.read(BUFFERS + 100, 54), [0; 54]);
+        assert_eq!(driver.read(BUFFERS + 10, 90), [0; 90]);
+        assert_eq!(driver.read(BUFFERS + 0x1000 + MOST as u64, 4096), [0; 4096]);
+    }
+
+    #[test]
+    fn others_have_their_turn_before_many_requests_are_done() {
+        let mut driver = Driver::new(1);
+        let mut device = active(&driver).unwrap();
+        for head in 0..TURNS + 5 {
+            driver.chain(0, head, &[(BUFFERS, 1, WRITE)]);
+        }
+        device.ready(0, 1).unwrap();
+        assert_eq!(driver.used(0).len(), usize::from(TURNS));
+        pump(&mut device, 5).unwrap();
+        assert_eq!(driver.used(0).len(), 5);
+    }
+
+    #[test]
+    fn broken_queues_cost_the_device() {
+        let serve = |driver: Driver| pump(&mut active(&driver)?, 5);
+        Driver::hostile(1, 0, false, serve);
+        Driver::hostile(1, 0, true, serve);
+    }
+}

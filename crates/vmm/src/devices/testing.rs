@@ -1,8 +1,11 @@
 //! A driver for tests and fuzzers, which can also break every rule.
 
+use crate::mmio::Transport;
 use crate::virtio::{Activation, Device, DeviceError, Interrupt, Memory};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::BorrowedFd;
+#[cfg(test)]
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_queue::{Queue, QueueT};
@@ -43,6 +46,26 @@ impl Interrupt for Fired {
     }
 }
 
+/// Registers of virtio-mmio (VIRTIO 1.2, 4.2.2), by their offset.
+pub trait Registers {
+    fn set(&mut self, register: u64, value: u32);
+    fn get(&self, register: u64) -> u32;
+}
+
+impl Registers for Transport {
+    fn set(&mut self, register: u64, value: u32) {
+        if let Some(deferred) = self.write(register, &value.to_le_bytes()) {
+            self.carry_out(deferred);
+        }
+    }
+
+    fn get(&self, register: u64) -> u32 {
+        let mut value = [0; 4];
+        self.read(register, &mut value);
+        u32::from_le_bytes(value)
+    }
+}
+
 /// Memory, and what was made available and seen used.
 pub struct Driver {
     pub memory: Memory,
@@ -64,13 +87,21 @@ impl Driver {
 
     fn with(queues: usize, size: u16, memory: usize) -> Self {
         let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), memory)]).unwrap();
-        Self {
-            memory: Memory::new(map),
-            fired: Arc::default(),
-            size,
-            available: vec![0; queues],
-            seen: vec![0; queues],
+        Self::over(Memory::new(map), queues, size)
+    }
+
+    fn over(memory: Memory, queues: usize, size: u16) -> Self {
+        Self { memory, fired: Arc::default(), size, available: vec![0; queues], seen: vec![0; queues] }
+    }
+
+    /// A driver that takes this one's memory over, with empty queues.
+    pub fn anew(&self) -> Self {
+        let fresh = Self::over(self.memory.clone(), self.queues(), self.size);
+        for [_, available, used] in fresh.rings() {
+            fresh.write(available, &[0; 4]);
+            fresh.write(used, &[0; 4]);
         }
+        fresh
     }
 
     /// How many queues there are.
@@ -81,6 +112,41 @@ impl Driver {
     /// Entries of each.
     pub fn size(&self) -> u16 {
         self.size
+    }
+
+    /// Where descriptors, available ring and used ring of each queue lie.
+    pub fn rings(&self) -> impl Iterator<Item = [u64; 3]> {
+        (0..self.queues()).map(|queue| [self.table(queue), self.available_ring(queue), self.used_ring(queue)])
+    }
+
+    /// Resets a device behind its registers and prepares it as a good driver does (VIRTIO 1.2, 3.1.1), with those of
+    /// `features` that it offers; all but DRIVER_OK.
+    pub fn prepare(&self, device: &mut impl Registers, features: u64) {
+        for status in [0, 1, 3] {
+            device.set(0x70, status);
+        }
+        for half in 0..2 {
+            device.set(0x14, half);
+            device.set(0x24, half);
+            let wanted = (features | 1 << 32) >> (32 * half);
+            device.set(0x20, device.get(0x10) & wanted as u32);
+        }
+        device.set(0x70, 11);
+        for (queue, rings) in (0..).zip(self.rings()) {
+            device.set(0x30, queue);
+            device.set(0x38, u32::from(self.size));
+            for (register, address) in [0x80, 0x90, 0xa0].into_iter().zip(rings) {
+                device.set(register, address as u32);
+                device.set(register + 4, 0);
+            }
+            device.set(0x44, 1);
+        }
+    }
+
+    /// [`Self::prepare`], and starts it.
+    pub fn start(&self, device: &mut impl Registers, features: u64) {
+        self.prepare(device, features);
+        device.set(0x70, 15);
     }
 
     /// Where the descriptors of a queue lie, and behind them its available ring and its used ring.
@@ -177,7 +243,7 @@ impl Driver {
     }
 
     /// Every way to break a queue of which the device reads (`write` false) or to which it writes, each on a fresh
-    /// device and driver. `size` is what an honest buffer may have.
+    /// device and driver.
     pub fn hostile(
         queues: usize,
         queue: usize,
@@ -186,7 +252,7 @@ impl Driver {
     ) {
         let flags = if write { WRITE } else { 0 };
         type Attack<'a> = (&'a str, &'a dyn Fn(&mut Driver));
-        let attacks: [Attack; 9] = [
+        let attacks: [Attack; 13] = [
             ("a chain that bites its tail", &|d| {
                 d.descriptor(queue, 0, BUFFERS, 64, flags | NEXT, 1);
                 d.descriptor(queue, 1, BUFFERS, 64, flags | NEXT, 0);
@@ -207,6 +273,16 @@ impl Driver {
                 }
                 d.chain(queue, 0, &[(BUFFERS, 65535 * 16, INDIRECT)]);
             }),
+            ("an indirect table in an indirect table", &|d| {
+                d.descriptor_at(BUFFERS, BUFFERS + 64, 16, INDIRECT, 0);
+                d.descriptor_at(BUFFERS + 64, BUFFERS, 64, flags, 0);
+                d.chain(queue, 0, &[(BUFFERS, 16, INDIRECT)]);
+            }),
+            ("a buffer to read after one to write", &|d| {
+                d.chain(queue, 0, &[(BUFFERS, 64, 0), (BUFFERS, 64, WRITE), (BUFFERS, 64, 0)])
+            }),
+            ("an index that jumps", &|d| d.set_available(queue, 0x8000)),
+            ("an index that goes back", &|d| d.set_available(queue, u16::MAX)),
             ("more chains than the queue has", &|d| d.set_available(queue, SIZE + 1)),
         ];
         for (name, attack) in attacks {
@@ -216,6 +292,29 @@ impl Driver {
             assert!(matches!(result, Err(DeviceError::Driver(_))), "{name}: {result:?}");
         }
     }
+}
+
+/// A tap that is up, in a network namespace that becomes this thread's own; why there is none.
+#[cfg(test)]
+pub fn tap() -> Result<OwnedFd, String> {
+    // SAFETY: a thread of its own, which opens nothing that others use.
+    if let Err(e) = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) } {
+        return Err(format!("no network namespace of its own: {e}"));
+    }
+    let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
+    let tun = tun.map_err(|e| format!("/dev/net/tun: {e}"))?;
+    // struct ifreq: the name, then IFF_TAP | IFF_NO_PI | IFF_VNET_HDR.
+    let mut request = [0_u8; 40];
+    request[..4].copy_from_slice(b"tap0");
+    request[16..18].copy_from_slice(&0x5002_u16.to_ne_bytes());
+    // SAFETY: TUNSETIFF reads and writes a struct ifreq, which is as long. The same for SIOCSIFFLAGS.
+    unsafe {
+        assert_eq!(libc::ioctl(tun.as_raw_fd(), 0x4004_54ca, request.as_mut_ptr()), 0);
+        request[16..18].copy_from_slice(&(libc::IFF_UP as u16).to_ne_bytes());
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, request.as_mut_ptr()), 0);
+    }
+    Ok(tun.into())
 }
 
 /// Serves what is ready until nothing is for `millis`.

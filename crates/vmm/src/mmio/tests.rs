@@ -1,4 +1,5 @@
 use super::*;
+use crate::devices::testing::Registers;
 use proptest::prelude::*;
 use std::sync::Mutex;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -58,56 +59,44 @@ fn transport() -> (Transport, Recorder) {
     (Transport::new(Box::new(recorder.clone()), memory).unwrap(), recorder)
 }
 
-fn read(transport: &Transport, offset: u64) -> u32 {
-    let mut data = [0; 4];
-    transport.read(offset, &mut data);
-    u32::from_le_bytes(data)
-}
-
-fn write(transport: &mut Transport, offset: u64, value: u32) {
-    if let Some(deferred) = transport.write(offset, &value.to_le_bytes()) {
-        transport.carry_out(deferred);
-    }
-}
-
 fn negotiate(transport: &mut Transport, features: u64) {
-    write(transport, 0x70, 0);
-    write(transport, 0x70, 1);
-    write(transport, 0x70, 3);
+    transport.set(0x70, 0);
+    transport.set(0x70, 1);
+    transport.set(0x70, 3);
     for (select, half) in [(0, features as u32), (1, (features >> 32) as u32)] {
-        write(transport, 0x24, select);
-        write(transport, 0x20, half);
+        transport.set(0x24, select);
+        transport.set(0x20, half);
     }
-    write(transport, 0x70, 11);
+    transport.set(0x70, 11);
 }
 
 fn set_up_queue(transport: &mut Transport, index: u32, at: u32) {
-    write(transport, 0x30, index);
-    write(transport, 0x38, 8);
+    transport.set(0x30, index);
+    transport.set(0x38, 8);
     for (register, address) in [(0x80, at), (0x90, at + 0x100), (0xa0, at + 0x200)] {
-        write(transport, register, address);
-        write(transport, register + 4, 0);
+        transport.set(register, address);
+        transport.set(register + 4, 0);
     }
-    write(transport, 0x44, 1);
+    transport.set(0x44, 1);
 }
 
 #[test]
 fn a_driver_finds_negotiates_and_starts_the_device() {
     let (mut transport, recorder) = transport();
-    assert_eq!(read(&transport, 0), 0x7472_6976);
-    assert_eq!((read(&transport, 4), read(&transport, 8)), (2, 42));
-    write(&mut transport, 0x14, 1);
-    assert_eq!(read(&transport, 0x10), 1, "VERSION_1");
+    assert_eq!(transport.get(0), 0x7472_6976);
+    assert_eq!((transport.get(4), transport.get(8)), (2, 42));
+    transport.set(0x14, 1);
+    assert_eq!(transport.get(0x10), 1, "VERSION_1");
     negotiate(&mut transport, VERSION_1 | FEATURE);
-    assert_eq!(read(&transport, 0x70), 11);
+    assert_eq!(transport.get(0x70), 11);
     set_up_queue(&mut transport, 1, 0x4000);
-    assert_eq!((read(&transport, 0x34), read(&transport, 0x44)), (8, 1));
+    assert_eq!((transport.get(0x34), transport.get(0x44)), (8, 1));
     assert!(transport.interests().is_empty(), "not before DRIVER_OK");
-    write(&mut transport, 0x70, 15);
-    assert_eq!(read(&transport, 0x70), 15);
+    transport.set(0x70, 15);
+    assert_eq!(transport.get(0x70), 15);
     assert_eq!(recorder.0.lock().unwrap().activations, [(VERSION_1 | FEATURE, vec![false, true])]);
     assert_eq!(transport.interests().len(), 1);
-    assert_eq!(read(&transport, 0x100), 0x0707_0707);
+    assert_eq!(transport.get(0x100), 0x0707_0707);
 }
 
 #[test]
@@ -115,8 +104,8 @@ fn features_that_are_not_offered_are_not_accepted() {
     for features in [FEATURE, VERSION_1 | 1 << 6, 0, u64::MAX] {
         let (mut transport, recorder) = transport();
         negotiate(&mut transport, features);
-        assert_eq!(read(&transport, 0x70), 3, "{features:#x}");
-        write(&mut transport, 0x70, 7);
+        assert_eq!(transport.get(0x70), 3, "{features:#x}");
+        transport.set(0x70, 7);
         assert!(recorder.0.lock().unwrap().activations.is_empty());
     }
 }
@@ -126,44 +115,44 @@ fn a_queue_outside_memory_needs_a_reset() {
     let (mut transport, recorder) = transport();
     negotiate(&mut transport, VERSION_1);
     set_up_queue(&mut transport, 0, (1 << 20) - 0x200);
-    write(&mut transport, 0x70, 15);
-    assert_eq!(read(&transport, 0x70), 15 | 0x40);
-    assert_eq!(read(&transport, 0x60), 2, "told by an interrupt");
+    transport.set(0x70, 15);
+    assert_eq!(transport.get(0x70), 15 | 0x40);
+    assert_eq!(transport.get(0x60), 2, "told by an interrupt");
     assert!(recorder.0.lock().unwrap().activations.is_empty());
-    write(&mut transport, 0x70, 0);
-    assert_eq!((read(&transport, 0x70), read(&transport, 0x60)), (0, 0));
+    transport.set(0x70, 0);
+    assert_eq!((transport.get(0x70), transport.get(0x60)), (0, 0));
 }
 
 #[test]
 fn an_error_stops_the_device_until_its_reset() {
     let (mut transport, recorder) = transport();
     negotiate(&mut transport, VERSION_1);
-    write(&mut transport, 0x70, 15);
+    transport.set(0x70, 15);
     recorder.0.lock().unwrap().fail = true;
     transport.ready(3, 1);
-    assert_eq!(read(&transport, 0x70), 15 | 0x40);
+    assert_eq!(transport.get(0x70), 15 | 0x40);
     assert!(transport.interests().is_empty());
-    write(&mut transport, 0x70, 0);
+    transport.set(0x70, 0);
     recorder.0.lock().unwrap().fail = false;
     assert_eq!(recorder.0.lock().unwrap().resets, 1);
     negotiate(&mut transport, VERSION_1);
-    write(&mut transport, 0x70, 15);
+    transport.set(0x70, 15);
     assert_eq!(recorder.0.lock().unwrap().activations.len(), 2);
-    assert_eq!(read(&transport, 0x70), 15);
+    assert_eq!(transport.get(0x70), 15);
 }
 
 #[test]
 fn interrupts_are_raised_and_acknowledged() {
     let (mut transport, recorder) = transport();
     negotiate(&mut transport, VERSION_1);
-    write(&mut transport, 0x70, 15);
+    transport.set(0x70, 15);
     let interrupt = recorder.0.lock().unwrap().held.as_ref().unwrap().interrupt.clone();
     interrupt.queue(0);
     interrupt.config();
     assert_eq!(transport.line().read().unwrap(), 2);
-    assert_eq!((read(&transport, 0x60), read(&transport, 0xfc)), (3, 1));
-    write(&mut transport, 0x64, 1);
-    assert_eq!(read(&transport, 0x60), 2);
+    assert_eq!((transport.get(0x60), transport.get(0xfc)), (3, 1));
+    transport.set(0x64, 1);
+    assert_eq!(transport.get(0x60), 2);
 }
 
 #[test]
@@ -171,10 +160,10 @@ fn queues_do_not_change_under_a_running_device() {
     let (mut transport, _) = transport();
     negotiate(&mut transport, VERSION_1);
     set_up_queue(&mut transport, 0, 0x4000);
-    write(&mut transport, 0x70, 15);
-    write(&mut transport, 0x30, 0);
-    write(&mut transport, 0x44, 0);
-    assert_eq!(read(&transport, 0x44), 1);
+    transport.set(0x70, 15);
+    transport.set(0x30, 0);
+    transport.set(0x44, 0);
+    assert_eq!(transport.get(0x44), 1);
 }
 
 proptest! {

@@ -82,7 +82,7 @@ impl Group {
         let mut pause = Duration::from_micros(20);
         loop {
             let events = files::read(&self.dir, "cgroup.events").map_err(failed)?;
-            if files::flat_value(&events, "frozen") == Some(reached) {
+            if files::flat_value(&events, "frozen") == Some(reached) || freeze && self.stands_still() {
                 return Ok(());
             }
             if started.elapsed() > PATIENCE {
@@ -94,6 +94,14 @@ impl Group {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(10));
         }
+    }
+
+    /// Whether nothing moves but a thread of the kernel's, which is never frozen, so that the kernel never calls its group
+    /// so: before Linux 6.13 KVM puts one into the cgroup of whoever makes a virtual machine.
+    fn stands_still(&self) -> bool {
+        let tids = files::read(&self.dir, "cgroup.threads").unwrap_or_default();
+        let threads: Vec<_> = tids.lines().filter_map(|tid| tid.parse().ok().and_then(thread)).collect();
+        threads.iter().any(|t| t.kernel) && threads.iter().all(|t| t.kernel || !t.moves)
     }
 
     pub fn kill(&self) -> Result<(), HullError> {
@@ -279,5 +287,37 @@ pub(super) fn remove(host: &'static Hierarchies, path: &str) -> io::Result<()> {
             done => done,
         },
         None => Ok(()),
+    }
+}
+
+/// What `/proc/TID/stat` says of a thread (proc_pid_stat(5)).
+struct Thread {
+    /// It is one of the kernel's.
+    kernel: bool,
+    /// It runs, or will run without being woken.
+    moves: bool,
+}
+
+/// None if it has ended.
+fn thread(tid: i32) -> Option<Thread> {
+    const PF_KTHREAD: u64 = 0x20_0000;
+    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let flags: u64 = fields.get(6)?.parse().ok()?;
+    Some(Thread { kernel: flags & PF_KTHREAD != 0, moves: matches!(*fields.first()?, "R" | "D") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_threads_are_told_from_others() {
+        assert!(thread(std::process::id() as i32).is_some_and(|t| !t.kernel));
+        // kthreadd, unless this is a PID namespace.
+        if std::fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n") {
+            assert!(thread(2).is_some_and(|t| t.kernel));
+        }
     }
 }

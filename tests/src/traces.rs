@@ -1,0 +1,170 @@
+//! What a store leaves on the host, and the means to harm it.
+
+use crate::Store;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// `kill -9`; who is gone already is.
+pub fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+/// Looks until it is so.
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether to take long: `DHOW_SOAK=1`.
+pub fn soak() -> bool {
+    std::env::var_os("DHOW_SOAK").is_some()
+}
+
+/// Numbers that are the same in each run (xorshift64).
+pub struct Random(u64);
+
+impl Default for Random {
+    fn default() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl Random {
+    /// One of so many.
+    pub fn below(&mut self, count: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % count
+    }
+}
+
+/// A process of a store.
+#[derive(Debug)]
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Its command line, with spaces between the arguments.
+    pub command: String,
+}
+
+/// Those whose command line names the store: commands, supervisors, monitors, hypervisors.
+pub fn processes(store: &Store) -> Vec<Process> {
+    let dir = store.root().parent().unwrap().display().to_string();
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let with_command = all.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        Some(Process { pid, command: String::from_utf8_lossy(&command).replace('\0', " ") })
+    });
+    with_command.filter(|process| process.command.contains(&dir)).collect()
+}
+
+/// What a store leaves on the host.
+pub fn traces(store: &Store) -> BTreeSet<String> {
+    let mut out = BTreeSet::new();
+    let dir = store.root().parent().unwrap().display().to_string();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    out.extend(mounts.lines().filter(|l| l.contains(&dir)).map(|l| format!("mount {l}")));
+    out.extend(processes(store).iter().map(|p| format!("process {} {}", p.pid, p.command)));
+    for sub in ["root/sandboxes", "run/sandboxes", "run/layers"] {
+        for entry in
+            std::fs::read_dir(store.root().parent().unwrap().join(sub)).into_iter().flatten().flatten()
+        {
+            out.insert(format!("file {sub}/{}", entry.file_name().display()));
+        }
+    }
+    let tag = tag_of(store);
+    let groups = groups(Path::new("/sys/fs/cgroup"), 3).into_iter().filter(|g| g.contains(&tag));
+    out.extend(groups.map(|g| format!("cgroup {g}")));
+    for link in std::fs::read_dir("/sys/class/net").unwrap().flatten() {
+        let name = link.file_name().display().to_string();
+        let master = std::fs::read_link(link.path().join("master")).unwrap_or_default();
+        if mine(store, &master) {
+            out.insert(format!("interface {name}"));
+        }
+    }
+    out.extend(firewall(store));
+    out
+}
+
+/// Elements of our firewall tables that lead into this store's network, and its bridge's subnet.
+fn firewall(store: &Store) -> Vec<String> {
+    let bridge = format!("dhow-{}", tag_of(store));
+    let said = |program: &str, args: &[&str]| {
+        let out = std::process::Command::new(program).args(args).output();
+        out.map_or_else(|_| String::new(), |out| String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    // `7: dhow-0123  inet 172.17.0.1/16 …`: what its containers have begins with the same two numbers.
+    let address = said("ip", &["-o", "-4", "addr", "show", "dev", &bridge]);
+    let subnet = address.split_whitespace().find(|w| w.contains('/')).unwrap_or("none/");
+    let prefix: String = subnet.split_inclusive('.').take(2).collect();
+    let rules = said("nft", &["list", "table", "ip", "dhow"]);
+    let elements = rules.split([',', '{', '}', '\n', '=']).map(str::trim);
+    let ours = elements.filter(|e| e.contains(&bridge) || e.contains(&prefix));
+    ours.map(|e| format!("firewall {e}")).collect()
+}
+
+/// Whether a bridge is this store's: its name has the tag that the store's cgroups have.
+fn mine(store: &Store, bridge: &Path) -> bool {
+    let Some(name) = bridge.file_name().map(|n| n.display().to_string()) else { return false };
+    let tag = name.strip_prefix("dhow-").unwrap_or_default().to_owned();
+    !tag.is_empty() && tag == tag_of(store)
+}
+
+/// FNV-1a of the root's path, as the engine names what is a store's own.
+fn tag_of(store: &Store) -> String {
+    let bytes = store.root().into_os_string().into_encoded_bytes();
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3));
+    format!("{:08x}", (hash ^ (hash >> 32)) as u32)
+}
+
+fn groups(dir: &Path, depth: u32) -> Vec<String> {
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|t| t.is_dir()) {
+            continue;
+        }
+        let name = entry.file_name().display().to_string();
+        // Groups of containers: 64 digits below the store's own.
+        if name.len() == 64 && dir.display().to_string().contains("dhow-") {
+            out.push(entry.path().display().to_string());
+        } else if depth > 0 {
+            out.extend(groups(&entry.path(), depth - 1));
+        }
+    }
+    out
+}
+
+/// Its traces once the last supervisor and the interface of the last container are gone: a `run` waits for neither,
+/// and the kernel takes an interface down in its own time.
+pub fn at_rest(store: &Store) -> BTreeSet<String> {
+    let mut now = BTreeSet::new();
+    until("everything at rest", || {
+        now = traces(store);
+        !now.iter().any(|t| t.starts_with("process") || t.starts_with("interface"))
+    });
+    now
+}
+
+/// Says what is left, and fails, if that stays so.
+pub fn back_to(store: &Store, before: &BTreeSet<String>) {
+    let mut last = String::new();
+    until("nothing left", || {
+        let now = traces(store);
+        let more: Vec<_> = now.difference(before).collect();
+        let change = format!("more: {more:?}, less: {:?}", before.difference(&now).collect::<Vec<_>>());
+        if now != *before && change != last {
+            eprintln!("{change}");
+        }
+        last = change;
+        now == *before
+    });
+}
