@@ -57,11 +57,8 @@ impl Engine {
     /// All that a supervisor needs, decided now.
     fn bundle(&self, container: &Container) -> Result<Bundle> {
         let machine = self.machine_plan(container)?;
-        // What a microVM has of these is on its own disk.
-        let mounts: &[_] = if machine.is_some() { &[] } else { &container.mounts };
-        if machine.is_none() {
-            self.prepare_volumes(container)?;
-        }
+        let mounts = &container.mounts[..];
+        self.prepare_volumes(container)?;
         let network = self.plan_network(container)?;
         let joined = self.joined(container)?;
         let own_names = matches!(network, NetworkPlan::Bridge(_) | NetworkPlan::None);

@@ -49,7 +49,7 @@ pub fn enter(jail: &Jail, largest: u64) -> Result<(), VmmError> {
     give_up_rights(jail.uid, jail.gid).map_err(step("give up its rights"))
 }
 
-/// No core files, no locked memory, no file larger than `largest` bytes, no more descriptors than a hypervisor needs.
+/// No core files, no locked memory, no file of more bytes, no more descriptors than a hypervisor needs.
 pub fn lower_limits(largest: u64) -> io::Result<()> {
     let lower = |resource, value: u64| {
         let now = rustix::process::getrlimit(resource);

@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod devices;
 pub mod error;
+pub mod fs;
 pub mod gpt;
 pub mod jail;
 pub mod mmio;

@@ -1,8 +1,8 @@
 //! The main thread while the guest runs: serves the control socket and waits for the end.
 
 use crate::config::Config;
-use crate::devices::balloon;
 use crate::control::{Answer, Client, Request, State};
+use crate::devices::balloon;
 use crate::run::Ended;
 use crate::vcpu::{Machine, Vcpus};
 use crate::virtio::Command;

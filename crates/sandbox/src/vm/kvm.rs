@@ -2,13 +2,14 @@
 
 use super::connect;
 use super::monitor::{GUEST_CID, KERNEL_CMDLINE, Monitor};
+use crate::boot::SHARES_TAG;
 use crate::container::step::Step;
 use crate::hull::HullError;
 use rustix::io::{FdFlags, fcntl_setfd};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use types::NetworkPlan;
-use vmm::config::{Config, Disk, DiskContent, Jail, Net, Vsock};
+use vmm::config::{Config, Disk, DiskContent, Fs, Jail, Net, Vsock};
 
 /// What this machine adds to the kernel's command line.
 const CMDLINE: &str = "reboot=k";
@@ -20,14 +21,15 @@ pub(super) const CONSOLE: &str = "console";
 pub(super) const CONTROL: &str = "control";
 
 /// Starts a machine. What it says of its failure comes on the pipe.
-pub(super) fn start(of: &Monitor<'_>) -> Result<(sys::clone::Child, OwnedFd), HullError> {
+/// `shares` leads to the server of the host's directories.
+pub(super) fn start(of: &Monitor<'_>, shares: Option<&OwnedFd>) -> Result<(sys::clone::Child, OwnedFd), HullError> {
     let (open, short) = connect::short(of.dir).step(|| "open the machine's directory".into())?;
     connect::open_to_all(of.dir)?;
-    let config = config(of, &short);
+    let config = config(of, &short, shares);
     let (said, say) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(|| "make a pipe".into())?;
     let mut keep = vec![open.as_fd(), say.as_fd()];
-    keep.extend(of.tap.map(AsFd::as_fd));
+    keep.extend(of.tap.into_iter().chain(shares).map(AsFd::as_fd));
     let child = sys::clone::spawn(0, None, || {
         let closed = sys::process::close_all_but(&keep);
         let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
@@ -50,7 +52,7 @@ pub(super) fn start(of: &Monitor<'_>) -> Result<(sys::clone::Child, OwnedFd), Hu
     Ok((child.step(|| "create the machine's process".into())?, said))
 }
 
-fn config(of: &Monitor<'_>, dir: &Path) -> Config {
+fn config(of: &Monitor<'_>, dir: &Path, shares: Option<&OwnedFd>) -> Config {
     let mut disks = Vec::new();
     if !of.layers.is_empty() {
         let content = DiskContent::Partitions(of.layers.to_vec());
@@ -72,6 +74,7 @@ fn config(of: &Monitor<'_>, dir: &Path) -> Config {
         disks,
         nets,
         vsock: Some(Vsock { cid: GUEST_CID, socket: dir.join(connect::VSOCK) }),
+        fs: shares.map(|socket| Fs { socket: socket.as_raw_fd(), tag: SHARES_TAG.into() }),
         balloon: true,
         console: Some(dir.join(CONSOLE)),
         control: dir.join(CONTROL),

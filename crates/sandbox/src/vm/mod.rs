@@ -4,6 +4,7 @@
 //! create:  cgroup ─► tap ─► monitor process ─► vsock, hypervisor ─► guest kernel ─► agent ─► Boot … prepared
 //! start:   the agent starts the workload, which it supervises by the container hull, inside
 //! exec:    a process per session, that copies between the session's descriptors and the agent
+//! shares:  a process of their own serves the host's directories that the specification binds, by virtio-fs
 //! files:   the agent serves them on a port of their own; of a stopped one, in an [`Appliance`]
 //! end:     the agent syncs, tells the exit code, powers off; the monitor exits with that code
 //! ```
@@ -13,6 +14,7 @@
 //! never says is waited for with a deadline.
 
 mod appliance;
+mod beside;
 mod carrier;
 mod connect;
 mod exec;
@@ -24,6 +26,7 @@ mod monitor;
 mod pump;
 mod qemu;
 mod qmp;
+mod shares;
 mod spec;
 mod walls;
 
@@ -36,6 +39,7 @@ use crate::hull::{AdoptRequest, CreateRequest, Created, Hull, HullError, Rootfs,
 use machine::MicroVm;
 use monitor::Monitor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use shares::Share;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -60,11 +64,12 @@ impl Hull for VmHull {
         let Rootfs::Machine { plan, layers, network } = request.rootfs else {
             return Err(HullError::Invalid("a microVM needs a machine plan".into()));
         };
-        let boot = spec::boot(&request, network, layers.len())?;
+        let (boot, shares) = spec::boot(&request, network, layers.len())?;
         let resources = spec::host_resources(request.resources(), plan);
         let make = Make {
             plan,
             layers,
+            shares: &shares,
             rate: request.resources().map(spec::disk_rate).unwrap_or_default(),
             boot: &boot,
             cgroup: request.cgroup,
@@ -89,6 +94,7 @@ struct Make<'a> {
     plan: &'a MachinePlan,
     layers: &'a [PathBuf],
     rate: DiskRate,
+    shares: &'a [Share],
     boot: &'a Boot,
     cgroup: &'a str,
     run: &'a Path,
@@ -102,7 +108,7 @@ impl Make<'_> {
         resources: &oci::LinuxResources,
         tap: &mut dyn FnMut() -> Result<Option<OwnedFd>, HullError>,
     ) -> Result<Created, HullError> {
-        let Self { plan, layers, rate, boot, .. } = *self;
+        let Self { plan, layers, shares, rate, boot, .. } = *self;
         let cgroup = Cgroup::create(self.cgroup, resources)?;
         let dir = self.run.join(DIR);
         let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>), HullError> {
@@ -112,7 +118,7 @@ impl Make<'_> {
             let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
             let stdio = inner.as_ref().map_or(self.stdio, |fd| [fd.as_fd(); 3]);
             let monitor =
-                Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), rate, boot, stdio, wire: &theirs };
+                Monitor { plan, layers, shares, dir: &dir, tap: tap.as_ref(), rate, boot, stdio, wire: &theirs };
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
             drop(theirs);

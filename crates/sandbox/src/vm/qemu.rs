@@ -2,6 +2,7 @@
 
 use super::monitor::{KERNEL_CMDLINE, Monitor};
 use super::walls::{self, Program};
+use crate::boot::SHARES_TAG;
 use crate::container::step::Step;
 use crate::hull::HullError;
 use rustix::fs::{Mode, OFlags};
@@ -29,11 +30,12 @@ pub(super) const DISK: &str = "disk";
 /// entered, and spin there; a triple fault ends the machine.
 const CMDLINE: &str = "no_timer_check reboot=t";
 
-/// Starts one that is connected to the vsock device's other half, and listens for its orders ([`super::qmp`]) on a socket.
+/// Starts one that is connected to the other halves of the vsock device and, if there is one, of the file system, and listens for its orders ([`super::qmp`]) on a socket.
 /// The guest's console comes with its output on the pipe.
 pub(super) fn start(
     of: &Monitor<'_>,
-    vhost: &OwnedFd,
+    vsock: &OwnedFd,
+    shares: Option<&OwnedFd>,
     orders: &impl AsFd,
 ) -> Result<(Child, OwnedFd), HullError> {
     let path = walls::find(PROGRAM).ok_or_else(|| {
@@ -58,8 +60,13 @@ pub(super) fn start(
         .args(["-device", "virtio-balloon-device,id=balloon,free-page-reporting=on"])
         .args(["-chardev", &format!("socket,id=qmp,server=on,wait=off,fd={}", orders.as_fd().as_raw_fd())])
         .args(["-mon", "chardev=qmp,mode=control"])
-        .args(["-chardev", &format!("socket,id=vsock,fd={}", vhost.as_raw_fd())])
+        .args(["-chardev", &format!("socket,id=vsock,fd={}", vsock.as_raw_fd())])
         .args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
+    if let Some(shares) = shares {
+        given
+            .args(["-chardev", &format!("socket,id=shares,fd={}", shares.as_raw_fd())])
+            .args(["-device", &format!("vhost-user-fs-device,chardev=shares,tag={SHARES_TAG}")]);
+    }
     let throttling = throttling(&of.rate);
     if !of.layers.is_empty() {
         let layers = layers_disk(of, &mut given)?;
@@ -78,7 +85,8 @@ pub(super) fn start(
         ])
         // Of a full disk of the host the guest is told: QEMU would stop it, for somebody to start it again.
         .args(["-device", &format!("virtio-blk-device,drive={DISK},werror=report,rerror=report")]);
-    let mut fds = vec![vhost.as_fd(), orders.as_fd()];
+    let mut fds = vec![vsock.as_fd(), orders.as_fd()];
+    fds.extend(shares.map(AsFd::as_fd));
     if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {
         let mac: Vec<String> = attachment.mac.iter().map(|b| format!("{b:02x}")).collect();
         given
@@ -117,9 +125,8 @@ fn start_program(
         std::fs::set_permissions(file, readable).step(|| format!("make {} readable", file.display()))?;
     }
     let disk = std::fs::metadata(&of.plan.disk).step(|| format!("look at {}", of.plan.disk.display()))?;
-    // The guest's memory is a file, too.
     let largest = disk.len().max(of.plan.memory_mib << 20);
-    Program { path, args, fds, output, files, largest, user: of.user() }.start()
+    Program { path, args, fds, output, files, user: of.user(), largest }.start()
 }
 
 /// What QEMU is given: words, and open files that they name.

@@ -1,6 +1,7 @@
 //! What of a container's specification is carried out inside, and what on the host.
 
-use crate::boot::{Boot, VERSION};
+use super::shares::Share;
+use crate::boot::{Boot, SHARES, VERSION};
 use crate::container::step::Step;
 use crate::hull::{CreateRequest, HullError};
 use std::io::Read;
@@ -22,14 +23,14 @@ const EMULATED_OVERHEAD: i64 = 512 << 20;
 /// The share of a guest's memory that the host's tables of it may take.
 const TABLES: i64 = 128;
 
-/// What the agent is told.
+/// What the agent is told, and what of the host's files it is given.
 pub(super) fn boot(
     request: &CreateRequest<'_>,
     network: &NetworkPlan,
     layers: usize,
-) -> Result<Boot, HullError> {
+) -> Result<(Boot, Vec<Share>), HullError> {
     let mut spec = request.spec.clone();
-    let files = take_files(&mut spec)?;
+    let (files, shares) = take_bindings(&mut spec)?;
     if let Some(linux) = spec.linux_mut() {
         confine(linux)?;
     }
@@ -40,11 +41,12 @@ pub(super) fn boot(
         process.set_oom_score_adj(None);
     }
     spec.set_hooks(None);
-    Ok(Boot {
+    let boot = Boot {
         version: VERSION,
         id: request.id.to_owned(),
         spec,
         files,
+        shares: !shares.is_empty(),
         network: network.clone(),
         layers,
         files_only: false,
@@ -52,7 +54,8 @@ pub(super) fn boot(
         open_stdin: !is_null(request),
         console_size: request.console_size,
         now_ns: 0,
-    })
+    };
+    Ok((boot, shares))
 }
 
 /// Without `-i` stdin is `/dev/null`, and nobody need copy it.
@@ -88,24 +91,27 @@ fn confine(linux: &mut oci::Linux) -> Result<(), HullError> {
     Ok(())
 }
 
-/// Replaces the bindings of small files of ours by their contents; there are no others.
-fn take_files(spec: &mut oci::Spec) -> Result<Vec<(String, String)>, HullError> {
-    let mut files = Vec::new();
+type Files = Vec<(String, String)>;
+
+/// Replaces the sources of bindings by what the guest has in their place: the small files of names by their contents, all
+/// else by what is shared.
+fn take_bindings(spec: &mut oci::Spec) -> Result<(Files, Vec<Share>), HullError> {
+    let (mut files, mut shares) = (Vec::new(), Vec::new());
     for mount in spec.mounts_mut().iter_mut().flatten() {
         let bound = mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind");
         let Some(source) = mount.source().clone().filter(|_| bound) else { continue };
         let target = mount.destination().to_string_lossy().into_owned();
-        if !NAME_FILES.contains(&target.as_str()) || !is_small_file(&source) {
-            return Err(HullError::Unsupported(format!(
-                "{} cannot be mounted into a microVM at {target}: directories of the host are not shared with guests; copy the files in (dhow cp) or run a container",
-                source.display()
-            )));
-        }
-        let path = format!("{FILES}/{}", files.len());
-        files.push((path.clone(), contents(&source)?));
-        mount.set_source(Some(path.into()));
+        let place = if NAME_FILES.contains(&target.as_str()) && is_small_file(&source) {
+            let place = format!("{FILES}/{}", files.len());
+            files.push((place.clone(), contents(&source)?));
+            place
+        } else {
+            shares.push(Share::of(source, mount));
+            format!("{SHARES}/{}", shares.len() - 1)
+        };
+        mount.set_source(Some(place.into()));
     }
-    Ok(files)
+    Ok((files, shares))
 }
 
 fn is_small_file(path: &Path) -> bool {

@@ -40,6 +40,8 @@ pub(super) struct Program<'a> {
     pub(super) largest: u64,
     /// The user and the group that it becomes.
     pub(super) user: u32,
+    /// Bytes of the largest file that it may write, its guest's memory included.
+    pub(super) largest: u64,
 }
 
 /// Where a program is, behind all links.
