@@ -22,7 +22,6 @@ mod nodes;
 mod serve;
 #[cfg(test)]
 mod tests;
-#[allow(missing_docs)]
 mod wire;
 mod xattr;
 
