@@ -3,7 +3,7 @@
 //!
 //! Source: the kernel's include/uapi/linux/fuse.h, version 7.31.
 
-use rustix::fs::{Statx, StatVfs};
+use rustix::fs::{StatVfs, Statx};
 use rustix::io::Errno;
 
 /// The version that is spoken.
