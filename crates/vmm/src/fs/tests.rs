@@ -9,10 +9,13 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
+/// Carries a request over, and its answer back.
+type Ask = Box<dyn Fn(&[u8]) -> Option<Vec<u8>>>;
+
 /// A server of a directory, and a driver in front of it.
 struct Rig {
     dir: tempfile::TempDir,
-    ask: Box<dyn Fn(&[u8]) -> Option<Vec<u8>>>,
+    ask: Ask,
     uid: u32,
 }
 
@@ -58,7 +61,7 @@ impl Rig {
         Self::before(dir, Box::new(move |request| server.answer(request)))
     }
 
-    fn before(dir: tempfile::TempDir, ask: Box<dyn Fn(&[u8]) -> Option<Vec<u8>>>) -> Self {
+    fn before(dir: tempfile::TempDir, ask: Ask) -> Self {
         let rig = Self { dir, ask, uid: 0 };
         rig.call(op::INIT, 0, &body!(7u32, 38u32, 0u32, u32::MAX)).unwrap();
         rig
@@ -372,7 +375,7 @@ fn what_is_no_file_is_not_opened_and_devices_are_not_made() {
         for flags in 0..3 {
             assert_eq!(rig.open(node, flags), Err(Errno::INVAL), "{name}");
         }
-        assert_eq!(rig.named(op::CREATE, ROOT, &body!(0o102u32, 0u32, 0u32, 0u32), &[name]).is_err(), true);
+        assert!(rig.named(op::CREATE, ROOT, &body!(0o102u32, 0u32, 0u32, 0u32), &[name]).is_err());
     }
     for mode in [0o020_666u32, 0o060_666, 0, 0o040_700, 0o120_777, 0o160_000] {
         let made = rig.named(op::MKNOD, ROOT, &body!(mode, 0x0103u32, 0u32, 0u32), &["device"]);
