@@ -48,7 +48,9 @@ fn directories_and_files_of_the_host_are_the_same_in_both_hulls() {
         for name in ["w", "r"] {
             fs::create_dir(at(name)).unwrap();
         }
-        for (name, content) in [("w/seed", "seed\n"), ("r/kept", "kept\n"), ("f", "file\n"), ("rf", "fixed\n")] {
+        for (name, content) in
+            [("w/seed", "seed\n"), ("r/kept", "kept\n"), ("f", "file\n"), ("rf", "fixed\n")]
+        {
             fs::write(at(name), content).unwrap();
         }
         fs::set_permissions(at("w"), fs::Permissions::from_mode(0o777)).unwrap();
@@ -70,7 +72,15 @@ fn directories_and_files_of_the_host_are_the_same_in_both_hulls() {
         let files = files.map(|path| fs::read_to_string(path).unwrap());
         let link = fs::read_link(at("w/d/link")).unwrap();
         let made = fs::metadata(at("w/d/e/f")).unwrap();
-        (text(&out.stdout), errors, owners, files, link, (made.uid(), made.gid()), fs::exists(at("w/dev")).unwrap())
+        (
+            text(&out.stdout),
+            errors,
+            owners,
+            files,
+            link,
+            (made.uid(), made.gid()),
+            fs::exists(at("w/dev")).unwrap(),
+        )
     });
     assert_eq!(container.0, vm.0);
     assert!(vm.0.ends_with("end\n") && !vm.0.contains("the host's own"), "{}", vm.0);
@@ -79,7 +89,8 @@ fn directories_and_files_of_the_host_are_the_same_in_both_hulls() {
     // A container may make the device's node, where a guest would have it made on another machine than its own.
     assert!(vm.1.iter().any(|line| line.contains("dev: Operation not permitted")), "{:?}", vm.1);
     assert!(container.6 && !vm.6);
-    let others = |lines: &[String]| lines.iter().filter(|l| !l.contains("mknod")).cloned().collect::<Vec<_>>();
+    let others =
+        |lines: &[String]| lines.iter().filter(|l| !l.contains("mknod")).cloned().collect::<Vec<_>>();
     assert_eq!(others(&container.1), others(&vm.1));
     assert_eq!((&container.2, &container.3, &container.4, container.5), (&vm.2, &vm.3, &vm.4, vm.5));
     assert_eq!((vm.2, vm.5), ((7, 8, 0o604, 2), (0, 0)));
@@ -131,7 +142,12 @@ fn volumes_pass_from_one_hull_to_the_other() {
     // A new volume begins with what the image has there, in either hull.
     for (hull, name) in [(container, "one"), (vm, "two")] {
         let flags = ["--rm", "-v", &format!("{name}:/data")];
-        let out = run(&store, hull, &flags, "cat /data/seed; stat -c '%a %u' /data /data/seed; echo here > /data/note");
+        let out = run(
+            &store,
+            hull,
+            &flags,
+            "cat /data/seed; stat -c '%a %u' /data /data/seed; echo here > /data/note",
+        );
         assert_eq!(ok(&out), "from the image\n750 0\n640 0\n");
     }
     for (hull, name) in [(vm, "one"), (container, "two")] {
@@ -145,10 +161,20 @@ fn volumes_pass_from_one_hull_to_the_other() {
     ok(&run(&store, container, &["--name", "box"], "true"));
     store.ok(&["commit", "--change", "VOLUME /data", "box", "voluminous"]);
     store.ok(&["rm", "box"]);
-    let command = ["voluminous", "sh", "-c", "cat /data/seed; echo mine > /data/own; ls /data; touch /mem/x && df /mem | tail -1"];
+    let command = [
+        "voluminous",
+        "sh",
+        "-c",
+        "cat /data/seed; echo mine > /data/own; ls /data; touch /mem/x && df /mem | tail -1",
+    ];
     let out = store.out(&[&["run"], vm, &["--name", "vol", "--tmpfs", "/mem"], &command[..]].concat());
     assert!(ok(&out).starts_with("from the image\nown\nseed\ntmpfs "), "{}", text(&out.stdout));
-    let name = store.ok(&["inspect", "-f", "{{range .Mounts}}{{if eq .Type \"volume\"}}{{.Name}}{{end}}{{end}}", "vol"]);
+    let name = store.ok(&[
+        "inspect",
+        "-f",
+        "{{range .Mounts}}{{if eq .Type \"volume\"}}{{.Name}}{{end}}{{end}}",
+        "vol",
+    ]);
     assert_eq!(fs::read(store.root().join("volumes").join(&name).join("_data/own")).unwrap(), b"mine\n");
     let out = run(&store, container, &["--rm", "--volumes-from", "vol"], "cat /data/own");
     assert_eq!(ok(&out), "mine\n");
@@ -177,7 +203,8 @@ fn the_server_is_shut_in_and_its_death_is_an_error_inside() {
     until("the guest", || dir.path().join("up").exists());
     let server = server_of(&store, "vm");
     // Its root has the one directory; it has none of the namespaces, nor other privileges than those over files.
-    let names: Vec<_> = fs::read_dir(format!("/proc/{server}/root")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        fs::read_dir(format!("/proc/{server}/root")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["0"]);
     let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
     for line in ["CapEff:\t00000000000000db", "CapPrm:\t00000000000000db", "Seccomp:\t2", "NoNewPrivs:\t1"] {
@@ -185,7 +212,10 @@ fn the_server_is_shut_in_and_its_death_is_an_error_inside() {
     }
     let mounts = fs::read_to_string(format!("/proc/{server}/mountinfo")).unwrap();
     assert_eq!(mounts.lines().count(), 2, "{mounts}");
-    assert!(mounts.lines().all(|m| m.contains("nosuid,nodev,noexec") && m.contains("nosymfollow")), "{mounts}");
+    assert!(
+        mounts.lines().all(|m| m.contains("nosuid,nodev,noexec") && m.contains("nosymfollow")),
+        "{mounts}"
+    );
 
     let pid = rustix::process::Pid::from_raw(server).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -208,10 +238,20 @@ fn what_cannot_be_mounted_into_a_microvm_is_refused_in_one_sentence() {
     let refused = |flags: &[&str], said: &str| {
         let out = run(&store, HULLS[1], flags, "true");
         let errors = text(&out.stderr);
-        assert!(out.status.code() == Some(125) && errors.contains(said), "{flags:?}: {:?} {errors}", out.status);
+        assert!(
+            out.status.code() == Some(125) && errors.contains(said),
+            "{flags:?}: {:?} {errors}",
+            out.status
+        );
     };
-    refused(&["-v", "/dev/null:/null"], "/dev/null cannot be mounted into a microVM: only directories and regular files can");
-    refused(&["-v", "/etc:/host:rshared"], "the propagation rshared of the mount at /host is not for microVMs");
+    refused(
+        &["-v", "/dev/null:/null"],
+        "/dev/null cannot be mounted into a microVM: only directories and regular files can",
+    );
+    refused(
+        &["-v", "/etc:/host:rshared"],
+        "the propagation rshared of the mount at /host is not for microVMs",
+    );
     refused(&["-v", "/etc:/bin/busybox"], "the source on the host is a directory");
     refused(&["--mount", "type=bind,src=/nowhere,dst=/x"], "bind source path does not exist");
 }

@@ -32,7 +32,8 @@ impl Beside {
 
     /// The host's directories, behind the socket of their server.
     pub(super) fn shares(dir: &Path, socket: OwnedFd) -> Result<(OwnedFd, Self), HullError> {
-        let device = Fs::new(socket, SHARES_TAG).step(|| "make the device of the host's directories".into())?;
+        let device =
+            Fs::new(socket, SHARES_TAG).step(|| "make the device of the host's directories".into())?;
         Self::new(dir, "vhost-shares", Box::new(device), None)
     }
 

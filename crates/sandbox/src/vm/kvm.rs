@@ -22,7 +22,10 @@ pub(super) const CONTROL: &str = "control";
 
 /// Starts a machine. What it says of its failure comes on the pipe.
 /// `shares` leads to the server of the host's directories.
-pub(super) fn start(of: &Monitor<'_>, shares: Option<&OwnedFd>) -> Result<(sys::clone::Child, OwnedFd), HullError> {
+pub(super) fn start(
+    of: &Monitor<'_>,
+    shares: Option<&OwnedFd>,
+) -> Result<(sys::clone::Child, OwnedFd), HullError> {
     let (open, short) = connect::short(of.dir).step(|| "open the machine's directory".into())?;
     connect::open_to_all(of.dir)?;
     let config = config(of, &short, shares);

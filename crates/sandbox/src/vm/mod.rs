@@ -39,8 +39,8 @@ use crate::hull::{AdoptRequest, CreateRequest, Created, Hull, HullError, Rootfs,
 use machine::MicroVm;
 use monitor::Monitor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use shares::Share;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use shares::Share;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -117,8 +117,17 @@ impl Make<'_> {
             let (console, inner) = if boot.terminal() { console()? } else { (None, None) };
             let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
             let stdio = inner.as_ref().map_or(self.stdio, |fd| [fd.as_fd(); 3]);
-            let monitor =
-                Monitor { plan, layers, shares, dir: &dir, tap: tap.as_ref(), rate, boot, stdio, wire: &theirs };
+            let monitor = Monitor {
+                plan,
+                layers,
+                shares,
+                dir: &dir,
+                tap: tap.as_ref(),
+                rate,
+                boot,
+                stdio,
+                wire: &theirs,
+            };
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
             drop(theirs);

@@ -109,6 +109,8 @@ impl Monitor<'_> {
         keep.extend(self.tap.map(AsFd::as_fd));
         sys::process::close_all_but(&keep).step(|| "close descriptors".into())?;
         sys::process::reset_signals();
+        // The other end of a stream may go at any moment, and what is left in it is still to be copied.
+        sys::process::ignore_broken_pipes();
         let _ = rustix::process::setsid();
         let stdio = pump::own(self.stdio).step(|| "duplicate descriptors".into())?;
         let ready = connect::listen(self.dir, &format!("{}_{READY_PORT}", connect::VSOCK))

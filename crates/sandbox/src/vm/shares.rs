@@ -119,7 +119,9 @@ fn furnish(trees: &[(OwnedFd, bool)]) -> std::io::Result<OwnedFd> {
         let name = number.to_string();
         match directory {
             true => mkdirat(&root, &name, Mode::RWXU)?,
-            false => drop(openat(&root, &name, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RWXU)?),
+            false => {
+                drop(openat(&root, &name, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RWXU)?)
+            }
         }
         attach(tree, openat(&root, &name, handle, Mode::empty())?)?;
     }

@@ -36,10 +36,10 @@ pub(super) struct Program<'a> {
     pub(super) output: BorrowedFd<'a>,
     /// Files of the host that it finds in its root, by these names. Anybody may read them.
     pub(super) files: Vec<(&'a Path, &'static str)>,
+    /// No file of its becomes larger, in bytes, its guest's memory included.
+    pub(super) largest: u64,
     /// The user and the group that it becomes.
     pub(super) user: u32,
-    /// Bytes of the largest file that it may write, its guest's memory included.
-    pub(super) largest: u64,
 }
 
 /// Where a program is, behind all links.

@@ -119,7 +119,9 @@ impl Fs {
                 self.sent.insert(number, request);
                 // A driver has no more requests on their way than its queues have places.
                 match self.sent.len() > QUEUES * usize::from(QUEUE) {
-                    true => Err(DeviceError::Driver("it has more requests than its queues have places".into())),
+                    true => {
+                        Err(DeviceError::Driver("it has more requests than its queues have places".into()))
+                    }
                     false => Ok(()),
                 }
             }
@@ -168,7 +170,9 @@ impl Fs {
     /// The server is gone: what waits for it fails.
     fn gone(&mut self, active: &mut Active, memory: &GuestMemoryMmap) -> Result<(), DeviceError> {
         if self.socket.take().is_some() {
-            crate::note::note(format_args!("the server of the host's directories is gone: they fail with EIO"));
+            crate::note::note(format_args!(
+                "the server of the host's directories is gone: they fail with EIO"
+            ));
         }
         let stuck = self.stuck.take().map(|(request, _)| request);
         for request in self.sent.drain().map(|(_, request)| request).chain(stuck) {
@@ -193,7 +197,12 @@ impl Fs {
 
 impl Active {
     /// Gives a request back to the driver, answered.
-    fn answer(&mut self, memory: &GuestMemoryMmap, request: &Request, mut answer: &[u8]) -> Result<(), DeviceError> {
+    fn answer(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        request: &Request,
+        mut answer: &[u8],
+    ) -> Result<(), DeviceError> {
         let mut written = 0;
         for (address, length) in &request.room {
             let (now, rest) = answer.split_at(answer.len().min(*length as usize));
@@ -239,7 +248,9 @@ fn take(
                 let bytes = message.get_mut(start..).unwrap_or_default();
                 memory.read_slice(bytes, descriptor.addr()).map_err(|e| broken(e.to_string()))?;
             }
-            (false, false) => return Err(broken("a chain has a readable buffer after a writable one".into())),
+            (false, false) => {
+                return Err(broken("a chain has a readable buffer after a writable one".into()));
+            }
         }
         ended = !descriptor.has_next();
     }

@@ -28,7 +28,11 @@ fn requests_go_out_and_answers_come_back_in_any_order() {
     let (mut device, server) = rig();
     let mut driver = Driver::new(QUEUES);
     driver.write(BUFFERS, b"onetwosix");
-    driver.chain(1, 0, &[(BUFFERS, 1, 0), (BUFFERS + 1, 2, 0), (ANSWERS, 2, WRITE), (ANSWERS + 100, 90, WRITE)]);
+    driver.chain(
+        1,
+        0,
+        &[(BUFFERS, 1, 0), (BUFFERS + 1, 2, 0), (ANSWERS, 2, WRITE), (ANSWERS + 100, 90, WRITE)],
+    );
     driver.chain(1, 4, &[(BUFFERS + 3, 3, 0), (ANSWERS + 200, 4, WRITE)]);
     // Nobody answers those that forget.
     driver.chain(0, 0, &[(BUFFERS + 6, 3, 0)]);
@@ -50,7 +54,10 @@ fn requests_go_out_and_answers_come_back_in_any_order() {
     pump(&mut device, 1).unwrap();
     assert_eq!(driver.used(1), [(4, 4), (0, 9)]);
     assert_eq!(driver.read(ANSWERS + 200, 5), b"too \0");
-    assert_eq!((driver.read(ANSWERS, 3), driver.read(ANSWERS + 100, 8)), (b"an\0".to_vec(), b" answer\0".to_vec()));
+    assert_eq!(
+        (driver.read(ANSWERS, 3), driver.read(ANSWERS + 100, 8)),
+        (b"an\0".to_vec(), b" answer\0".to_vec())
+    );
 }
 
 #[test]

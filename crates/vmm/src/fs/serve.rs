@@ -36,7 +36,8 @@ pub fn serve(socket: &OwnedFd, root: OwnedFd) -> Result<(), ServeError> {
     };
     std::thread::scope(|scope| {
         for _ in 1..THREADS {
-            let spawned = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, || work().is_ok());
+            let spawned =
+                std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, || work().is_ok());
             spawned.map_err(failed("start a thread"))?;
         }
         work().map_err(failed("serve the guest's files"))

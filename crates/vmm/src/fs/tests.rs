@@ -106,7 +106,8 @@ impl Rig {
         let (mut all, mut offset) = (Vec::new(), 0u64);
         loop {
             let opcode = if plus { op::READDIRPLUS } else { op::READDIR };
-            let some = self.call(opcode, directory, &body!(handle, offset, 1024u32, 0u32, 0u64, 0u64)).unwrap();
+            let some =
+                self.call(opcode, directory, &body!(handle, offset, 1024u32, 0u32, 0u64, 0u64)).unwrap();
             assert!(some.len() <= 1024);
             if some.is_empty() {
                 break;
@@ -151,7 +152,10 @@ fn files(rig: &Rig) {
 
     // Cut off, by its node and by its file; times and modes.
     let set = |valid: u32, size: u64, mode: u32| {
-        let body = body!(valid, 0u32, handle, size, 0u64, 11u64, 12u64, 0u64, 0u32, 5u32, 0u32, mode, 0u32, 0u32, 0u32, 0u32);
+        let body = body!(
+            valid, 0u32, handle, size, 0u64, 11u64, 12u64, 0u64, 0u32, 5u32, 0u32, mode, 0u32, 0u32, 0u32,
+            0u32
+        );
         rig.call(op::SETATTR, node, &body)
     };
     set(1 << 3, 3, 0).unwrap();
@@ -215,7 +219,10 @@ fn directories(rig: &Rig) {
     rig.named(op::RENAME, ROOT, &body!(ROOT), &["dir", "moved"]).unwrap();
     let handle = rig.open(rig.lookup(dir, "file").unwrap(), 0).unwrap();
     assert_eq!(rig.read(handle, 0, 9).unwrap(), b"text");
-    assert_eq!(rig.named(op::RENAME2, ROOT, &body!(ROOT, 1u32, 0u32), &["moved", "second"]), Err(Errno::EXIST));
+    assert_eq!(
+        rig.named(op::RENAME2, ROOT, &body!(ROOT, 1u32, 0u32), &["moved", "second"]),
+        Err(Errno::EXIST)
+    );
     rig.named(op::RENAME2, ROOT, &body!(ROOT, 2u32, 0u32), &["moved", "second"]).unwrap();
     assert_eq!(rig.lookup(ROOT, "second").unwrap(), dir);
     assert_eq!(rig.named(op::RENAME2, ROOT, &body!(ROOT, 4u32, 0u32), &["second", "w"]), Err(Errno::INVAL));
@@ -267,7 +274,8 @@ fn owners(rig: &mut Rig) {
         assert_eq!((meta.uid(), meta.gid()), (70_001, 70_001), "{name}");
     }
     let node = rig.lookup(ROOT, "link").unwrap();
-    let owner = body!(6u32, 0u32, 0u64, 0u64, 0u64, 0u64, 0u64, 0u64, 0u32, 0u32, 0u32, 0u32, 0u32, 5u32, 6u32, 0u32);
+    let owner =
+        body!(6u32, 0u32, 0u64, 0u64, 0u64, 0u64, 0u64, 0u64, 0u32, 0u32, 0u32, 0u32, 0u32, 5u32, 6u32, 0u32);
     rig.call(op::SETATTR, node, &owner).unwrap();
     let meta = fs::symlink_metadata(rig.path("link")).unwrap();
     assert_eq!((meta.uid(), meta.gid()), (5, 6));
@@ -335,8 +343,13 @@ fn names_lead_down_and_links_nowhere() {
         assert_eq!(rig.open(node, 0), Err(Errno::INVAL));
         assert!(rig.call(op::OPENDIR, node, &body!(0u32, 0u32)).is_err());
         let flags = (rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CREATE).bits();
-        assert_eq!(rig.named(op::CREATE, ROOT, &body!(flags, 0o600u32, 0u32, 0u32), &[link]), Err(Errno::LOOP));
-        let mode = body!(1u32, 0u32, 0u64, 0u64, 0u64, 0u64, 0u64, 0u64, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32);
+        assert_eq!(
+            rig.named(op::CREATE, ROOT, &body!(flags, 0o600u32, 0u32, 0u32), &[link]),
+            Err(Errno::LOOP)
+        );
+        let mode = body!(
+            1u32, 0u32, 0u64, 0u64, 0u64, 0u64, 0u64, 0u64, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32
+        );
         assert_eq!(rig.call(op::SETATTR, node, &mode), Err(Errno::OPNOTSUPP));
     }
     // A directory that the guest knows, and that somebody made a link meanwhile.
@@ -426,7 +439,10 @@ fn requests_that_lie_are_refused() {
     let head = body!(handle, 0u64, 4096u32, 0u32, 0u64, 0u32, 0u32);
     assert_eq!(rig.call(op::WRITE, 0, &[&head[..], b"only this"].concat()), Err(Errno::INVAL));
     assert_eq!(rig.call(op::LOOKUP, ROOT, b"file"), Err(Errno::INVAL));
-    assert_eq!(rig.call(op::SETXATTR, node, &[&body!(u32::MAX, 0u32)[..], b"user.x\0y"].concat()), Err(Errno::INVAL));
+    assert_eq!(
+        rig.call(op::SETXATTR, node, &[&body!(u32::MAX, 0u32)[..], b"user.x\0y"].concat()),
+        Err(Errno::INVAL)
+    );
     // Sizes and offsets beyond everything.
     assert!(rig.read(handle, u64::MAX, u32::MAX).is_err());
     assert_eq!(rig.read(handle, 1 << 40, u32::MAX).unwrap(), b"");
@@ -445,6 +461,47 @@ fn requests_that_lie_are_refused() {
     assert_eq!(fs::read(rig.path("file")).unwrap(), b"text");
 }
 
+#[test]
+fn who_may_not_keep_them_loses_the_bits_that_lend_rights() {
+    if is_root() {
+        bits(&Rig::new());
+    }
+}
+
+fn bits(rig: &Rig) {
+    let mode = || fs::metadata(rig.path("tool")).unwrap().mode() & 0o7777;
+    let give = || fs::set_permissions(rig.path("tool"), fs::Permissions::from_mode(0o6755)).unwrap();
+    fs::write(rig.path("tool"), "text").unwrap();
+    let node = rig.lookup(ROOT, "tool").unwrap();
+    let handle = rig.open(node, 2).unwrap();
+    let write = |flags: u32| {
+        let head = body!(handle, 0u64, 1u32, flags, 0u64, 0u32, 0u32);
+        rig.call(op::WRITE, 0, &[&head[..], b"x"].concat()).unwrap();
+    };
+    let cut = |valid: u32| {
+        let rest =
+            body!(handle, 2u64, 0u64, 0u64, 0u64, 0u64, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32);
+        rig.call(op::SETATTR, node, &[&body!(valid, 0u32)[..], &rest].concat()).unwrap();
+    };
+    let truncate = rustix::fs::OFlags::TRUNC.bits() | 1;
+    give();
+    write(0);
+    cut(1 << 3);
+    rig.call(op::OPEN, node, &body!(truncate, 0u32)).unwrap();
+    assert_eq!(mode(), 0o6755);
+    write(4);
+    assert_eq!(mode(), 0o755);
+    give();
+    cut(1 << 3 | 1 << 11);
+    assert_eq!(mode(), 0o755);
+    give();
+    rig.call(op::OPEN, node, &body!(truncate, 1u32)).unwrap();
+    assert_eq!(mode(), 0o755);
+    give();
+    rig.named(op::CREATE, ROOT, &body!(truncate, 0o600u32, 0u32, 1u32), &["tool"]).unwrap();
+    assert_eq!(mode(), 0o755);
+}
+
 /// A process of its own, in which the server is shut in and a thread is the driver.
 #[test]
 fn all_this_can_be_done_behind_the_filter() {
@@ -455,10 +512,12 @@ fn all_this_can_be_done_behind_the_filter() {
     if std::env::var_os("DHOW_FS_CHILD").is_none() {
         let exe = std::env::current_exe().unwrap();
         let mut child = std::process::Command::new(exe);
-        let out = child.args(["--exact", NAME, "--test-threads=1"]).env("DHOW_FS_CHILD", "1").output().unwrap();
+        let out =
+            child.args(["--exact", NAME, "--test-threads=1"]).env("DHOW_FS_CHILD", "1").output().unwrap();
         return assert!(out.status.success(), "{}: {}", out.status, String::from_utf8_lossy(&out.stdout));
     }
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let root = fs::File::open(dir.path()).unwrap();
     let driver = std::thread::spawn(move || {
@@ -472,6 +531,7 @@ fn all_this_can_be_done_behind_the_filter() {
         files(&rig);
         directories(&rig);
         attributes(&rig);
+        bits(&rig);
         let dir = rig.named(op::MKDIR, ROOT, &body!(0o755u32, 0u32), &["owners"]).unwrap();
         rig.call(op::STATFS, u64_at(&dir, 0), &[]).unwrap();
         let file = rig.lookup(ROOT, "file").unwrap();

@@ -127,6 +127,10 @@ fn load_elf(
     let high = GuestAddress(layout::HIGH_MEMORY);
     let loaded = Elf::load(memory, None, file, Some(high))
         .map_err(|source| BootError::Load { path: path.into(), source })?;
+    if loaded.kernel_end <= layout::HIGH_MEMORY {
+        // Nothing was to be loaded, or nothing where a kernel lies: the initramfs would come to lie upon our own tables.
+        return Err(BootError::NoKernel(path.into()));
+    }
     if loaded.kernel_end > low_end {
         return Err(BootError::Memory { path: path.into(), need: mib(loaded.kernel_end) });
     }
@@ -255,6 +259,11 @@ mod tests {
         let mut elf = vec![0; 4096];
         elf[..4].copy_from_slice(b"\x7fELF");
         assert!(matches!(kernel(&elf), Err(BootError::Load { .. })));
+        // An ELF header (elf(5)) that is right, and nothing to load.
+        elf[4..7].copy_from_slice(&[2, 1, 1]);
+        elf[0x18..0x20].copy_from_slice(&0x100_0000u64.to_le_bytes());
+        (elf[0x20], elf[0x36]) = (64, 56);
+        assert!(matches!(kernel(&elf), Err(BootError::NoKernel(_))));
     }
 
     #[test]
