@@ -22,8 +22,8 @@ PACKAGES = {
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def install_packages():
-    missing = sorted({package for program, package in PACKAGES.items() if not shutil.which(program)})
+def install_packages(packages):
+    missing = sorted({package for program, package in packages.items() if not shutil.which(program)})
     if not missing:
         return
     print("installing", *missing, flush=True)
@@ -113,5 +113,8 @@ def describe(everyone):
     }
     for engine in everyone:
         facts[engine.name] = engine.version()
+    if not everyone:
+        facts["qemu"] = version("qemu-system-x86_64", "--version")
+        return facts
     facts["runc"] = version("runc", "--version").removeprefix("runc version ")
     return facts

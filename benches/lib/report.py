@@ -4,7 +4,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+# What a section of the page begins and ends with.
+CONTAINERS = "<!-- figures -->", "<!-- end of figures -->"
+MACHINES = "<!-- figures of microVMs -->", "<!-- end of figures of microVMs -->"
 
 
 def seconds(value):
@@ -71,16 +73,16 @@ def markdown(results, facts):
     return "\n".join([*lines, "", *machine])
 
 
-def write_json(output, results, facts, raw):
+def write_json(output, name, results, facts, raw):
     """One file for the whole, one per row with every single time."""
     whole = {"machine": facts, "results": [asdict(result) for result in results]}
-    (output / "results.json").write_text(json.dumps(whole, indent=1) + "\n")
+    (output / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
     for row, values in raw.items():
         (output / f"{row}.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
-def renew(page: Path, results, facts):
-    text = page.read_text()
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    page.write_text(f"{before}{BEGIN}\n{markdown(results, facts)}\n{END}{after}")
+def renew(page: Path, section, results, facts):
+    begin, end = section
+    before, rest = page.read_text().split(begin, 1)
+    after = rest.split(end, 1)[1]
+    page.write_text(f"{before}{begin}\n{markdown(results, facts)}\n{end}{after}")

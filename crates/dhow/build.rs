@@ -1,6 +1,7 @@
 //! Compiles what is embedded: the program of the image `hello`, and the agent of microVMs, both static and small.
 
 use std::env;
+use std::hash::{DefaultHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -36,10 +37,9 @@ fn guest(crates: &Path) {
     println!("cargo::rerun-if-env-changed=DHOW_GUEST_BIN");
     if let Ok(bin) = env::var("DHOW_GUEST_BIN") {
         println!("cargo::rerun-if-changed={bin}");
-        println!("cargo::rustc-env=DHOW_GUEST={bin}");
-        return;
+        return embed(Path::new(&bin));
     }
-    for name in ["guest", "net", "process", "sandbox", "sys", "types"] {
+    for name in ["guest", "net", "process", "rootfs", "sandbox", "sys", "types"] {
         println!("cargo::rerun-if-changed={}", crates.join(name).join("src").display());
     }
     println!("cargo::rerun-if-changed={}", crates.join("../Cargo.lock").display());
@@ -62,6 +62,14 @@ fn guest(crates: &Path) {
     }
     let status = cargo.status().unwrap_or_else(|e| panic!("cannot run {cargo:?}: {e}"));
     assert!(status.success(), "the guest's agent does not compile: {cargo:?}");
-    let bin = shared.join(target).join("guest/dhow-guest");
+    embed(&shared.join(target).join("guest/dhow-guest"));
+}
+
+/// Names the agent, and a tag that changes with its bytes.
+fn embed(bin: &Path) {
+    let bytes = std::fs::read(bin).unwrap_or_else(|e| panic!("cannot read {}: {e}", bin.display()));
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes);
     println!("cargo::rustc-env=DHOW_GUEST={}", bin.display());
+    println!("cargo::rustc-env=DHOW_GUEST_TAG={:016x}", hasher.finish());
 }

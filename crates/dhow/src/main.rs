@@ -32,8 +32,9 @@ fn main() {
 /// The program of the embedded image `hello`.
 const HELLO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hello"));
 
-/// The program of a microVM's agent.
-const GUEST: &[u8] = include_bytes!(env!("DHOW_GUEST"));
+/// The agent of microVMs.
+const GUEST: engine::Agent =
+    engine::Agent { program: include_bytes!(env!("DHOW_GUEST")), tag: env!("DHOW_GUEST_TAG") };
 
 /// What this program is.
 const BUILD: engine::BuildInfo = engine::BuildInfo {
@@ -44,3 +45,13 @@ const BUILD: engine::BuildInfo = engine::BuildInfo {
     },
     compiler: env!("CARGO_PKG_RUST_VERSION"),
 };
+
+#[cfg(test)]
+mod tests {
+    /// Each microVM has it in its memory, and unpacks it at its start.
+    #[test]
+    fn the_agent_of_microvms_is_small() {
+        let size = super::GUEST.program.len();
+        assert!((1..2_000_000).contains(&size), "the agent has {size} bytes");
+    }
+}

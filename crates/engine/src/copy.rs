@@ -39,6 +39,11 @@ impl Engine {
     ) -> Result<T> {
         let container = self.find(name)?;
         if container.is_vm() {
+            if self.is_at_rest(&container)?
+                && let Some((root, rest)) = self.below_mount(&container, path, write)?
+            {
+                return work(Source::Here(&root, &rest, None));
+            }
             return self.with_guest(&container, |files| work(Source::Guest(files)));
         }
         match self.settled(&container)? {

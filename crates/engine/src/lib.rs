@@ -74,6 +74,15 @@ pub const DEFAULT_ROOT: &str = "/var/lib/dhow";
 /// Where what a reboot clears lies unless `--run` says otherwise.
 pub const DEFAULT_RUN: &str = "/run/dhow";
 
+/// The program that is PID 1 of a microVM.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Agent {
+    /// Its bytes; empty where there is none.
+    pub program: &'static [u8],
+    /// Another one for other bytes, made when it was built: nobody hashes the program at each start.
+    pub tag: &'static str,
+}
+
 /// How to open a store.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
@@ -83,8 +92,8 @@ pub struct OpenOptions {
     pub run: Option<PathBuf>,
     /// The program of the embedded image `hello`; empty where there is none.
     pub hello: &'static [u8],
-    /// The program of a microVM's agent; empty where there is none.
-    pub guest: &'static [u8],
+    /// The agent of microVMs.
+    pub guest: Agent,
 }
 
 /// One store, open.
@@ -94,7 +103,7 @@ pub struct Engine {
     images: image::ImageStore,
     events: EventLog,
     hello: &'static [u8],
-    guest: &'static [u8],
+    guest: Agent,
     /// The microVM whose files are within reach, see [`Engine::with_files`].
     kept: RefCell<Option<types::ContainerId>>,
 }

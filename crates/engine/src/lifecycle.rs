@@ -172,6 +172,7 @@ impl Engine {
         let change = as_host_config(change)?;
         let (host, mut resources) = spec::updated_resources(&container.host, &change)?;
         let warnings = sandbox::container::cgroup::Cgroup::unsupported(&resources);
+        crate::machine::check(&Container { host: host.clone(), ..container.clone() })?;
         let restart = config::restart_policy(&host)?;
         if restart != types::RestartPolicy::No && host.auto_remove.unwrap_or(false) {
             return Err(EngineError::Conflict(

@@ -1,5 +1,6 @@
 //! Where things lie on this host.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use types::{ContainerId, LayerFormat};
 
@@ -53,22 +54,22 @@ impl Paths {
         self.root.join("volumes").join(name).join("_data")
     }
 
-    /// Makes the directories that every command needs; costs two system calls when they are there. Nobody but root
-    /// passes: environments hold secrets, and a set-user-id program of a container must not be executable by the
-    /// host's users (CVE-2021-41091).
+    /// Makes the directories that every command needs; costs two system calls when they are there.
     pub(crate) fn ensure(&self) -> crate::Result<()> {
         for dir in [&self.root, &self.run] {
             let sandboxes = dir.join("sandboxes");
             if !sandboxes.is_dir() {
-                use std::os::unix::fs::DirBuilderExt;
-                std::fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(&sandboxes)
-                    .map_err(crate::EngineError::io("cannot create the directory", &sandboxes))?;
+                make_private(&sandboxes)?;
             }
         }
         Ok(())
+    }
+
+    /// Makes the directory of what lasts of a container, if it is not there.
+    pub(crate) fn ensure_sandbox(&self, id: &ContainerId) -> crate::Result<PathBuf> {
+        let dir = self.sandbox(id);
+        make_private(&dir)?;
+        Ok(dir)
     }
 
     /// How new layers are written: what this host can mount, asked once per boot, or what `DHOW_LAYERS` (`erofs`,
@@ -106,4 +107,14 @@ impl Paths {
             });
         format!("{:08x}", (hash ^ (hash >> 32)) as u32)
     }
+}
+
+/// Makes a directory and those above it. Nobody but root passes: environments hold secrets, and a set-user-id program of a
+/// container must not be executable by the host's users (CVE-2021-41091).
+fn make_private(dir: &Path) -> crate::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(crate::EngineError::io("cannot create the directory", dir))
 }

@@ -6,7 +6,6 @@ use crate::store::{self, Container};
 use crate::{Engine, EngineError, Result, config, signals};
 use sandbox::client::{AttachOptions, ClientError, Launch, Stream};
 use std::collections::HashMap;
-use std::os::unix::fs::DirBuilderExt;
 use types::{Bundle, LayerPlan, NetworkPlan, RootfsPlan};
 
 /// Annotation with the volumes that an image's files are copied into on first use: a JSON list of targets, as a path
@@ -58,11 +57,8 @@ impl Engine {
     /// All that a supervisor needs, decided now.
     fn bundle(&self, container: &Container) -> Result<Bundle> {
         let machine = self.machine_plan(container)?;
-        // What a microVM has of these is on its own disk.
-        let mounts: &[_] = if machine.is_some() { &[] } else { &container.mounts };
-        if machine.is_none() {
-            self.prepare_volumes(container)?;
-        }
+        let mounts = &container.mounts[..];
+        self.prepare_volumes(container)?;
         let network = self.plan_network(container)?;
         let joined = self.joined(container)?;
         let own_names = matches!(network, NetworkPlan::Bridge(_) | NetworkPlan::None);
@@ -85,12 +81,7 @@ impl Engine {
             spec.annotations_mut().get_or_insert_default().insert(COPY_UP.into(), store::json(&copy_up));
         }
         let rootfs = self.rootfs_plan(container)?;
-        let dir = self.paths.sandbox(&container.id);
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(EngineError::io("cannot create the directory", &dir))?;
+        self.paths.ensure_sandbox(&container.id)?;
         if machine.is_none() {
             rootfs::prepare(&rootfs)?;
         }

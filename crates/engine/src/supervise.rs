@@ -10,7 +10,7 @@ use sandbox::vm::VmHull;
 use state::EventLog;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use sys::file::Lock;
 use types::{Bundle, ContainerId, ErrorKind, Event, EventType, NetworkPlan, PortBinding, RunState};
@@ -156,7 +156,7 @@ impl EngineHooks {
     /// new volumes begin with.
     fn complete(&mut self, bundle: &mut Bundle) -> Result<OwnedFd, HookError> {
         let apart = bundle.spec.linux().as_ref().is_some_and(|l| l.uid_mappings().is_some());
-        if apart && volumes_to_fill(bundle).is_some() {
+        if apart && !volumes_to_fill(bundle)?.is_empty() {
             // Owners as they are on the disk, for volumes keep them so too.
             let options = rootfs::MountOptions { access: rootfs::Access::ReadOnly, ..Default::default() };
             let look = rootfs::mount(&bundle.rootfs, &options).map_err(|e| HookError::new(&e))?;
@@ -170,6 +170,20 @@ impl EngineHooks {
             copy_up(&root, bundle)?;
         }
         Ok(fd)
+    }
+
+    /// The same for a microVM, which has its files on disks: for new volumes alone the image is mounted here, and not for
+    /// long.
+    fn fill_volumes(&self, bundle: &Bundle) -> Result<(), HookError> {
+        let is_empty = |dir: &PathBuf| std::fs::read_dir(dir).is_ok_and(|mut list| list.next().is_none());
+        if !volumes_to_fill(bundle)?.iter().any(|(_, dir)| is_empty(dir)) {
+            return Ok(());
+        }
+        let options = rootfs::MountOptions { access: rootfs::Access::LayersOnly, ..Default::default() };
+        let image = rootfs::mount(&bundle.rootfs, &options).map_err(|e| HookError::new(&e))?;
+        let root = image.fd().try_clone_to_owned().map_err(|e| io("duplicate a descriptor", e))?;
+        let done = copy_up(&sys::Root::from_fd(root), bundle);
+        image.release().map_err(|e| HookError::new(&e)).and(done)
     }
 
     fn mount(&mut self, bundle: &Bundle) -> Result<OwnedFd, HookError> {
@@ -228,21 +242,22 @@ fn io(what: &str, source: std::io::Error) -> HookError {
     HookError { kind: ErrorKind::Internal, message: format!("{what}: {source}") }
 }
 
-fn volumes_to_fill(bundle: &Bundle) -> Option<&String> {
-    bundle.spec.annotations().as_ref()?.get(start::COPY_UP)
+/// The volumes that an image's files are copied into while they are empty: targets, and where they lie on this host.
+fn volumes_to_fill(bundle: &Bundle) -> Result<Vec<(PathBuf, PathBuf)>, HookError> {
+    let list = bundle.spec.annotations().as_ref().and_then(|all| all.get(start::COPY_UP));
+    let Some(list) = list else { return Ok(Vec::new()) };
+    let targets: Vec<PathBuf> = serde_json::from_str(list).map_err(|e| io("read the volumes", e.into()))?;
+    let lies = |target: PathBuf| {
+        // The last one: the standard mounts, which come first, may have the same target.
+        let last = bundle.spec.mounts().iter().flatten().rfind(|m| *m.destination() == target)?;
+        last.source().clone().map(|source| (target, source))
+    };
+    Ok(targets.into_iter().filter_map(lies).collect())
 }
 
 fn copy_up(root: &sys::Root, bundle: &Bundle) -> Result<(), HookError> {
-    let Some(list) = volumes_to_fill(bundle) else { return Ok(()) };
-    let targets: Vec<String> = serde_json::from_str(list).map_err(|e| io("read the volumes", e.into()))?;
-    for target in targets {
-        // The last one: the standard mounts, which come first, may have the same target.
-        let mut mounts = bundle.spec.mounts().iter().flatten();
-        let last = mounts.rfind(|m| m.destination() == Path::new(&target));
-        let source = last.and_then(|m| m.source().as_ref());
-        if let Some(dest) = source {
-            rootfs::copy_up(root, Path::new(&target), dest).map_err(|e| HookError::new(&e))?;
-        }
+    for (target, dest) in volumes_to_fill(bundle)? {
+        rootfs::copy_up(root, &target, &dest).map_err(|e| HookError::new(&e))?;
     }
     Ok(())
 }
@@ -264,7 +279,9 @@ impl Hooks for EngineHooks {
         self.connect(attachment, || net::attach(attachment, netns)).map(|((), ports)| ports)
     }
 
+    /// Whoever asks makes a microVM now.
     fn tap(&mut self, bundle: &Bundle) -> Result<(Option<OwnedFd>, Vec<PortBinding>), HookError> {
+        self.fill_volumes(bundle)?;
         let NetworkPlan::Bridge(attachment) = &bundle.network else { return Ok((None, Vec::new())) };
         self.connect(attachment, || net::attach_tap(attachment)).map(|(tap, ports)| (Some(tap), ports))
     }
@@ -317,7 +334,7 @@ impl Hooks for EngineHooks {
             root: Some(self.paths.root.clone()),
             run: Some(self.paths.run.clone()),
             hello: self.hello,
-            guest: &[],
+            guest: crate::Agent::default(),
         };
         if let Ok(engine) = Engine::open(&options) {
             self.aside = engine.remove_aside(&bundle.id).unwrap_or_default();

@@ -17,6 +17,7 @@ mod hooks;
 mod modules;
 mod processes;
 mod serve;
+mod shares;
 
 use std::io::Write;
 

@@ -2,7 +2,7 @@
 
 use crate::files::Files;
 use crate::hooks::GuestHooks;
-use crate::{Error, Result, Told, disks, files, modules};
+use crate::{Error, Result, Told, disks, files, modules, shares};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use sandbox::boot::{self, Answer, Boot, CONTROL_PORT, READY_PORT, VERSION};
 use sandbox::container::ContainerHull;
@@ -72,6 +72,9 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
         let path = Path::new(path);
         fs::create_dir_all(path.parent().unwrap_or(path)).told(path.display())?;
         fs::write(path, contents).told(path.display())?;
+    }
+    if boot.shares {
+        shares::mount_all()?;
     }
     let root = disks::mount_root(boot.layers)?;
     let mut spec = boot.spec.clone();

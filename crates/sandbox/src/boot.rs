@@ -7,11 +7,15 @@ use std::io::{self, Read, Write};
 use types::{NetworkPlan, oci};
 
 /// Version of this conversation; an agent of another one refuses.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Port of the host to which the agent connects when it is up.
 pub const READY_PORT: u32 = 1024;
 /// Port of the guest on which the agent serves [`crate::protocol`].
 pub const CONTROL_PORT: u32 = 1025;
+/// Name of the virtio file system with what the host shares, whose entries are numbers from 0.
+pub const SHARES_TAG: &str = "dhow-shares";
+/// Where the agent mounts it, for the specification to bind its entries.
+pub const SHARES: &str = "/run/dhow/shares";
 /// Most bytes of a document.
 const MAX: usize = 4 << 20;
 
@@ -23,9 +27,12 @@ pub struct Boot {
     /// Full id of the container.
     pub id: String,
     /// What to carry out inside.
+    #[serde(deserialize_with = "types::lean::spec")]
     pub spec: oci::Spec,
     /// Files that the specification binds, with their contents, by the path of the binding's source in the guest.
     pub files: Vec<(String, String)>,
+    /// The specification binds entries of [`SHARES`], which is to be mounted.
+    pub shares: bool,
     /// The network to configure.
     pub network: NetworkPlan,
     /// How many partitions of the read-only disk are layers; base first.

@@ -20,7 +20,7 @@ use std::time::Duration;
 use types::{ErrorKind, Kinded};
 
 /// Version of this conversation; an agent of another one refuses.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Port of the guest.
 pub const PORT: u32 = 1026;
 /// How long the other side may be silent within a stream: it may have to look at many files before it has one to send.
@@ -47,7 +47,7 @@ pub struct Request {
 
 /// Work on the files. Paths are bytes, as Linux has them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Work {
     /// A [`Stat`] follows as a document.
     Stat {

@@ -46,6 +46,13 @@ pub struct CreateRequest<'a> {
     pub meanwhile: &'a dyn Fn(),
 }
 
+impl CreateRequest<'_> {
+    /// The limits of the specification.
+    pub fn resources(&self) -> Option<&oci::LinuxResources> {
+        self.spec.linux().as_ref()?.resources().as_ref()
+    }
+}
+
 /// A root filesystem, in the form that a hull wants.
 #[derive(Clone, Copy, Debug)]
 pub enum Rootfs<'a> {

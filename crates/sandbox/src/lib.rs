@@ -5,6 +5,7 @@ pub mod boot;
 pub mod client;
 pub mod container;
 pub mod files;
+mod host_only;
 pub mod hull;
 pub mod logs;
 pub mod protocol;

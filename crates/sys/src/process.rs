@@ -73,6 +73,12 @@ pub fn reset_signals() {
     }
 }
 
+/// Who writes to a pipe or socket that nobody reads gets an error, not SIGPIPE. Programs that are executed inherit it.
+pub fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN installs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// Blocks every signal, to take them with [`next_signal`].
 pub fn block_signals() {
     // SAFETY: a full, initialised set; no old set is asked for.

@@ -17,6 +17,7 @@ pub struct Bundle {
     /// Labels, for events.
     pub labels: BTreeMap<String, String>,
     /// What the hull carries out. `root.path` is not used: the root comes as a descriptor.
+    #[serde(deserialize_with = "crate::lean::spec")]
     pub spec: crate::oci::Spec,
     /// Layers and writable directory.
     pub rootfs: RootfsPlan,

@@ -11,6 +11,7 @@ mod error;
 mod event;
 mod id;
 mod image;
+pub mod lean;
 mod machine;
 mod network;
 mod platform;

@@ -1,6 +1,6 @@
 //! Which device answers at a guest-physical address.
 
-use crate::mmio::{INTERRUPT_ACK, INTERRUPT_STATUS, MmioInterrupt};
+use crate::mmio::{CONFIG, INTERRUPT_ACK, INTERRUPT_STATUS, MmioInterrupt};
 use crate::virtio::Command;
 use crate::worker::{Mailbox, Shared, lock};
 use std::sync::Arc;
@@ -41,6 +41,13 @@ impl Bus {
     pub fn command(&self, kind: u32, number: usize, command: Command) -> bool {
         let mut of_kind = self.windows.iter().filter(|window| lock(&window.device).kind() == kind);
         of_kind.nth(number).is_some_and(|window| window.worker.command(window.number, command))
+    }
+
+    /// Reads the configuration space of one device of this type, counted as for [`Self::command`]; whether there is one.
+    pub fn read_config(&self, kind: u32, number: usize, offset: u64, data: &mut [u8]) -> bool {
+        let devices = self.windows.iter().map(|window| lock(&window.device));
+        let found = devices.filter(|device| device.kind() == kind).nth(number);
+        found.map(|device| device.read(CONFIG + offset, data)).is_some()
     }
 
     fn find(&self, address: u64) -> Option<(&Window, u64)> {

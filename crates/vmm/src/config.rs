@@ -22,6 +22,9 @@ pub struct Config {
     pub nets: Vec<Net>,
     /// Virtual socket, if any.
     pub vsock: Option<Vsock>,
+    /// Directories of the host, if any.
+    #[serde(default)]
+    pub fs: Option<Fs>,
     /// A device that gives memory back to the host, with free-page reporting.
     pub balloon: bool,
     /// Where the serial console's output goes (appended, bounded to [`CONSOLE_BYTES`]); nowhere if none.
@@ -44,7 +47,7 @@ pub struct Disk {
     pub read_only: bool,
     /// Limits of throughput.
     #[serde(default)]
-    pub rate: RateLimit,
+    pub rate: DiskRate,
 }
 
 /// What a disk is made of.
@@ -81,6 +84,15 @@ pub struct Vsock {
     pub socket: PathBuf,
 }
 
+/// A virtio file system, served by another process ([`crate::fs`]).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fs {
+    /// Inherited descriptor of the socket to that process.
+    pub socket: i32,
+    /// Name by which the guest mounts it, at most 36 bytes.
+    pub tag: String,
+}
+
 /// Token buckets; 0 is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimit {
@@ -88,6 +100,15 @@ pub struct RateLimit {
     pub bytes_per_second: u64,
     /// Requests or packets per second, in each direction.
     pub ops_per_second: u64,
+}
+
+/// The limits of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRate {
+    /// Of what the guest reads.
+    pub read: RateLimit,
+    /// Of what it writes.
+    pub write: RateLimit,
 }
 
 /// The walls around the process of the VMM itself.
@@ -99,7 +120,7 @@ pub struct Jail {
     pub gid: u32,
     /// A directory that becomes its root, read-only: empty, or with the sockets of the virtual socket.
     pub root: PathBuf,
-    /// Inherited descriptors that stay open beside the standard ones and the taps: a held lock, for instance.
+    /// Inherited descriptors that stay open beside the standard ones and those of devices: a held lock, for instance.
     #[serde(default)]
     pub keep: Vec<i32>,
 }

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! {"do":"pause"}                    {"is":"done"}
-//! {"do":"status"}                   {"is":"status","state":"paused","vcpus":2,"memory_mib":256}
+//! {"do":"status"}                   {"is":"status","state":"paused","vcpus":2,"memory_mib":256,"balloon_mib":0}
 //! {"do":"balloon","mib":64}         {"is":"refused","why":"this guest has no balloon"}
 //! ```
 //!
 //! Whoever can connect to the socket rules the guest: its directory must keep others out.
 
-use crate::config::RateLimit;
+use crate::config::{DiskRate, RateLimit};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -43,7 +43,7 @@ pub enum Request {
         /// Its number in the configuration, from 0.
         number: usize,
         /// The limits.
-        rate: RateLimit,
+        rate: DiskRate,
     },
     /// Sets the limits of a network interface.
     LimitNet {
@@ -68,6 +68,8 @@ pub enum Answer {
         vcpus: u8,
         /// Memory of the guest.
         memory_mib: u64,
+        /// What the guest has given up of it, as it says.
+        balloon_mib: u64,
     },
     /// It is not done.
     Refused {
@@ -147,8 +149,8 @@ mod tests {
         let text = |request: &Request| serde_json::to_string(request).unwrap();
         assert_eq!(text(&Request::Pause), r#"{"do":"pause"}"#);
         assert_eq!(text(&Request::Balloon { mib: 64 }), r#"{"do":"balloon","mib":64}"#);
-        let status = Answer::Status { state: State::Paused, vcpus: 2, memory_mib: 256 };
-        let expected = r#"{"is":"status","state":"paused","vcpus":2,"memory_mib":256}"#;
+        let status = Answer::Status { state: State::Paused, vcpus: 2, memory_mib: 256, balloon_mib: 0 };
+        let expected = r#"{"is":"status","state":"paused","vcpus":2,"memory_mib":256,"balloon_mib":0}"#;
         assert_eq!(serde_json::to_string(&status).unwrap(), expected);
         assert!(serde_json::from_str::<Request>(r#"{"do":"explode"}"#).is_err());
     }

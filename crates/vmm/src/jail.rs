@@ -43,24 +43,18 @@ pub fn close_inherited(inherited: &BTreeSet<RawFd>, keep: &[RawFd]) {
 
 /// Shuts this thread, the only one, in. No file of its becomes larger than `largest` bytes.
 pub fn enter(jail: &Jail, largest: u64) -> Result<(), VmmError> {
-    let step = |step| move |e: rustix::io::Errno| VmmError::Jail { step, source: e.into() };
-    limit(largest).map_err(step("lower the limits"))?;
-    empty_root(&jail.root).map_err(step("make the empty directory its root"))?;
-    unprivileged(jail.uid, jail.gid).map_err(step("become the unprivileged user"))?;
-    rustix::thread::set_no_new_privs(true).map_err(step("forbid new privileges"))?;
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    rustix::thread::set_capabilities(None, none).map_err(step("give up all capabilities"))
+    let step = |step| move |source: io::Error| VmmError::Jail { step, source };
+    lower_limits(largest).map_err(step("lower the limits"))?;
+    empty_root(&jail.root).map_err(|e| step("make the empty directory its root")(e.into()))?;
+    give_up_rights(jail.uid, jail.gid).map_err(step("give up its rights"))
 }
 
-fn limit(largest: u64) -> rustix::io::Result<()> {
+/// No core files, no locked memory, no file of more bytes, no more descriptors than a hypervisor needs.
+pub fn lower_limits(largest: u64) -> io::Result<()> {
     let lower = |resource, value: u64| {
         let now = rustix::process::getrlimit(resource);
         let value = now.maximum.map_or(value, |maximum| maximum.min(value));
-        rustix::process::setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+        Ok(rustix::process::setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })?)
     };
     lower(Resource::Core, 0)?;
     lower(Resource::Nofile, DESCRIPTORS)?;
@@ -89,10 +83,18 @@ fn empty_root(root: &Path) -> rustix::io::Result<()> {
     rustix::process::chdir("/")
 }
 
-fn unprivileged(uid: u32, gid: u32) -> rustix::io::Result<()> {
+/// Becomes this user and group, without capabilities, and for ever: no program that is executed gives any back.
+pub fn give_up_rights(uid: u32, gid: u32) -> io::Result<()> {
     use rustix::process::{Gid, Uid};
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    rustix::thread::set_no_new_privs(true)?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(rustix::thread::set_capabilities(None, none)?)
 }

@@ -8,7 +8,9 @@ pub mod config;
 pub mod control;
 pub mod devices;
 pub mod error;
+pub mod fs;
 pub mod gpt;
+pub mod jail;
 pub mod mmio;
 pub mod tsc;
 pub mod vhost;
@@ -16,7 +18,6 @@ pub mod virtio;
 
 mod bus;
 mod console;
-mod jail;
 mod memory;
 mod note;
 mod open;

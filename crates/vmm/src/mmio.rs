@@ -26,7 +26,7 @@ pub const INTERRUPT_STATUS: u64 = 0x60;
 /// Offset of the one that takes note of it.
 pub const INTERRUPT_ACK: u64 = 0x64;
 /// Where configuration space begins.
-const CONFIG: u64 = 0x100;
+pub(crate) const CONFIG: u64 = 0x100;
 /// VIRTIO_F_VERSION_1, which each driver must accept.
 const VERSION_1: u64 = 1 << 32;
 

@@ -3,6 +3,7 @@
 use crate::arch::boot::Images;
 use crate::config::{self, Config, Disk, DiskContent};
 use crate::devices::block::Block;
+use crate::devices::fs::Fs;
 use crate::devices::net::Net;
 use crate::devices::net_tap::Tap;
 use crate::devices::storage::Storage;
@@ -76,6 +77,13 @@ pub fn vsock(vsock: &config::Vsock, jailed: bool) -> Result<Vsock, VmmError> {
     open().map_err(failed("the virtual socket", &vsock.socket))
 }
 
+/// The file system on the socket that was inherited.
+pub fn fs(fs: &config::Fs) -> Result<Fs, VmmError> {
+    // SAFETY: the configuration says that this descriptor is the machine's; nothing else here refers to it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fs.socket) };
+    Fs::new(fd, &fs.tag).map_err(VmmError::system("use the socket to the server of directories"))
+}
+
 /// A disk of the configuration; `number` counts from 0.
 pub fn disk(disk: &Disk, number: usize) -> Result<Block, VmmError> {
     let storage = match &disk.content {
@@ -92,7 +100,8 @@ pub fn disk(disk: &Disk, number: usize) -> Result<Block, VmmError> {
             Storage::Partitions { layout, files }
         }
     };
-    Ok(Block::new(storage, disk.read_only, number))
+    let block = Block::new(storage, disk.read_only, number).limited(&disk.rate);
+    block.map_err(VmmError::system("make the timers of a disk's limits"))
 }
 
 /// Seeking tells the size of block devices, too.

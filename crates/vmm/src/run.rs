@@ -78,8 +78,9 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
 
     let filters = match &config.jail {
         Some(walls) => {
-            let taps = config.nets.iter().map(|net| net.tap);
-            jail::close_inherited(&inherited, &taps.chain(walls.keep.iter().copied()).collect::<Vec<_>>());
+            let mut keep = walls.keep.clone();
+            keep.extend(config.nets.iter().map(|net| net.tap).chain(config.fs.iter().map(|fs| fs.socket)));
+            jail::close_inherited(&inherited, &keep);
             let filters = Filters::new()?;
             jail::enter(walls, largest_file(&config))?;
             Some(filters)
@@ -129,6 +130,7 @@ fn check(config: &Config) -> Result<(), VmmError> {
         + config.disks.len()
         + config.nets.len()
         + usize::from(config.vsock.is_some())
+        + usize::from(config.fs.is_some())
         + usize::from(config.balloon);
     if count > layout::MAX_DEVICES {
         return refuse(format!("a microVM has at most {} devices, not {count}", layout::MAX_DEVICES));
@@ -136,7 +138,7 @@ fn check(config: &Config) -> Result<(), VmmError> {
     Ok(())
 }
 
-/// The devices: those that share a thread, and those that wait for the host's disks and so have threads of their own.
+/// The devices: those that share a thread, and those that wait for the host's disks, or copy much, and so have threads of their own.
 #[allow(clippy::type_complexity)]
 fn devices(config: &Config) -> Result<(Vec<Box<dyn Device>>, Vec<Box<dyn Device>>), VmmError> {
     let mut shared: Vec<Box<dyn Device>> = vec![Box::new(Rng::default())];
@@ -150,6 +152,9 @@ fn devices(config: &Config) -> Result<(Vec<Box<dyn Device>>, Vec<Box<dyn Device>
         shared.push(Box::new(Balloon::new()));
     }
     let mut own: Vec<Box<dyn Device>> = Vec::new();
+    if let Some(fs) = &config.fs {
+        own.push(Box::new(open::fs(fs)?));
+    }
     for (number, disk) in config.disks.iter().enumerate() {
         own.push(Box::new(open::disk(disk, number)?));
     }

@@ -86,6 +86,16 @@ impl Filter {
     pub fn apply(&self) -> io::Result<()> {
         seccompiler::apply_filter(&self.0).map_err(io::Error::other)
     }
+
+    /// For the process that serves files: memory, locks and time as all have them, and these calls.
+    pub fn file_server(calls: &[i64]) -> io::Result<Self> {
+        let rules = || -> Result<Self, seccompiler::Error> {
+            let mut rules = common()?;
+            rules.extend(calls.iter().map(|call| (*call, Vec::new())));
+            compile(rules)
+        };
+        rules().map_err(io::Error::other)
+    }
 }
 
 /// The filters of the kinds of threads.

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::control::{Answer, Client, Request, State};
+use crate::devices::balloon;
 use crate::run::Ended;
 use crate::vcpu::{Machine, Vcpus};
 use crate::virtio::Command;
@@ -131,18 +132,24 @@ impl Control<'_> {
                 self.machine.end(Ended::Stopped);
                 Answer::Done
             }
-            Request::Status => Answer::Status {
-                state: self.state,
-                vcpus: self.config.vcpus,
-                memory_mib: self.config.memory_mib,
-            },
+            Request::Status => {
+                // Configuration space of the balloon (VIRTIO 1.2, 5.5.4): what is asked of it, what it has.
+                let mut pages = [0; 4];
+                self.machine.bus.read_config(BALLOON, 0, 4, &mut pages);
+                Answer::Status {
+                    state: self.state,
+                    vcpus: self.config.vcpus,
+                    memory_mib: self.config.memory_mib,
+                    balloon_mib: u64::from(u32::from_le_bytes(pages)) / balloon::PAGES_PER_MIB,
+                }
+            }
             Request::Balloon { mib } => {
                 done(self.machine.bus.command(BALLOON, 0, Command::Balloon(mib)), || {
                     "this guest has no balloon".into()
                 })
             }
             Request::LimitDisk { number, rate } => {
-                let set = self.machine.bus.command(DISK, number, Command::Limit(rate));
+                let set = self.machine.bus.command(DISK, number, Command::LimitDisk(rate));
                 done(set, || format!("this guest has no disk {number} that can be limited"))
             }
             Request::LimitNet { number, rate } => {

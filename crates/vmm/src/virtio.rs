@@ -6,7 +6,7 @@
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2, sections 2 and 5.
 
-use crate::config::RateLimit;
+use crate::config::{DiskRate, RateLimit};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use virtio_queue::Queue;
@@ -59,8 +59,10 @@ pub enum DeviceError {
 pub enum Command {
     /// The guest shall give up this much memory, in MiB, in all.
     Balloon(u64),
-    /// From now on these limits of throughput.
+    /// From now on these limits of throughput, of a network interface.
     Limit(RateLimit),
+    /// The same of a disk.
+    LimitDisk(DiskRate),
 }
 
 /// A virtio device. One thread makes all calls but those of [`Self::read_config`], which never run at the same time

@@ -7,7 +7,7 @@ mod common;
 
 use common::{Kernel, PROGRAM, cpio};
 use dhow_vmm::devices::vsock::Vsock;
-use dhow_vmm::vhost::{ServeError, serve_vsock};
+use dhow_vmm::vhost::{ServeError, serve};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -126,7 +126,7 @@ impl Host {
         let listener = UnixListener::bind(&socket).unwrap();
         let hosts = UnixListener::bind(dir.join("vsock")).unwrap();
         let vsock = Vsock::new(CID, hosts, dir.join("vsock")).unwrap();
-        let service = Some(thread::spawn(move || serve_vsock(&listener, vsock)));
+        let service = Some(thread::spawn(move || serve(&listener, Box::new(vsock))));
         let qemu = Command::new("qemu-system-x86_64")
             .args(["-M", "microvm,acpi=on,ioapic2=off,memory-backend=mem", "-accel", "tcg", "-cpu", "max"])
             .args(["-m", "256M", "-object", "memory-backend-memfd,id=mem,size=256M,share=on"])

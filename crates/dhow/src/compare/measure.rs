@@ -280,7 +280,7 @@ impl<'a> Bench<'a> {
             while let Some(frame) = stream.frame()? {
                 let now = Instant::now();
                 match frame {
-                    Frame::Exit(code) => {
+                    Frame::Exit { code, .. } => {
                         if run.port.is_some() {
                             return Err(Stopped::Failed(format!(
                                 "the workload ended with code {code} before it answered over HTTP"

@@ -157,7 +157,7 @@ fn output(stream: &mut Stream, options: &Options<'_>) -> Result<Option<End>, Cli
         let written = match frame {
             Frame::Stdout(bytes) if options.stdout => write_all(stdout.as_fd(), bytes),
             Frame::Stderr(bytes) if options.stderr => write_all(stderr.as_fd(), bytes),
-            Frame::Exit(code) => return Ok(Some(End::Exited(code))),
+            Frame::Exit { code, .. } => return Ok(Some(End::Exited(code))),
             _ => Ok(()),
         };
         match written {

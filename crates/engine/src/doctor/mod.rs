@@ -123,7 +123,7 @@ pub fn examine(options: &OpenOptions) -> Report {
     let paths = Paths { root, run };
     let probe = Probe::of_this_host();
     let mut checks = host::checks(&probe, &paths);
-    let (of_vms, carrier) = vm::checks(&probe, &paths, options.guest);
+    let (of_vms, carrier) = vm::checks(&probe, &paths, options.guest.program);
     checks.extend(of_vms);
     let container = verdict(&checks, For::Container, "behind namespaces and cgroups of this host's kernel");
     let vm = verdict(&checks, For::Vm, &carrier);

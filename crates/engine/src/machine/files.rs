@@ -62,6 +62,12 @@ impl Engine {
         }
     }
 
+    /// Whether no workload runs in a microVM; its machine may be started for its files.
+    pub(crate) fn is_at_rest(&self, container: &Container) -> Result<bool> {
+        let kept = self.kept.borrow().as_ref() == Some(&container.id);
+        Ok(kept || matches!(self.settled(container)?, Liveness::Ended(..)))
+    }
+
     /// Does several things to the files of one container, for which the machine of a microVM that does not run is started but
     /// once.
     pub fn with_files<T, E: From<EngineError>>(

@@ -1,7 +1,7 @@
 //! The initramfs: the guest's agent as `/init`, and the kernel's modules. Source: the kernel's
 //! driver-api/early-userspace/buffer-format.rst (newc).
 
-use crate::{EngineError, Result};
+use crate::{Agent, EngineError, Result};
 use std::path::{Path, PathBuf};
 
 /// Regular file, directory, character device in a mode.
@@ -10,14 +10,11 @@ const DIRECTORY: u32 = 0o040_000;
 const CHARACTER: u32 = 0o020_000;
 
 /// The archive for a kernel and this very agent, made once; those of other agents are removed.
-pub(super) fn ensure(kernel: &Path, agent: &[u8]) -> Result<PathBuf> {
-    if agent.is_empty() {
+pub(super) fn ensure(kernel: &Path, agent: Agent) -> Result<PathBuf> {
+    if agent.program.is_empty() {
         return Err(EngineError::Unsupported("this build has no guest agent".into()));
     }
-    let hash = agent
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3));
-    let path = kernel.join(format!("initrd-{hash:016x}.cpio"));
+    let path = kernel.join(format!("initrd-{}.cpio", agent.tag));
     if path.exists() {
         return Ok(path);
     }
@@ -26,7 +23,7 @@ pub(super) fn ensure(kernel: &Path, agent: &[u8]) -> Result<PathBuf> {
     archive.entry("dev", DIRECTORY | 0o755, (0, 0), b"");
     // The agent's first words go there, should it fail before it has a /dev.
     archive.entry("dev/console", CHARACTER | 0o600, (5, 1), b"");
-    archive.entry("init", REGULAR | 0o755, (0, 0), agent);
+    archive.entry("init", REGULAR | 0o755, (0, 0), agent.program);
     archive.entry("modules", DIRECTORY | 0o755, (0, 0), b"");
     for (name, bytes) in modules(kernel).map_err(failed)? {
         archive.entry(&format!("modules/{name}"), REGULAR | 0o644, (0, 0), &bytes);
@@ -107,8 +104,9 @@ mod tests {
         std::fs::create_dir(dir.path().join("modules")).unwrap();
         std::fs::write(dir.path().join("modules/000-a.ko"), b"module").unwrap();
         std::fs::write(dir.path().join("initrd-old.cpio"), b"").unwrap();
-        let path = ensure(dir.path(), b"agent").unwrap();
-        assert_eq!(ensure(dir.path(), b"agent").unwrap(), path);
+        let agent = Agent { program: b"agent", tag: "1" };
+        let path = ensure(dir.path(), agent).unwrap();
+        assert_eq!(ensure(dir.path(), agent).unwrap(), path);
         assert!(!dir.path().join("initrd-old.cpio").exists());
         let Ok(mut cpio) =
             Command::new("cpio").arg("-itv").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()

@@ -53,6 +53,13 @@ impl Engine {
 
     /// The kernels of this store, by name.
     pub fn kernels(&self) -> Result<Vec<Kernel>> {
+        let mut all = self.kernels_without_sizes()?;
+        all.iter_mut().for_each(|k| k.size = size_of(&self.kernels_dir().join(&k.name)));
+        Ok(all)
+    }
+
+    /// The same without walking their directories, for the start of a machine.
+    fn kernels_without_sizes(&self) -> Result<Vec<Kernel>> {
         let chosen = store::setting(&self.db, SETTING)?;
         let mut all = Vec::new();
         for entry in fs::read_dir(self.kernels_dir()).into_iter().flatten().flatten() {
@@ -60,9 +67,7 @@ impl Engine {
                 continue;
             }
             let Ok(json) = fs::read(entry.path().join("kernel.json")) else { continue };
-            let Ok(mut kernel) = serde_json::from_slice::<Kernel>(&json) else { continue };
-            kernel.size = size_of(&entry.path());
-            all.push(kernel);
+            all.extend(serde_json::from_slice::<Kernel>(&json));
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         let chosen = match chosen {
@@ -76,7 +81,7 @@ impl Engine {
 
     /// The kernel of that name, or the one in use, and its directory.
     pub(super) fn kernel(&self, name: Option<&str>) -> Result<(Kernel, PathBuf)> {
-        let all = self.kernels()?;
+        let all = self.kernels_without_sizes()?;
         let found = match name {
             Some(name) => all.into_iter().find(|k| k.name == name || k.version == name),
             None => all.into_iter().find(|k| k.in_use),

@@ -18,6 +18,12 @@ pub(super) struct Modules {
     built_in: Vec<String>,
 }
 
+/// A module that is to be loaded.
+struct Module {
+    name: String,
+    bytes: Vec<u8>,
+}
+
 /// A module's name has underscores, its file may have hyphens.
 fn name_of(path: &Path) -> Option<String> {
     let file = path.file_name()?.to_str()?;
@@ -50,7 +56,7 @@ impl Modules {
 
     /// Writes the modules that a guest needs to `to`, in the order of their names. `kernel` names it in errors.
     pub(super) fn copy(&self, to: &Path, kernel: &str) -> Result<()> {
-        let mut order = Vec::new();
+        let mut order: Vec<Module> = Vec::new();
         for name in REQUIRED {
             if !self.add(name, &mut order)? && !self.built_in.iter().any(|b| b == name) && self.is_known() {
                 return Err(EngineError::Unsupported(format!(
@@ -62,10 +68,9 @@ impl Modules {
             self.add(name, &mut order)?;
         }
         fs::create_dir_all(to).map_err(EngineError::io("cannot make the directory", to))?;
-        for (number, name) in order.iter().enumerate() {
-            let Some(from) = self.files.get(name) else { continue };
-            let target = to.join(format!("{number:03}-{name}.ko"));
-            fs::write(&target, read(from)?).map_err(EngineError::io("cannot write", &target))?;
+        for (number, module) in order.iter().enumerate() {
+            let target = to.join(format!("{number:03}-{}.ko", module.name));
+            fs::write(&target, &module.bytes).map_err(EngineError::io("cannot write", &target))?;
         }
         Ok(())
     }
@@ -76,16 +81,17 @@ impl Modules {
     }
 
     /// Adds a module after all that it depends on; false if there is none of that name.
-    fn add(&self, name: &str, order: &mut Vec<String>) -> Result<bool> {
-        if order.iter().any(|o| o == name) {
+    fn add(&self, name: &str, order: &mut Vec<Module>) -> Result<bool> {
+        if order.iter().any(|m| m.name == name) {
             return Ok(true);
         }
         let Some(path) = self.files.get(name) else { return Ok(false) };
-        for dependency in depends(&read(path)?) {
+        let bytes = read(path)?;
+        for dependency in depends(&bytes) {
             self.add(&dependency, order)?;
         }
-        if !order.iter().any(|o| o == name) {
-            order.push(name.to_owned());
+        if !order.iter().any(|m| m.name == name) {
+            order.push(Module { name: name.to_owned(), bytes });
         }
         Ok(true)
     }

@@ -1,7 +1,7 @@
 //! From a container's wishes to the machine that it gets.
 
 use super::{HYPERVISOR, KERNEL, Virtualization, disk, initrd, virtualization};
-use crate::mounts::{Kind, UserMount};
+use crate::mounts::UserMount;
 use crate::spec::invalid;
 use crate::store::Container;
 use crate::{Engine, EngineError, Result};
@@ -113,24 +113,14 @@ pub(crate) fn check(container: &Container) -> Result<()> {
     if host.userns_mode.as_deref() == Some("private") {
         return refuse("--userns private", "a guest's users are apart from this host's already");
     }
-    if let Some(mount) = container.mounts.iter().find(|m| !m.is_left_out_of_vms()) {
+    let spreads = |m: &&UserMount| !matches!(m.propagation.as_str(), "" | "private" | "rprivate");
+    if let Some(mount) = container.mounts.iter().find(spreads) {
         return refuse(
-            &format!("the mount at {}", mount.target.display()),
-            "directories of this host are not shared with guests; copy the files in (dhow cp), or run a container",
+            &format!("the propagation {} of the mount at {}", mount.propagation, mount.target.display()),
+            "mounts do not spread between this host and a guest; leave it out",
         );
     }
     Ok(())
-}
-
-impl UserMount {
-    /// An anonymous volume lies on the microVM's own disk; a tmpfs is made inside.
-    pub(crate) fn is_left_out_of_vms(&self) -> bool {
-        match self.kind {
-            Kind::Tmpfs => true,
-            Kind::Volume => self.anonymous,
-            Kind::Bind => false,
-        }
-    }
 }
 
 impl Engine {
@@ -150,9 +140,7 @@ impl Engine {
         let (kernel, dir) = self.kernel(annotation(host, KERNEL))?;
         let initrd = initrd::ensure(&dir, self.guest)?;
         let disk = self.disk_path(container);
-        let dir_of_disk = self.paths.sandbox(&container.id);
-        std::fs::create_dir_all(&dir_of_disk)
-            .map_err(EngineError::io("cannot create the directory", &dir_of_disk))?;
+        self.paths.ensure_sandbox(&container.id)?;
         disk::ensure(&disk, disk_size(host)?, &self.paths.root.join("templates"))?;
         Ok(Some(MachinePlan {
             hypervisor,

@@ -26,8 +26,13 @@ pub enum OwnedFrame {
     Stdout(Vec<u8>),
     /// From stderr.
     Stderr(Vec<u8>),
-    /// It ended with this code; nothing follows.
-    Exit(i32),
+    /// It ended; nothing follows.
+    Exit {
+        /// With this code.
+        code: i32,
+        /// The OOM killer struck.
+        oom: bool,
+    },
 }
 
 /// The streams of a process.
@@ -76,7 +81,7 @@ impl Stream {
     pub fn frame(&mut self) -> Result<Option<Frame<'_>>, ClientError> {
         match self.decoder.next_frame()? {
             None => Ok(None),
-            Some(frame @ (Frame::Stdout(_) | Frame::Stderr(_) | Frame::Exit(_))) => Ok(Some(frame)),
+            Some(frame @ (Frame::Stdout(_) | Frame::Stderr(_) | Frame::Exit { .. })) => Ok(Some(frame)),
             Some(_) => Err(ClientError::Unexpected),
         }
     }
@@ -87,7 +92,7 @@ impl Stream {
             match self.frame()? {
                 Some(Frame::Stdout(bytes)) => return Ok(Some(OwnedFrame::Stdout(bytes.to_vec()))),
                 Some(Frame::Stderr(bytes)) => return Ok(Some(OwnedFrame::Stderr(bytes.to_vec()))),
-                Some(Frame::Exit(code)) => return Ok(Some(OwnedFrame::Exit(code))),
+                Some(Frame::Exit { code, oom }) => return Ok(Some(OwnedFrame::Exit { code, oom })),
                 _ => {}
             }
             if self.receive(RecvFlags::empty())? == Filled::End {

@@ -1,6 +1,7 @@
 //! Hooks of the runtime specification: programs run at fixed points, with the container's state on standard input.
 
 use super::step::Step;
+use crate::host_only::on_host;
 use crate::hull::HullError;
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -49,6 +50,7 @@ fn run(
     pid: i32,
 ) -> Result<(), HullError> {
     let Some(hooks) = hooks.filter(|h| !h.is_empty()) else { return Ok(()) };
+    on_host().step(|| format!("run {kind} hooks"))?;
     let mut state =
         serde_json::json!({ "ociVersion": spec.version(), "id": id, "status": status, "bundle": "/" });
     if pid > 0 {

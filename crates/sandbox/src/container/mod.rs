@@ -19,7 +19,7 @@ mod init;
 mod labels;
 mod mounts;
 mod namespaces;
-mod options;
+pub(crate) mod options;
 mod paths;
 mod plan;
 mod reaper;

@@ -4,7 +4,7 @@ use sys::mount::{Change, attr, propagation};
 
 /// The options of one mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Options {
+pub(crate) struct Options {
     /// Attributes of the mount itself.
     pub change: Change,
     /// Attributes of the mount and of all below it (`rro` and its kin).
@@ -30,7 +30,7 @@ const BITS: [(&str, &str, u64); 6] = [
 ];
 
 impl Options {
-    pub(super) fn parse(words: &[String]) -> Self {
+    pub(crate) fn parse(words: &[String]) -> Self {
         let mut options = Self::default();
         for word in words {
             options.take(word);
@@ -39,7 +39,7 @@ impl Options {
     }
 
     /// Whether the mount is to be read-only in the end.
-    pub(super) fn readonly(&self) -> bool {
+    pub(crate) fn readonly(&self) -> bool {
         (self.change.set | self.recursive.set) & attr::RDONLY != 0
     }
 

@@ -7,8 +7,14 @@ use std::fs::{File, FileTimes};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+/// Work that is done a piece at a time. As an object, so that a program that never begins it has none of its code.
+pub(super) trait Pieces {
+    /// Does one piece; whether there is more to do.
+    fn step(&mut self) -> io::Result<bool>;
+}
+
 /// A rotated file on its way to its `.gz`.
-pub(super) struct Compressor {
+struct Compressor {
     from: PathBuf,
     temporary: PathBuf,
     to: PathBuf,
@@ -16,21 +22,20 @@ pub(super) struct Compressor {
     output: GzEncoder<File>,
 }
 
-impl Compressor {
-    /// Starts on `<path>.1`.
-    pub(super) fn start(path: &Path) -> io::Result<Self> {
-        let from = rotated(path, 1, false);
-        let to = rotated(path, 1, true);
-        let mut temporary = to.clone().into_os_string();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
-        let input = File::open(&from)?;
-        let output = GzEncoder::new(File::create(&temporary)?, Compression::fast());
-        Ok(Self { from, temporary, to, input, output })
-    }
+/// Starts on `<path>.1`.
+pub(super) fn compress(path: &Path) -> io::Result<Box<dyn Pieces>> {
+    let from = rotated(path, 1, false);
+    let to = rotated(path, 1, true);
+    let mut temporary = to.clone().into_os_string();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let input = File::open(&from)?;
+    let output = GzEncoder::new(File::create(&temporary)?, Compression::fast());
+    Ok(Box::new(Compressor { from, temporary, to, input, output }))
+}
 
-    /// Does one piece; whether there is more to do.
-    pub(super) fn step(&mut self) -> io::Result<bool> {
+impl Pieces for Compressor {
+    fn step(&mut self) -> io::Result<bool> {
         let mut piece = Vec::with_capacity(64 << 10);
         if (&self.input).take(64 << 10).read_to_end(&mut piece)? > 0 {
             self.output.write_all(&piece)?;

@@ -1,8 +1,9 @@
 //! Writes a container's output to its log, rotates it, and never fails: what a full disk cannot take is dropped, and a
 //! line in the log says so as soon as there is room again.
 
-use super::gzip::Compressor;
+use super::gzip::{Pieces, compress};
 use super::{MAX_LINE, Source, current_file, format_time, json, local, rotated};
+use crate::host_only::{OnHost, on_host};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::{self, Write};
@@ -27,7 +28,9 @@ pub struct LogWriter {
     /// Bytes that a full disk did not take.
     dropped: u64,
     why_dropped: String,
-    compressor: Option<Compressor>,
+    compressor: Option<Box<dyn Pieces>>,
+    /// A guest's output goes to its host, which keeps the log.
+    _on_host: OnHost,
 }
 
 impl LogWriter {
@@ -43,6 +46,7 @@ impl LogWriter {
             dropped: 0,
             why_dropped: String::new(),
             compressor: None,
+            _on_host: on_host()?,
         };
         let Some(path) = current_file(dir, config) else { return Ok(writer) };
         writer.path = path;
@@ -58,7 +62,7 @@ impl LogWriter {
         }
         writer.file = Some(file);
         if config.compress && rotated(&writer.path, 1, false).exists() {
-            writer.compressor = Compressor::start(&writer.path).ok();
+            writer.compressor = compress(&writer.path).ok();
         }
         Ok(writer)
     }
@@ -229,7 +233,7 @@ impl LogWriter {
             self.file = Some(file);
             self.size = 0;
             if self.config.compress {
-                self.compressor = Compressor::start(&self.path).ok();
+                self.compressor = compress(&self.path).ok();
             }
         }
     }

@@ -4,6 +4,9 @@
 use super::{HEADER, Kind, Request, Response, VERSION};
 use serde::{Serialize, de::DeserializeOwned};
 
+/// A guest's agent, which must be small, serves and is a client of nobody: what clients alone do is left out there.
+const HOST: bool = cfg!(feature = "host");
+
 const MAGIC: &[u8; 4] = b"DHOW";
 
 /// Why a peer is hung up on.
@@ -58,7 +61,12 @@ pub enum Frame<'a> {
     /// See [`Kind::Stderr`].
     Stderr(&'a [u8]),
     /// See [`Kind::Exit`].
-    Exit(i32),
+    Exit {
+        /// The code.
+        code: i32,
+        /// The OOM killer struck.
+        oom: bool,
+    },
 }
 
 impl Frame<'_> {
@@ -70,7 +78,8 @@ impl Frame<'_> {
                 out.extend(MAGIC);
                 out.extend(VERSION.to_le_bytes());
             }
-            Self::Request(message) => control(out, Kind::Request, message)?,
+            Self::Request(message) if HOST => control(out, Kind::Request, message)?,
+            Self::Request(_) => return Err(ProtocolError::Unexpected(Kind::Request)),
             Self::Response(message) => control(out, Kind::Response, message)?,
             Self::Stdin(bytes) => data(out, Kind::Stdin, bytes)?,
             Self::Stdout(bytes) => data(out, Kind::Stdout, bytes)?,
@@ -82,9 +91,10 @@ impl Frame<'_> {
                 out.extend(rows.to_le_bytes());
                 out.extend(columns.to_le_bytes());
             }
-            Self::Exit(code) => {
-                out.extend(header(Kind::Exit, 4));
+            Self::Exit { code, oom } => {
+                out.extend(header(Kind::Exit, 5));
                 out.extend(code.to_le_bytes());
+                out.push((*oom).into());
             }
         }
         Ok(())
@@ -187,7 +197,8 @@ fn parse(kind: Kind, payload: &[u8]) -> Result<Frame<'_>, ProtocolError> {
             }
         }
         Kind::Request => Frame::Request(json(payload)?),
-        Kind::Response => Frame::Response(json(payload)?),
+        Kind::Response if HOST => Frame::Response(json(payload)?),
+        Kind::Response => return Err(ProtocolError::Unexpected(kind)),
         Kind::Stdin => Frame::Stdin(payload),
         Kind::StdinEnd => Frame::StdinEnd,
         Kind::Resize => {
@@ -197,7 +208,10 @@ fn parse(kind: Kind, payload: &[u8]) -> Result<Frame<'_>, ProtocolError> {
         Kind::Detach => Frame::Detach,
         Kind::Stdout => Frame::Stdout(payload),
         Kind::Stderr => Frame::Stderr(payload),
-        Kind::Exit => Frame::Exit(i32::from_le_bytes(payload.try_into().map_err(|_| malformed())?)),
+        Kind::Exit => {
+            let [a, b, c, d, oom]: [u8; 5] = payload.try_into().map_err(|_| malformed())?;
+            Frame::Exit { code: i32::from_le_bytes([a, b, c, d]), oom: oom != 0 }
+        }
     })
 }
 
@@ -238,7 +252,7 @@ mod tests {
                 Frame::Resize(24, 80),
                 Frame::Request(Box::new(Request::Wait { condition: WaitCondition::NextExit })),
                 Frame::Stdout(&data),
-                Frame::Exit(-1),
+                Frame::Exit { code: -1, oom: true },
             ];
             let mut decoder = Decoder::default();
             let mut seen = Vec::new();

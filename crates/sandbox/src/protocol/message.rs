@@ -21,6 +21,7 @@ pub struct ExecOptions {
     /// Names the session, for resizing, listing and its exit code: Docker's 64 hexadecimal digits.
     pub id: String,
     /// User, capabilities, environment, arguments, directory. `terminal` is overruled by `tty`.
+    #[serde(deserialize_with = "types::lean::process")]
     pub process: oci::Process,
     /// This client feeds its stdin; it is `/dev/null` otherwise.
     pub stdin: bool,
@@ -69,7 +70,7 @@ pub enum WaitCondition {
 
 /// What a client asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Only on the socket that a supervisor inherits, before it starts the container: the answer is `Started`, and
     /// with `attach` the streams follow from their first byte on.
@@ -137,7 +138,7 @@ pub enum Request {
 
 /// How a request ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "is", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Response {
     /// Done; nothing to tell.
     Done,

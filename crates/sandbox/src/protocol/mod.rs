@@ -23,7 +23,7 @@ pub use codec::{Decoder, Frame, ProtocolError, header};
 pub use message::{AttachOptions, ExecInfo, ExecOptions, Failure, Request, Response, WaitCondition};
 
 /// Version of this protocol; both sides must have the same.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Most bytes of a control frame's payload.
 pub const MAX_CONTROL: usize = 1 << 20;
 /// Most bytes of a data frame's payload.
@@ -53,7 +53,7 @@ pub enum Kind {
     Stdout = 8,
     /// Bytes from its stderr.
     Stderr = 9,
-    /// It ended with this code (32 bits); nothing follows.
+    /// It ended with this code (32 bits), and whether the OOM killer struck (a byte, 0 or 1); nothing follows.
     Exit = 10,
 }
 
@@ -81,7 +81,8 @@ impl Kind {
             Self::Request | Self::Response => MAX_CONTROL,
             Self::Stdin | Self::Stdout | Self::Stderr => MAX_DATA,
             Self::Hello => 6,
-            Self::Resize | Self::Exit => 4,
+            Self::Resize => 4,
+            Self::Exit => 5,
             Self::StdinEnd | Self::Detach => 0,
         }
     }

@@ -103,9 +103,9 @@ impl Connection {
         self.dead = true;
     }
 
-    /// The last frame: the exit code.
-    pub(super) fn finish(&mut self, code: i32) {
-        self.send(&Frame::Exit(code));
+    /// The last frame: the exit code, and whether the OOM killer struck.
+    pub(super) fn finish(&mut self, code: i32, oom: bool) {
+        self.send(&Frame::Exit { code, oom });
         self.closing = true;
     }
 

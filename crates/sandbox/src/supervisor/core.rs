@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use types::{Bundle, ErrorKind, RunState, Status};
+use types::{Bundle, ErrorKind, LogDriver, RunState, Status};
 
 /// Clients at one time.
 const MAX_CLIENTS: usize = 256;
@@ -226,8 +226,10 @@ fn previous_state(dir: &Path) -> RunState {
 impl Core<'_> {
     fn begin(&mut self, adopt: bool) -> Result<(), Failure> {
         let failed = |what: &str, e: io::Error| internal(format!("{what}: {e}"));
-        self.log =
-            Some(LogWriter::open(&self.dir, &self.bundle.log).map_err(|e| failed("cannot open the log", e))?);
+        if self.bundle.log.driver != LogDriver::None {
+            let log = LogWriter::open(&self.dir, &self.bundle.log);
+            self.log = Some(log.map_err(|e| failed("cannot open the log", e))?);
+        }
         self.listen().map_err(|e| failed("cannot make the control socket", e))?;
         if adopt { self.adopt() } else { self.first_start() }
     }

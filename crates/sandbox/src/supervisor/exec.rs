@@ -163,7 +163,7 @@ impl Core<'_> {
             Purpose::Session { .. } => {
                 if let Some(client) = self.clients.get_mut(&exec.client).filter(|c| c.role == Role::Exec(id))
                 {
-                    client.finish(code);
+                    client.finish(code, false);
                 }
                 self.past_execs.push_back(exec.info);
                 if self.past_execs.len() > REMEMBERED {

@@ -9,7 +9,7 @@ use crate::hull::{AdoptRequest, CreateRequest, ExitStatus, HullError, Rootfs, Sa
 use crate::logs::Source;
 use crate::protocol::{Failure, Response, WaitCondition};
 use std::cell::RefCell;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use types::{ErrorKind, HealthState, Kinded, Status};
 
@@ -105,11 +105,17 @@ impl Core<'_> {
 
     fn create(&mut self) -> Result<(Box<dyn Sandbox>, Channel), Failure> {
         let refuse = |e: HookError| Failure { kind: e.kind, message: e.message, exit_code: 125 };
-        let mount = match &self.bundle.machine {
-            Some(_) => None,
-            None => Some(self.hooks.rootfs(&self.bundle).map_err(refuse)?),
+        let (mount, layers): (OwnedFd, Vec<_>);
+        let rootfs = match &self.bundle.machine {
+            Some(plan) => {
+                layers = self.bundle.rootfs.layers.iter().map(|l| l.path.clone()).collect();
+                Rootfs::Machine { plan, layers: &layers, network: &self.bundle.network }
+            }
+            None => {
+                mount = self.hooks.rootfs(&self.bundle).map_err(refuse)?;
+                Rootfs::Mount(mount.as_fd())
+            }
         };
-        let layers: Vec<_> = self.bundle.rootfs.layers.iter().map(|l| l.path.clone()).collect();
         let tty = self.bundle.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
         let ends = match tty {
             true => channel::no_ends().map(|ends| (Channel::default(), ends)),
@@ -119,11 +125,6 @@ impl Core<'_> {
         let (bundle, dir, state) = (&self.bundle, &self.dir, &self.state);
         let hooks = RefCell::new(&mut *self.hooks);
         let (ports, refused) = (RefCell::new(Vec::new()), RefCell::new(None));
-        let rootfs = match (&mount, &bundle.machine) {
-            (Some(mount), _) => Rootfs::Mount(mount.as_fd()),
-            (None, Some(plan)) => Rootfs::Machine { plan, layers: &layers, network: &bundle.network },
-            (None, None) => return Err(internal("the bundle has no root filesystem".to_owned())),
-        };
         let keep_refusal = |e: HookError| {
             let message = e.message.clone();
             *refused.borrow_mut() = Some(e);
@@ -337,10 +338,10 @@ impl Core<'_> {
 
     /// Answers those who wait for the end, and ends the streams.
     fn tell_end(&mut self, for_good: bool) {
-        let code = self.state.exit_code;
+        let (code, oom) = (self.state.exit_code, self.state.oom_killed);
         for client in self.clients.values_mut() {
             match client.role {
-                Role::Attached(_) => client.finish(code),
+                Role::Attached(_) => client.finish(code, oom),
                 Role::Waiting(WaitCondition::Removed) if !for_good => {}
                 Role::Waiting(_) => {
                     client.answer(Response::Exited { code });

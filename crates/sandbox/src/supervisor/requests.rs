@@ -322,7 +322,10 @@ impl Core<'_> {
             if let Some(main) = self.main.as_ref().filter(|m| !m.is_draining()) {
                 main.sandbox.update(&resources)?;
             }
-            self.remember(&resources);
+            // A guest's workload is started once.
+            if cfg!(feature = "host") {
+                self.remember(&resources);
+            }
         }
         if let Some(restart) = restart {
             self.bundle.restart = restart;

@@ -25,6 +25,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 use types::{Kinded, MachinePlan, NetworkPlan, oci};
+use vmm::config::DiskRate;
 
 /// More than the machine takes to start.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -97,6 +98,7 @@ impl Order {
             id: self.id.clone(),
             spec: oci::Spec::default(),
             files: Vec::new(),
+            shares: false,
             network: NetworkPlan::None,
             layers: self.layers.len(),
             files_only: true,
@@ -110,12 +112,14 @@ impl Order {
         let make = Make {
             plan: &self.plan,
             layers: &self.layers,
+            rate: DiskRate::default(),
+            shares: &[],
             boot: &boot,
             cgroup: &self.cgroup,
             run: &self.run,
             stdio: [null.as_fd(); 3],
         };
-        let resources = spec::host_resources(&boot.spec, &self.plan);
+        let resources = spec::host_resources(None, &self.plan);
         let mut sandbox = make.make(&resources, &mut || Ok(None))?.sandbox;
         boot::write(command, &Answer::Prepared).step(|| "answer".into())?;
         // It hangs up, or has been killed.

@@ -41,6 +41,8 @@ pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Resul
             return 125;
         }
         sys::process::reset_signals();
+        // The other end of a stream may go at any moment, and what is left in it is still to be copied.
+        sys::process::ignore_broken_pipes();
         let Ok(stdio) = pump::own(stdio) else { return 125 };
         let started = connect::control(dir).and_then(|client| client.exec(options));
         let stream = match started {
@@ -54,7 +56,7 @@ pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Resul
         if stream.wait_for_ever().is_err() || theirs.say(crate::container::wire::Word::Ready).is_err() {
             return 125;
         }
-        pump::run(stream, stdio, true).ok().flatten().unwrap_or(255)
+        pump::run(stream, stdio, true).ok().flatten().map_or(255, |(code, _)| code)
     })
     .step(|| "create a process for the session".into())?;
     drop((theirs, inner));

@@ -2,33 +2,37 @@
 
 use super::connect;
 use super::monitor::{GUEST_CID, KERNEL_CMDLINE, Monitor};
+use crate::boot::SHARES_TAG;
 use crate::container::step::Step;
 use crate::hull::HullError;
 use rustix::io::{FdFlags, fcntl_setfd};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use types::NetworkPlan;
-use vmm::config::{Config, Disk, DiskContent, Jail, Net, Vsock};
+use vmm::config::{Config, Disk, DiskContent, Fs, Jail, Net, Vsock};
 
-/// The first of the users that machines run as, one for each, far from those that people have.
-const FIRST_UID: u32 = 0x7800_0000;
-/// How many there are.
-const UIDS: u32 = 1 << 20;
 /// What this machine adds to the kernel's command line.
 const CMDLINE: &str = "reboot=k";
 
 /// The file with the guest's console, in the machine's directory.
 pub(super) const CONSOLE: &str = "console";
 
+/// Its control socket there.
+pub(super) const CONTROL: &str = "control";
+
 /// Starts a machine. What it says of its failure comes on the pipe.
-pub(super) fn start(of: &Monitor<'_>) -> Result<(sys::clone::Child, OwnedFd), HullError> {
+/// `shares` leads to the server of the host's directories.
+pub(super) fn start(
+    of: &Monitor<'_>,
+    shares: Option<&OwnedFd>,
+) -> Result<(sys::clone::Child, OwnedFd), HullError> {
     let (open, short) = connect::short(of.dir).step(|| "open the machine's directory".into())?;
     connect::open_to_all(of.dir)?;
-    let config = config(of, &short);
+    let config = config(of, &short, shares);
     let (said, say) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(|| "make a pipe".into())?;
     let mut keep = vec![open.as_fd(), say.as_fd()];
-    keep.extend(of.tap.map(AsFd::as_fd));
+    keep.extend(of.tap.into_iter().chain(shares).map(AsFd::as_fd));
     let child = sys::clone::spawn(0, None, || {
         let closed = sys::process::close_all_but(&keep);
         let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
@@ -51,21 +55,19 @@ pub(super) fn start(of: &Monitor<'_>) -> Result<(sys::clone::Child, OwnedFd), Hu
     Ok((child.step(|| "create the machine's process".into())?, said))
 }
 
-fn config(of: &Monitor<'_>, dir: &Path) -> Config {
+fn config(of: &Monitor<'_>, dir: &Path, shares: Option<&OwnedFd>) -> Config {
     let mut disks = Vec::new();
     if !of.layers.is_empty() {
         let content = DiskContent::Partitions(of.layers.to_vec());
-        disks.push(Disk { content, read_only: true, rate: Default::default() });
+        disks.push(Disk { content, read_only: true, rate: of.rate });
     }
     let content = DiskContent::Raw(of.plan.disk.clone());
-    disks.push(Disk { content, read_only: false, rate: Default::default() });
+    disks.push(Disk { content, read_only: false, rate: of.rate });
     let mut nets = Vec::new();
     if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {
         let _ = fcntl_setfd(tap, FdFlags::CLOEXEC);
         nets.push(Net { tap: tap.as_raw_fd(), mac: attachment.mac, rate: Default::default() });
     }
-    // The id is random: two machines of one user would be one in a million pairs.
-    let number = u32::from_str_radix(of.boot.id.get(..8).unwrap_or("0"), 16).unwrap_or(0) % UIDS;
     Config {
         vcpus: of.plan.vcpus,
         memory_mib: of.plan.memory_mib,
@@ -75,14 +77,10 @@ fn config(of: &Monitor<'_>, dir: &Path) -> Config {
         disks,
         nets,
         vsock: Some(Vsock { cid: GUEST_CID, socket: dir.join(connect::VSOCK) }),
+        fs: shares.map(|socket| Fs { socket: socket.as_raw_fd(), tag: SHARES_TAG.into() }),
         balloon: true,
         console: Some(dir.join(CONSOLE)),
-        control: dir.join("control"),
-        jail: Some(Jail {
-            uid: FIRST_UID + number,
-            gid: FIRST_UID + number,
-            root: of.dir.to_owned(),
-            keep: Vec::new(),
-        }),
+        control: dir.join(CONTROL),
+        jail: Some(Jail { uid: of.user(), gid: of.user(), root: of.dir.to_owned(), keep: Vec::new() }),
     }
 }

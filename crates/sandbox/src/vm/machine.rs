@@ -76,7 +76,13 @@ impl Sandbox for MicroVm {
     }
 
     fn update(&self, resources: &oci::LinuxResources) -> Result<(), HullError> {
-        self.host.update(resources)
+        super::limits::apply(&self.dir, &self.host, resources)?;
+        if resources.pids().is_some() {
+            let mut inside = oci::LinuxResources::default();
+            inside.set_pids(*resources.pids());
+            self.agent()?.update(Some(&inside), None)?;
+        }
+        Ok(())
     }
 
     fn stats(&self) -> Result<Stats, HullError> {
@@ -107,7 +113,8 @@ impl Sandbox for MicroVm {
     }
 
     fn oom_kills(&self) -> u64 {
-        self.host.oom_kills()
+        // The host's, of the hypervisor; and the guest's, known at the end.
+        self.host.oom_kills() + u64::from(self.dir.join(super::monitor::OOM).exists())
     }
 
     fn oom_notifier(&self) -> Option<BorrowedFd<'_>> {

@@ -4,6 +4,7 @@
 //! create:  cgroup ─► tap ─► monitor process ─► vsock, hypervisor ─► guest kernel ─► agent ─► Boot … prepared
 //! start:   the agent starts the workload, which it supervises by the container hull, inside
 //! exec:    a process per session, that copies between the session's descriptors and the agent
+//! shares:  a process of their own serves the host's directories that the specification binds, by virtio-fs
 //! files:   the agent serves them on a port of their own; of a stopped one, in an [`Appliance`]
 //! end:     the agent syncs, tells the exit code, powers off; the monitor exits with that code
 //! ```
@@ -13,16 +14,21 @@
 //! never says is waited for with a deadline.
 
 mod appliance;
+mod beside;
 mod carrier;
 mod connect;
 mod exec;
 mod files;
 mod kvm;
+mod limits;
 mod machine;
 mod monitor;
 mod pump;
 mod qemu;
+mod qmp;
+mod shares;
 mod spec;
+mod walls;
 
 use crate::boot::Boot;
 use crate::container::cgroup::Cgroup;
@@ -34,10 +40,12 @@ use machine::MicroVm;
 use monitor::Monitor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use shares::Share;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use types::{MachinePlan, oci};
+use vmm::config::DiskRate;
 
 pub use appliance::{Appliance, Order, serve};
 pub use files::Files;
@@ -56,11 +64,13 @@ impl Hull for VmHull {
         let Rootfs::Machine { plan, layers, network } = request.rootfs else {
             return Err(HullError::Invalid("a microVM needs a machine plan".into()));
         };
-        let boot = spec::boot(&request, network, layers.len())?;
-        let resources = spec::host_resources(request.spec, plan);
+        let (boot, shares) = spec::boot(&request, network, layers.len())?;
+        let resources = spec::host_resources(request.resources(), plan);
         let make = Make {
             plan,
             layers,
+            shares: &shares,
+            rate: request.resources().map(spec::disk_rate).unwrap_or_default(),
             boot: &boot,
             cgroup: request.cgroup,
             run: request.run,
@@ -83,6 +93,8 @@ impl Hull for VmHull {
 struct Make<'a> {
     plan: &'a MachinePlan,
     layers: &'a [PathBuf],
+    rate: DiskRate,
+    shares: &'a [Share],
     boot: &'a Boot,
     cgroup: &'a str,
     run: &'a Path,
@@ -96,7 +108,7 @@ impl Make<'_> {
         resources: &oci::LinuxResources,
         tap: &mut dyn FnMut() -> Result<Option<OwnedFd>, HullError>,
     ) -> Result<Created, HullError> {
-        let Self { plan, layers, boot, .. } = *self;
+        let Self { plan, layers, shares, rate, boot, .. } = *self;
         let cgroup = Cgroup::create(self.cgroup, resources)?;
         let dir = self.run.join(DIR);
         let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>), HullError> {
@@ -105,7 +117,17 @@ impl Make<'_> {
             let (console, inner) = if boot.terminal() { console()? } else { (None, None) };
             let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
             let stdio = inner.as_ref().map_or(self.stdio, |fd| [fd.as_fd(); 3]);
-            let monitor = Monitor { plan, layers, dir: &dir, tap: tap.as_ref(), boot, stdio, wire: &theirs };
+            let monitor = Monitor {
+                plan,
+                layers,
+                shares,
+                dir: &dir,
+                tap: tap.as_ref(),
+                rate,
+                boot,
+                stdio,
+                wire: &theirs,
+            };
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
             drop(theirs);

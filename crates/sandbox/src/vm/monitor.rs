@@ -1,9 +1,11 @@
 //! The monitor: a process that lives as long as its microVM. It carries the host's half of the vsock device, starts the
 //! hypervisor, tells the agent what to do, copies the workload's streams, and exits with the workload's exit code.
 
+use super::beside::Beside;
 use super::carrier::Carrier;
 use super::machine::END;
-use super::{connect, kvm, pump, qemu};
+use super::shares::{Server, Share};
+use super::{connect, kvm, pump, qemu, qmp};
 use crate::boot::{self, Answer, Boot, READY_PORT};
 use crate::client::{AttachOptions, Client, ClientError, Stream};
 use crate::container::cgroup::Cgroup;
@@ -19,15 +21,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use types::{Hypervisor, MachinePlan};
-use vmm::devices::vsock::Vsock;
+use vmm::config::DiskRate;
 
 /// The guest's context id; each microVM has a vsock device of its own, so all may have the same.
 pub(super) const GUEST_CID: u64 = 3;
 /// The kernel's command line in any machine. The console is read for its last lines should the guest fail.
 pub(super) const KERNEL_CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 rdinit=/init dhow.hull=vm random.trust_cpu=on";
-/// The socket between QEMU and its vsock device.
-const VHOST: &str = "vhost";
+/// A file in the machine's directory that says that the OOM killer of its guest struck.
+pub(super) const OOM: &str = "oom";
 /// What is kept of the guest's console.
 const CONSOLE_TAIL: usize = 16 << 10;
 /// How many of its lines an error carries.
@@ -64,14 +66,28 @@ pub(super) fn boot_wait(hypervisor: Hypervisor) -> Duration {
 pub(super) struct Monitor<'a> {
     pub(super) plan: &'a MachinePlan,
     pub(super) layers: &'a [PathBuf],
+    pub(super) shares: &'a [Share],
     pub(super) dir: &'a Path,
     pub(super) tap: Option<&'a OwnedFd>,
+    /// Limits of its disks.
+    pub(super) rate: DiskRate,
     pub(super) boot: &'a Boot,
     pub(super) stdio: [BorrowedFd<'a>; 3],
     pub(super) wire: &'a Wire,
 }
 
+/// The first of the users that hypervisors run as, one for each, far from those that people have.
+const FIRST_USER: u32 = 0x7800_0000;
+/// How many there are.
+const USERS: u32 = 1 << 20;
+
 impl Monitor<'_> {
+    /// The user, and the group of the same number, that the hypervisor becomes.
+    pub(super) fn user(&self) -> u32 {
+        // The id is random: two machines of one user would be one in a million pairs.
+        FIRST_USER + u32::from_str_radix(self.boot.id.get(..8).unwrap_or("0"), 16).unwrap_or(0) % USERS
+    }
+
     /// The monitor's whole life, in a process of its own; returns its exit code.
     pub(super) fn main(&self, cgroup: &Cgroup) -> i32 {
         match self.run(cgroup) {
@@ -93,12 +109,17 @@ impl Monitor<'_> {
         keep.extend(self.tap.map(AsFd::as_fd));
         sys::process::close_all_but(&keep).step(|| "close descriptors".into())?;
         sys::process::reset_signals();
+        // The other end of a stream may go at any moment, and what is left in it is still to be copied.
+        sys::process::ignore_broken_pipes();
         let _ = rustix::process::setsid();
         let stdio = pump::own(self.stdio).step(|| "duplicate descriptors".into())?;
         let ready = connect::listen(self.dir, &format!("{}_{READY_PORT}", connect::VSOCK))
             .step(|| "listen for the guest's agent".into())?;
         let console = Console { tail: Arc::default(), file: self.dir.join(kvm::CONSOLE) };
-        let mut hypervisor = self.start(&console)?;
+        // Before there is a thread.
+        let served = if self.shares.is_empty() { None } else { Some(Server::start(self.shares)?) };
+        let (server, socket) = served.unzip();
+        let mut hypervisor = self.start(&console, socket)?;
         let done = self.accompany(&ready, stdio, &mut hypervisor, &console);
         if matches!(done, Ok(None)) {
             self.explain_end(&mut hypervisor, &console);
@@ -106,6 +127,7 @@ impl Monitor<'_> {
         // What it has on its disks is synced before its agent tells of the end.
         hypervisor.kill();
         let _ = hypervisor.wait();
+        drop(server);
         done.map(|code| code.unwrap_or(UNKNOWN))
     }
 
@@ -122,35 +144,25 @@ impl Monitor<'_> {
         let _ = std::fs::write(self.dir.join(END), console.explain(&what).to_string());
     }
 
-    fn start(&self, console: &Console) -> Result<Carrier, HullError> {
+    /// Starts the hypervisor; `shares` is the socket to the server of the host's directories.
+    fn start(&self, console: &Console, shares: Option<OwnedFd>) -> Result<Carrier, HullError> {
         match self.plan.hypervisor {
             Hypervisor::Kvm => {
-                let (child, said) = kvm::start(self)?;
-                console.read(Some(said));
-                Ok(Carrier::Vmm(child))
+                let (child, said) = kvm::start(self, shares.as_ref())?;
+                console.read(said);
+                Ok(Carrier(child))
             }
             Hypervisor::Qemu => {
-                let listener =
-                    connect::listen(self.dir, VHOST).step(|| "listen for the hypervisor".into())?;
-                let vhost = connect::stream(self.dir, VHOST).step(|| "connect to the vsock device".into())?;
-                let vsock =
-                    connect::listen(self.dir, connect::VSOCK).step(|| "listen for the host".into())?;
-                let (open, dir) = connect::short(self.dir).step(|| "open the machine's directory".into())?;
-                let device = Vsock::new(GUEST_CID, vsock, dir.join(connect::VSOCK))
-                    .step(|| "make the vsock device".into())?;
-                let serve = move || {
-                    let _open = open;
-                    // It ends with the hypervisor; that is waited for elsewhere.
-                    let _ = vmm::vhost::serve_vsock(&listener, device);
-                };
-                std::thread::Builder::new()
-                    .name("vsock".into())
-                    .spawn(serve)
-                    .step(|| "start a thread".into())?;
-                let mut child = qemu::start(self, &vhost.into())?;
-                console.read(child.stdout.take().map(Into::into));
-                console.read(child.stderr.take().map(Into::into));
-                Carrier::qemu(child)
+                let (vsock, device) = Beside::vsock(self.dir)?;
+                let shares = shares.map(|socket| Beside::shares(self.dir, socket)).transpose()?;
+                let (shares, server) = shares.unzip();
+                let orders = connect::listen(self.dir, qmp::SOCKET).step(|| "listen for orders".into())?;
+                // Before there is a thread.
+                let (child, said) = qemu::start(self, &vsock, shares.as_ref(), &orders)?;
+                device.serve()?;
+                server.map_or(Ok(()), Beside::serve)?;
+                console.read(said);
+                Ok(Carrier(child))
             }
         }
     }
@@ -184,7 +196,14 @@ impl Monitor<'_> {
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
         self.wire.shut();
-        Ok(pump::run(stream, stdio, self.boot.open_stdin).ok().flatten())
+        let Ok(Some((code, oom))) = pump::run(stream, stdio, self.boot.open_stdin) else {
+            return Ok(None);
+        };
+        if oom {
+            // Before the supervisor can see the end of this process, with which it asks. A failure tells less, not wrong.
+            let _ = std::fs::write(self.dir.join(OOM), b"");
+        }
+        Ok(Some(code))
     }
 
     fn start_workload(&self, agent: UnixStream, console: &Console) -> Result<Stream, HullError> {
@@ -258,8 +277,7 @@ struct Console {
 
 impl Console {
     /// Reads a pipe to its end, on a thread.
-    fn read(&self, pipe: Option<OwnedFd>) {
-        let Some(pipe) = pipe else { return };
+    fn read(&self, pipe: OwnedFd) {
         let tail = Arc::clone(&self.tail);
         let work = move || {
             let mut pipe = std::fs::File::from(pipe);

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// Copies until the process has ended, and returns its exit code; none if the guest went without telling it.
+/// Copies until the process has ended, and returns its exit code, and whether the guest's OOM killer struck; none if the
+/// guest went without telling it.
 ///
 /// Input is copied by a thread of its own, so that a guest which does not read still gets its output away. The thread is
 /// left behind: the process ends with the caller.
@@ -13,7 +14,7 @@ pub(super) fn run(
     mut stream: Stream,
     [stdin, stdout, stderr]: [OwnedFd; 3],
     feeds: bool,
-) -> Result<Option<i32>, ClientError> {
+) -> Result<Option<(i32, bool)>, ClientError> {
     if feeds {
         let input = stream.writer()?;
         std::thread::Builder::new()
@@ -27,7 +28,7 @@ pub(super) fn run(
             // Nobody reads any more: the workload is told by nobody but its supervisor.
             Some(OwnedFrame::Stdout(bytes)) => drop(out.write_all(&bytes)),
             Some(OwnedFrame::Stderr(bytes)) => drop(err.write_all(&bytes)),
-            Some(OwnedFrame::Exit(code)) => return Ok(Some(code)),
+            Some(OwnedFrame::Exit { code, oom }) => return Ok(Some((code, oom))),
             None => return Ok(None),
         }
     }

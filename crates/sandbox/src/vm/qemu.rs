@@ -1,124 +1,200 @@
 //! QEMU's microvm machine, in software, where the CPU lacks virtualisation.
 
 use super::monitor::{KERNEL_CMDLINE, Monitor};
+use super::walls::{self, Program};
+use crate::boot::SHARES_TAG;
 use crate::container::step::Step;
 use crate::hull::HullError;
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::fs::{Mode, OFlags};
 use std::fmt::Write as _;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use sys::clone::Child;
 use types::NetworkPlan;
+use vmm::config::DiskRate;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// Sector of a disk, in bytes.
 const SECTOR: u64 = 512;
 /// Translated code that is kept, MiB.
 const TRANSLATIONS_MIB: u32 = 64;
+/// Kernel and initramfs in QEMU's root.
+const KERNEL: &str = "kernel";
+const INITRD: &str = "initrd";
+
+/// Names of the disks.
+pub(super) const LAYERS: &str = "layers";
+pub(super) const DISK: &str = "disk";
 
 /// What this machine adds to the kernel's command line. A kernel without firmware would otherwise jump to where a BIOS is
 /// entered, and spin there; a triple fault ends the machine.
 const CMDLINE: &str = "no_timer_check reboot=t";
 
-/// Starts one that is connected to the vsock device's other half; its standard output is the guest's console.
-pub(super) fn start(of: &Monitor<'_>, vhost: &OwnedFd) -> Result<Child, HullError> {
-    fcntl_setfd(vhost, FdFlags::empty()).step(|| "hand the vsock device over".into())?;
-    let mut command = Command::new(PROGRAM);
-    command
+/// Starts one that is connected to the other halves of the vsock device and, if there is one, of the file system, and listens for its orders ([`super::qmp`]) on a socket.
+/// The guest's console comes with its output on the pipe.
+pub(super) fn start(
+    of: &Monitor<'_>,
+    vsock: &OwnedFd,
+    shares: Option<&OwnedFd>,
+    orders: &impl AsFd,
+) -> Result<(Child, OwnedFd), HullError> {
+    let path = walls::find(PROGRAM).ok_or_else(|| {
+        HullError::Unsupported(format!(
+            "{PROGRAM} is not installed, and this host has no KVM: install the package qemu-system-x86"
+        ))
+    })?;
+    let mut given = Given::default();
+    given
         .args(["-M", "microvm,acpi=on,rtc=on,isa-serial=on,ioapic2=off,memory-backend=mem"])
         .args(["-accel", &format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}")])
         .args(["-cpu", "max", "-smp", &of.plan.vcpus.to_string()])
         .args(["-m", &format!("{}M", of.plan.memory_mib)])
         .args(["-object", &format!("memory-backend-memfd,id=mem,size={}M,share=on", of.plan.memory_mib)])
+        .args(["-name", &of.boot.id])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"])
-        .arg("-kernel")
-        .arg(&of.plan.kernel)
-        .arg("-initrd")
-        .arg(&of.plan.initrd)
+        .args(["-kernel", &format!("/{KERNEL}"), "-initrd", &format!("/{INITRD}")])
         .args(["-append", &format!("{KERNEL_CMDLINE} {CMDLINE} tsc_early_khz={}", vmm::tsc::host_khz())])
         .args(["-global", "virtio-mmio.force-legacy=false"])
         .args(["-device", "virtio-rng-device"])
-        .args(["-device", "virtio-balloon-device,free-page-reporting=on"])
-        .args(["-chardev", &format!("socket,id=vsock,fd={}", vhost.as_raw_fd())])
+        .args(["-device", "virtio-balloon-device,id=balloon,free-page-reporting=on"])
+        .args(["-chardev", &format!("socket,id=qmp,server=on,wait=off,fd={}", orders.as_fd().as_raw_fd())])
+        .args(["-mon", "chardev=qmp,mode=control"])
+        .args(["-chardev", &format!("socket,id=vsock,fd={}", vsock.as_raw_fd())])
         .args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
-    if !of.layers.is_empty() {
-        let layers = layers_disk(of)?;
-        command
-            .args(["-drive", &format!("id=layers,if=none,format=vmdk,readonly=on,file={}", comma(&layers)?)])
-            .args(["-device", "virtio-blk-device,drive=layers"]);
+    if let Some(shares) = shares {
+        given
+            .args(["-chardev", &format!("socket,id=shares,fd={}", shares.as_raw_fd())])
+            .args(["-device", &format!("vhost-user-fs-device,chardev=shares,tag={SHARES_TAG}")]);
     }
-    command
+    let throttling = throttling(&of.rate);
+    if !of.layers.is_empty() {
+        let layers = layers_disk(of, &mut given)?;
+        given
+            .args([
+                "-drive",
+                &format!("id={LAYERS},if=none,format=vmdk,readonly=on,file={layers}{throttling}"),
+            ])
+            .args(["-device", &format!("virtio-blk-device,drive={LAYERS}")]);
+    }
+    let disk = given.open(&of.plan.disk, &[OFlags::RDONLY, OFlags::RDWR])?;
+    given
         .args([
             "-drive",
-            &format!(
-                "id=disk,if=none,format=raw,cache=writeback,discard=unmap,file={}",
-                comma(&of.plan.disk)?
-            ),
+            &format!("id={DISK},if=none,format=raw,cache=writeback,discard=unmap,file={disk}{throttling}"),
         ])
         // Of a full disk of the host the guest is told: QEMU would stop it, for somebody to start it again.
-        .args(["-device", "virtio-blk-device,drive=disk,werror=report,rerror=report"]);
+        .args(["-device", &format!("virtio-blk-device,drive={DISK},werror=report,rerror=report")]);
+    let mut fds = vec![vsock.as_fd(), orders.as_fd()];
+    fds.extend(shares.map(AsFd::as_fd));
     if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {
-        fcntl_setfd(tap, FdFlags::empty()).step(|| "hand the tap device over".into())?;
         let mac: Vec<String> = attachment.mac.iter().map(|b| format!("{b:02x}")).collect();
-        command
+        given
             .args(["-netdev", &format!("tap,id=net,fd={}", tap.as_raw_fd())])
             .args(["-device", &format!("virtio-net-device,netdev=net,mac={}", mac.join(":"))]);
+        fds.push(tap.as_fd());
     }
-    command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => HullError::Unsupported(format!(
-            "{PROGRAM} is not installed, and this host has no KVM: install the package qemu-system-x86"
-        )),
-        _ => HullError::Step { step: format!("start {PROGRAM}"), source: e },
-    })
+    let (said, say) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(|| "make a pipe".into())?;
+    fds.extend(given.files.iter().map(AsFd::as_fd));
+    let child = start_program(of, path, given.args, fds, say.as_fd())?;
+    Ok((child, said))
+}
+
+/// The options of a drive for its limits (qemu(1), `-drive`); 0 is none.
+fn throttling(rate: &DiskRate) -> String {
+    let DiskRate { read, write } = rate;
+    format!(
+        ",throttling.bps-read={},throttling.iops-read={},throttling.bps-write={},throttling.iops-write={}",
+        read.bytes_per_second, read.ops_per_second, write.bytes_per_second, write.ops_per_second
+    )
+}
+
+fn start_program(
+    of: &Monitor<'_>,
+    path: PathBuf,
+    args: Vec<String>,
+    fds: Vec<BorrowedFd<'_>>,
+    output: BorrowedFd<'_>,
+) -> Result<Child, HullError> {
+    let files = vec![(of.plan.kernel.as_path(), KERNEL), (of.plan.initrd.as_path(), INITRD)];
+    // QEMU opens these itself. They are no secrets, and lie where nobody but root gets to.
+    for (file, _) in &files {
+        use std::os::unix::fs::PermissionsExt;
+        let readable = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(file, readable).step(|| format!("make {} readable", file.display()))?;
+    }
+    let disk = std::fs::metadata(&of.plan.disk).step(|| format!("look at {}", of.plan.disk.display()))?;
+    let largest = disk.len().max(of.plan.memory_mib << 20);
+    Program { path, args, fds, output, files, user: of.user(), largest }.start()
+}
+
+/// What QEMU is given: words, and open files that they name.
+#[derive(Default)]
+struct Given {
+    args: Vec<String>,
+    files: Vec<OwnedFd>,
+}
+
+impl Given {
+    fn args<const N: usize>(&mut self, words: [&str; N]) -> &mut Self {
+        self.args.extend(words.map(str::to_owned));
+        self
+    }
+
+    /// Opens a file that QEMU's user cannot open, in each mode in which QEMU will; it finds it by the path that is returned
+    /// (qemu(1), `-add-fd`).
+    fn open(&mut self, path: &Path, modes: &[OFlags]) -> Result<String, HullError> {
+        let set = self.files.len();
+        for mode in modes {
+            let opened = rustix::fs::open(path, *mode | OFlags::CLOEXEC, Mode::empty());
+            let fd = opened.step(|| format!("open {}", path.display()))?;
+            self.args(["-add-fd", &format!("fd={},set={set}", fd.as_raw_fd())]);
+            self.files.push(fd);
+        }
+        Ok(format!("/dev/fdset/{set}"))
+    }
 }
 
 /// The layers as one disk with a partition for each: a VMDK descriptor of extents, of which all but the partition
 /// tables are the layers' own files. Source: VMware Virtual Disk Format 1.1, "The Descriptor".
-fn layers_disk(of: &Monitor<'_>) -> Result<PathBuf, HullError> {
+fn layers_disk(of: &Monitor<'_>, given: &mut Given) -> Result<String, HullError> {
     let size = |path: &PathBuf| {
         let meta = std::fs::metadata(path);
         meta.map(|m| m.len()).step(|| format!("look at the layer {}", path.display()))
     };
     let sizes = of.layers.iter().map(size).collect::<Result<Vec<_>, _>>()?;
     let layout = vmm::gpt::Layout::of(&sizes).map_err(|e| HullError::Invalid(e.to_string()))?;
-    let (head, tail) = (of.dir.join("head"), of.dir.join("tail"));
-    let write =
-        |path: &Path, bytes: &[u8]| std::fs::write(path, bytes).step(|| format!("write {}", path.display()));
-    write(&head, &layout.head)?;
-    write(&tail, &layout.tail)?;
+    let mut made = |name: &str, bytes: &[u8], length: u64| {
+        let path = of.dir.join(name);
+        let written = std::fs::write(&path, bytes)
+            .and_then(|()| std::fs::File::options().write(true).open(&path)?.set_len(length));
+        written.step(|| format!("write {}", path.display()))?;
+        given.open(&path, &[OFlags::RDONLY])
+    };
+    let head = made("head", &layout.head, layout.head.len() as u64)?;
+    let tail = made("tail", &layout.tail, layout.tail.len() as u64)?;
     // QEMU leaves extents of the kind ZERO out: zeros come from a file that has none but holes.
-    let zeros = of.dir.join("zeros");
-    let made = std::fs::File::create(&zeros).and_then(|f| f.set_len(vmm::gpt::ALIGNMENT));
-    made.step(|| format!("write {}", zeros.display()))?;
+    let zeros = made("zeros", &[], vmm::gpt::ALIGNMENT)?;
     let mut text = String::from(
         "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n",
     );
     let mut at = 0;
-    let mut extent = |start: u64, length: u64, path: &Path| {
+    let mut extent = |start: u64, length: u64, file: &str| {
         while at < start {
             let gap = (start - at).min(vmm::gpt::ALIGNMENT);
-            let _ = writeln!(text, "RW {} FLAT \"{}\" 0", gap / SECTOR, zeros.display());
+            let _ = writeln!(text, "RW {} FLAT \"{zeros}\" 0", gap / SECTOR);
             at += gap;
         }
-        let _ = writeln!(text, "RW {} FLAT \"{}\" 0", length / SECTOR, path.display());
+        let _ = writeln!(text, "RW {} FLAT \"{file}\" 0", length / SECTOR);
         at = start + length;
     };
     extent(0, layout.head.len() as u64, &head);
     for (part, path) in layout.partitions.iter().zip(of.layers) {
-        extent(part.offset, part.size, path);
+        extent(part.offset, part.size, &given.open(path, &[OFlags::RDONLY])?);
     }
     extent(layout.tail_offset(), layout.tail.len() as u64, &tail);
     let path = of.dir.join("layers.vmdk");
-    write(&path, text.as_bytes())?;
-    Ok(path)
-}
-/// A path within an option, where a comma is written twice.
-fn comma(path: &Path) -> Result<String, HullError> {
-    let text = path.to_str();
-    let text = text.filter(|t| !t.contains(['"', '\n']));
-    text.map(|t| t.replace(',', ",,")).ok_or_else(|| {
-        HullError::Invalid(format!("the path {path:?} cannot be given to {PROGRAM}: use another --root"))
-    })
+    std::fs::write(&path, text).step(|| format!("write {}", path.display()))?;
+    given.open(&path, &[OFlags::RDONLY])
 }

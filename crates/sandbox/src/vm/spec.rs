@@ -1,11 +1,13 @@
 //! What of a container's specification is carried out inside, and what on the host.
 
-use crate::boot::{Boot, VERSION};
+use super::shares::Share;
+use crate::boot::{Boot, SHARES, VERSION};
 use crate::container::step::Step;
 use crate::hull::{CreateRequest, HullError};
 use std::io::Read;
 use std::path::Path;
 use types::{Hypervisor, MachinePlan, NetworkPlan, oci};
+use vmm::config::{DiskRate, RateLimit};
 
 /// Most bytes of a file that is handed over by its contents.
 const MAX_FILE: u64 = 64 << 10;
@@ -21,14 +23,14 @@ const EMULATED_OVERHEAD: i64 = 512 << 20;
 /// The share of a guest's memory that the host's tables of it may take.
 const TABLES: i64 = 128;
 
-/// What the agent is told.
+/// What the agent is told, and what of the host's files it is given.
 pub(super) fn boot(
     request: &CreateRequest<'_>,
     network: &NetworkPlan,
     layers: usize,
-) -> Result<Boot, HullError> {
+) -> Result<(Boot, Vec<Share>), HullError> {
     let mut spec = request.spec.clone();
-    let files = take_files(&mut spec)?;
+    let (files, shares) = take_bindings(&mut spec)?;
     if let Some(linux) = spec.linux_mut() {
         confine(linux)?;
     }
@@ -39,11 +41,12 @@ pub(super) fn boot(
         process.set_oom_score_adj(None);
     }
     spec.set_hooks(None);
-    Ok(Boot {
+    let boot = Boot {
         version: VERSION,
         id: request.id.to_owned(),
         spec,
         files,
+        shares: !shares.is_empty(),
         network: network.clone(),
         layers,
         files_only: false,
@@ -51,7 +54,8 @@ pub(super) fn boot(
         open_stdin: !is_null(request),
         console_size: request.console_size,
         now_ns: 0,
-    })
+    };
+    Ok((boot, shares))
 }
 
 /// Without `-i` stdin is `/dev/null`, and nobody need copy it.
@@ -87,24 +91,27 @@ fn confine(linux: &mut oci::Linux) -> Result<(), HullError> {
     Ok(())
 }
 
-/// Replaces the bindings of small files of ours by their contents; there are no others.
-fn take_files(spec: &mut oci::Spec) -> Result<Vec<(String, String)>, HullError> {
-    let mut files = Vec::new();
+type Files = Vec<(String, String)>;
+
+/// Replaces the sources of bindings by what the guest has in their place: the small files of names by their contents, all
+/// else by what is shared.
+fn take_bindings(spec: &mut oci::Spec) -> Result<(Files, Vec<Share>), HullError> {
+    let (mut files, mut shares) = (Vec::new(), Vec::new());
     for mount in spec.mounts_mut().iter_mut().flatten() {
         let bound = mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind");
         let Some(source) = mount.source().clone().filter(|_| bound) else { continue };
         let target = mount.destination().to_string_lossy().into_owned();
-        if !NAME_FILES.contains(&target.as_str()) || !is_small_file(&source) {
-            return Err(HullError::Unsupported(format!(
-                "{} cannot be mounted into a microVM at {target}: directories of the host are not shared with guests; copy the files in (dhow cp) or run a container",
-                source.display()
-            )));
-        }
-        let path = format!("{FILES}/{}", files.len());
-        files.push((path.clone(), contents(&source)?));
-        mount.set_source(Some(path.into()));
+        let place = if NAME_FILES.contains(&target.as_str()) && is_small_file(&source) {
+            let place = format!("{FILES}/{}", files.len());
+            files.push((place.clone(), contents(&source)?));
+            place
+        } else {
+            shares.push(Share::of(source, mount));
+            format!("{SHARES}/{}", shares.len() - 1)
+        };
+        mount.set_source(Some(place.into()));
     }
-    Ok(files)
+    Ok((files, shares))
 }
 
 fn is_small_file(path: &Path) -> bool {
@@ -121,19 +128,53 @@ fn contents(path: &Path) -> Result<String, HullError> {
 
 /// What the hypervisor's processes may use of the host: the guest's memory and what it takes to carry it; the container's
 /// share of CPU time.
-pub(super) fn host_resources(spec: &oci::Spec, plan: &MachinePlan) -> oci::LinuxResources {
+pub(super) fn host_resources(all: Option<&oci::LinuxResources>, plan: &MachinePlan) -> oci::LinuxResources {
+    let mut resources = all.map(shared_with_host).unwrap_or_default();
+    resources.set_memory(Some(host_memory(plan.memory_mib, plan.hypervisor)));
+    resources
+}
+
+/// The limits of a container that hold for its hypervisor as they stand.
+pub(super) fn shared_with_host(all: &oci::LinuxResources) -> oci::LinuxResources {
     let mut resources = oci::LinuxResources::default();
-    if let Some(all) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
-        resources.set_cpu(all.cpu().clone()).set_block_io(all.block_io().clone());
+    // Those of throughput are kept by the hypervisor itself, see `disk_rate`.
+    let weights = all.block_io().as_ref().map(|all| {
+        let mut block = oci::LinuxBlockIo::default();
+        block.set_weight(all.weight()).set_leaf_weight(all.leaf_weight());
+        block.set_weight_device(all.weight_device().clone());
+        block
+    });
+    resources.set_cpu(all.cpu().clone()).set_block_io(weights);
+    resources
+}
+
+/// Limits of a microVM's disks: the tightest of each kind, whichever device of the host is named.
+pub(super) fn disk_rate(all: &oci::LinuxResources) -> DiskRate {
+    let least = |devices: Option<&Option<Vec<oci::LinuxThrottleDevice>>>| {
+        devices.into_iter().flatten().flatten().map(|d| d.rate()).filter(|r| *r > 0).min().unwrap_or(0)
+    };
+    let block = all.block_io().as_ref();
+    DiskRate {
+        read: RateLimit {
+            bytes_per_second: least(block.map(|b| b.throttle_read_bps_device())),
+            ops_per_second: least(block.map(|b| b.throttle_read_iops_device())),
+        },
+        write: RateLimit {
+            bytes_per_second: least(block.map(|b| b.throttle_write_bps_device())),
+            ops_per_second: least(block.map(|b| b.throttle_write_iops_device())),
+        },
     }
-    let overhead = match plan.hypervisor {
+}
+
+/// The limit for a machine whose guest has so much memory.
+pub(super) fn host_memory(guest_mib: u64, hypervisor: Hypervisor) -> oci::LinuxMemory {
+    let overhead = match hypervisor {
         Hypervisor::Kvm => OVERHEAD,
         Hypervisor::Qemu => EMULATED_OVERHEAD,
     };
-    let guest = i64::try_from(plan.memory_mib.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
+    let guest = i64::try_from(guest_mib.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
     let mut memory = oci::LinuxMemory::default();
     // Page tables and their shadows grow with the guest.
     memory.set_limit(Some(guest.saturating_add(overhead).saturating_add(guest / TABLES)));
-    resources.set_memory(Some(memory));
-    resources
+    memory
 }

@@ -132,7 +132,7 @@ pub fn collect(mut stream: Stream) -> (Vec<u8>, Vec<u8>, Option<i32>) {
         match stream.next_frame().unwrap() {
             Some(OwnedFrame::Stdout(bytes)) => out.extend(bytes),
             Some(OwnedFrame::Stderr(bytes)) => err.extend(bytes),
-            Some(OwnedFrame::Exit(code)) => return (out, err, Some(code)),
+            Some(OwnedFrame::Exit { code, .. }) => return (out, err, Some(code)),
             None => return (out, err, None),
         }
     }

@@ -17,15 +17,15 @@ pub const KIND: u32 = 5;
 const SIZES: [u16; 3] = [128, 128, 128];
 /// The unit of the device, whatever the host's and guest's pages are (VIRTIO_BALLOON_PFN_SHIFT).
 const PAGE: u64 = 4096;
-const MIB: u64 = 1 << 20;
+/// Pages of a MiB.
+pub const PAGES_PER_MIB: u64 = (1 << 20) / PAGE;
 /// Page numbers in one chain; Linux sends 256, Windows 1024.
 const NUMBERS: usize = 1024;
 /// Chains of one turn: each may cost as many system calls as it has pages.
 const TURNS: u16 = 32;
 
-/// VIRTIO_BALLOON_F_DEFLATE_ON_OOM: the guest may take pages back before it kills processes.
-const DEFLATE_ON_OOM: u64 = 1 << 2;
-/// VIRTIO_BALLOON_F_PAGE_REPORTING.
+/// VIRTIO_BALLOON_F_PAGE_REPORTING. Without DEFLATE_ON_OOM, with which a guest would take pages back: what it has given is
+/// taken from it as a limit.
 const PAGE_REPORTING: u64 = 1 << 5;
 
 /// The device.
@@ -52,15 +52,10 @@ impl Balloon {
 
     /// Asks the guest to give so much of its memory.
     pub fn set_target(&mut self, mib: u64) {
-        self.target = u32::try_from(mib.saturating_mul(MIB / PAGE)).unwrap_or(u32::MAX);
+        self.target = u32::try_from(mib.saturating_mul(PAGES_PER_MIB)).unwrap_or(u32::MAX);
         if let Some(active) = &self.active {
             active.interrupt.config();
         }
-    }
-
-    /// What the guest has given, in MiB, as it says.
-    pub fn actual(&self) -> u64 {
-        u64::from(u32::from_le_bytes(self.actual)) / (MIB / PAGE)
     }
 
     /// Serves a queue.
@@ -150,7 +145,7 @@ impl Device for Balloon {
     }
 
     fn features(&self) -> u64 {
-        RING_FEATURES | DEFLATE_ON_OOM | PAGE_REPORTING
+        RING_FEATURES | PAGE_REPORTING
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

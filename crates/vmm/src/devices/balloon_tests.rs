@@ -73,12 +73,17 @@ fn the_target_and_what_was_given_are_told() {
     assert_eq!(space[..4], (64_u32 * 256).to_le_bytes());
     assert_eq!(space[4..], [0; 8]);
     device.write_config(4, &(32_u32 * 256).to_le_bytes());
-    assert_eq!(device.actual(), 32);
+    let given = |device: &Balloon| {
+        let mut space = [0; 8];
+        device.read_config(0, &mut space);
+        u32::from_le_bytes([space[4], space[5], space[6], space[7]])
+    };
+    assert_eq!(given(&device), 32 * 256);
     // Only its own field, wherever it writes.
     device.write_config(0, &[9; 4]);
     device.write_config(6, &[0; 40]);
     device.write_config(u64::MAX, &[9; 4]);
-    assert_eq!(device.actual(), 32);
+    assert_eq!(given(&device), 32 * 256);
     device.set_target(u64::MAX);
     device.read_config(0, &mut space);
     assert_eq!(space[..4], [0xff; 4]);

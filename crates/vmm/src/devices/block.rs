@@ -2,11 +2,13 @@
 //!
 //! Source: VIRTIO 1.2, section 5.2.
 
+use super::rate::{Limiter, timer};
 use super::storage::Storage;
 use super::{Chain, RING_FEATURES, Ring, Segments, read_config};
+use crate::config::DiskRate;
 use crate::gpt::SECTOR;
 use crate::note::note;
-use crate::virtio::{Activation, Device, DeviceError, Interest, Memory};
+use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Memory};
 use std::io;
 use std::ops::Range;
 use virtio_bindings::virtio_blk::*;
@@ -30,7 +32,19 @@ pub struct Block {
     id: [u8; ID_BYTES],
     active: Option<(Memory, Ring)>,
     complained: bool,
+    limits: Option<Limits>,
 }
+
+/// Limits of what is read and of what is written.
+struct Limits {
+    read: Limiter,
+    write: Limiter,
+}
+
+/// Tokens of [`Device::ready`]: the queue, and the timers of the limits.
+const KICK: u64 = 0;
+const READ_TIMER: u64 = 1;
+const WRITE_TIMER: u64 = 2;
 
 /// Bytes of a request's header.
 const HEADER: usize = 16;
@@ -49,7 +63,28 @@ impl Block {
         for (to, from) in id.iter_mut().zip(format!("dhow-{number}").bytes()) {
             *to = from;
         }
-        Self { storage, read_only, id, active: None, complained: false }
+        Self { storage, read_only, id, active: None, complained: false, limits: None }
+    }
+
+    /// The same within limits, which can be changed.
+    pub fn limited(mut self, rate: &DiskRate) -> io::Result<Self> {
+        self.limits = Some(Limits { read: Limiter::new(&rate.read)?, write: Limiter::new(&rate.write)? });
+        Ok(self)
+    }
+
+    /// Whether a request may pass; it is charged at once. If not, its bucket's timer is set.
+    fn may_pass(&mut self, header: &[u8; HEADER], chain: &Chain) -> Result<bool, DeviceError> {
+        let Some(limits) = &mut self.limits else { return Ok(true) };
+        let (limiter, bytes) = match u32::from_le_bytes([header[0], header[1], header[2], header[3]]) {
+            VIRTIO_BLK_T_IN => (&mut limits.read, chain.writable.len()),
+            VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_WRITE_ZEROES => (&mut limits.write, chain.readable.len()),
+            _ => return Ok(true),
+        };
+        let passes = limiter.ready().map_err(timer)?;
+        if passes {
+            limiter.charge(bytes as u64);
+        }
+        Ok(passes)
     }
 
     /// Serves requests.
@@ -64,7 +99,15 @@ impl Block {
         let memory = memory.memory();
         let mut turns = ring.size();
         while let Some(chain) = ring.next(&memory, &mut turns)? {
-            let written = self.request(&chain)?;
+            let mut header = [0; HEADER];
+            let whole = chain.readable.read(0, &mut header) == HEADER && !chain.torn;
+            // The next ones wait behind it, as in any queue.
+            if whole && !self.may_pass(&header, &chain)? {
+                drop(chain);
+                ring.unpop();
+                break;
+            }
+            let written = self.request(&chain, whole.then_some(header))?;
             ring.used(&memory, chain.head, written)?;
             // What is done waits for no slow request behind it.
             if turns.is_multiple_of(SIGNALS) {
@@ -74,15 +117,14 @@ impl Block {
         ring.signal(&memory)
     }
 
-    /// Carries out a request; how many bytes were written into guest memory.
-    fn request(&mut self, chain: &Chain) -> Result<usize, DeviceError> {
+    /// Carries out a request, if it has a header; how many bytes were written into guest memory.
+    fn request(&mut self, chain: &Chain, header: Option<[u8; HEADER]>) -> Result<usize, DeviceError> {
         let Some(status_at) = chain.writable.len().checked_sub(1) else {
             return Err(DeviceError::Driver("a request has no room for its status".into()));
         };
-        let mut header = [0; HEADER];
-        let (status, written) = match chain.readable.read(0, &mut header) {
-            HEADER if !chain.torn => self.dispatch(header, chain, status_at),
-            _ => (VIRTIO_BLK_S_IOERR, 0),
+        let (status, written) = match header {
+            Some(header) => self.dispatch(header, chain, status_at),
+            None => (VIRTIO_BLK_S_IOERR, 0),
         };
         chain.writable.write(status_at, &[status as u8]);
         Ok(written.saturating_add(1))
@@ -226,12 +268,27 @@ impl Device for Block {
     }
 
     fn interests(&self) -> Vec<Interest> {
-        self.active.iter().map(|(_, ring)| ring.interest(0)).collect()
+        let Some((_, ring)) = &self.active else { return Vec::new() };
+        let limits = self.limits.iter().flat_map(|l| [(READ_TIMER, &l.read), (WRITE_TIMER, &l.write)]);
+        let waiting = limits.filter(|(_, limiter)| limiter.waits());
+        waiting.map(|(token, limiter)| limiter.interest(token)).chain([ring.interest(KICK)]).collect()
     }
 
-    fn ready(&mut self, _token: u64, _events: u32) -> Result<(), DeviceError> {
-        self.active.iter().for_each(|(_, ring)| ring.kicked());
+    fn ready(&mut self, token: u64, _events: u32) -> Result<(), DeviceError> {
+        match (token, &mut self.limits) {
+            (READ_TIMER, Some(limits)) => limits.read.rang(),
+            (WRITE_TIMER, Some(limits)) => limits.write.rang(),
+            _ => self.active.iter().for_each(|(_, ring)| ring.kicked()),
+        }
         self.serve()
+    }
+
+    fn command(&mut self, command: Command) -> Result<bool, DeviceError> {
+        let (Command::LimitDisk(rate), Some(limits)) = (command, &mut self.limits) else { return Ok(false) };
+        limits.read.set(&rate.read);
+        limits.write.set(&rate.write);
+        self.serve()?;
+        Ok(true)
     }
 }
 

@@ -5,7 +5,7 @@
 //! either side refuses is lost, as on any network.
 
 use super::net_tap::{HEADER, OFFLOAD_CSUM, OFFLOAD_TSO4, OFFLOAD_TSO6, Pieces, Tap};
-use super::rate::Limiter;
+use super::rate::{Limiter, timer};
 use super::{Chain, IN, RING_FEATURES, Ring, read_config};
 use crate::config::RateLimit;
 use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Memory};
@@ -246,10 +246,6 @@ fn deliver(
         chain.writable.write(10, &(used.len() as u16).to_le_bytes());
     }
     rx.used_together(memory, &used)
-}
-
-fn timer(source: io::Error) -> DeviceError {
-    DeviceError::Host { what: "cannot set the timer of a rate limit", source }
 }
 
 impl Device for Net {

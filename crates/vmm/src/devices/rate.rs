@@ -5,7 +5,7 @@
 
 use crate::config::RateLimit;
 use crate::devices::IN;
-use crate::virtio::Interest;
+use crate::virtio::{DeviceError, Interest};
 use rustix::event::Timespec;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 use std::io;
@@ -150,6 +150,11 @@ impl Limiter {
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         self.waiting = false;
     }
+}
+
+/// A timer that could not be set.
+pub(super) fn timer(source: io::Error) -> DeviceError {
+    DeviceError::Host { what: "cannot set the timer of a rate limit", source }
 }
 
 #[cfg(test)]

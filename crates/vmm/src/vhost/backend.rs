@@ -1,6 +1,5 @@
 //! QEMU's requests, gathered until the device can be activated.
 
-use crate::devices::vsock::Vsock;
 use crate::virtio::{Activation, Device, DeviceError, Interest, Interrupt, Memory};
 use std::fs::File;
 use std::io;
@@ -20,7 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// VIRTIO_F_VERSION_1.
 const VERSION_1: u64 = 1 << 32;
-/// To the guest and from it; QEMU serves the queue of events itself.
+/// As many as each device has that is served here. Of the virtual socket: to the guest and from it; QEMU serves the queue
+/// of events itself.
 const QUEUES: usize = 2;
 /// Greatest size of a queue; QEMU decides, and takes its own greatest.
 const QUEUE_SIZE: u16 = 1024;
@@ -62,7 +62,7 @@ impl Interrupt for Calls {
 
 /// The device and what QEMU said of it.
 pub struct Backend {
-    pub device: Vsock,
+    pub device: Box<dyn Device>,
     active: bool,
     features: u64,
     memory: Option<Memory>,
@@ -73,7 +73,7 @@ pub struct Backend {
 
 impl Backend {
     /// Not active.
-    pub fn new(device: Vsock) -> Self {
+    pub fn new(device: Box<dyn Device>) -> Self {
         Self {
             device,
             active: false,
@@ -243,7 +243,8 @@ impl VhostUserBackendReqHandlerMut for Backend {
     /// Stops the queue.
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         self.vring(index)?;
-        // The device finishes each chain before it takes the next: what is used is what was taken.
+        // The virtual socket finishes each chain before it takes the next: what is used is what was taken. A guest that stops
+        // the file system's device forgets its requests.
         let next = match &self.memory {
             Some(memory) => self.queue(index as usize, memory).map(|queue| queue.next_used()),
             None => Err(Error::InvalidParam),

@@ -1,4 +1,4 @@
-//! vhost-user: the virtual socket beside QEMU, where the host has no KVM that could be used.
+//! vhost-user: the virtual socket and the file system beside QEMU, where the host has no KVM that could be used.
 //!
 //! QEMU sends the guest's memory and queues over a Unix socket (`-chardev socket,id=vsock,path=…
 //! -device vhost-user-vsock-device,chardev=vsock`, with memory that can be shared: `-object
@@ -9,7 +9,6 @@
 
 mod backend;
 
-use crate::devices::vsock::Vsock;
 use crate::virtio::{Device, DeviceError, Interest};
 use backend::Backend;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -29,15 +28,15 @@ pub enum ServeError {
     #[error("QEMU's vhost-user request failed: {0}")]
     Protocol(#[source] Protocol),
     /// The device stopped.
-    #[error("the virtual socket stopped: {0}")]
+    #[error("the device stopped: {0}")]
     Device(#[source] DeviceError),
 }
 
 /// Waits for QEMU on `listener` and serves it the device, until it disconnects.
-pub fn serve_vsock(listener: &UnixListener, vsock: Vsock) -> Result<(), ServeError> {
+pub fn serve(listener: &UnixListener, device: Box<dyn Device>) -> Result<(), ServeError> {
     let (stream, _) = listener.accept().map_err(ServeError::Socket)?;
     let socket = stream.as_raw_fd();
-    let backend = Arc::new(Mutex::new(Backend::new(vsock)));
+    let backend = Arc::new(Mutex::new(Backend::new(device)));
     let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&backend));
     loop {
         let interests = lock(&backend).interests();

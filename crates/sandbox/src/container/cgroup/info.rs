@@ -3,7 +3,6 @@
 use super::files;
 use super::hierarchy::Hierarchies;
 use crate::hull::HullError;
-use std::sync::OnceLock;
 use types::oci::LinuxResources;
 
 /// The version of the cgroup interface that limits go through.
@@ -51,14 +50,12 @@ pub fn info() -> Result<Info, HullError> {
 
 /// Bytes of memory of the host (`MemTotal`).
 pub fn host_memory() -> u64 {
-    static TOTAL: OnceLock<u64> = OnceLock::new();
-    *TOTAL.get_or_init(|| {
-        let info = rustix::system::sysinfo();
-        // A C unsigned long, which is 32 bits on some platforms.
-        #[allow(clippy::useless_conversion)]
-        let total = u64::from(info.totalram);
-        total.saturating_mul(u64::from(info.mem_unit.max(1)))
-    })
+    // Asked each time: a guest's balloon takes of it.
+    let info = rustix::system::sysinfo();
+    // A C unsigned long, which is 32 bits on some platforms.
+    #[allow(clippy::useless_conversion)]
+    let total = u64::from(info.totalram);
+    total.saturating_mul(u64::from(info.mem_unit.max(1)))
 }
 
 /// CPU time of the whole host in nanoseconds, as Docker's `system_cpu_usage` counts it, and its CPUs

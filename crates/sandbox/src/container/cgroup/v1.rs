@@ -5,6 +5,8 @@ mod limits;
 use super::files::{self, gone, is};
 use super::hierarchy::{Hierarchies, Hierarchy};
 use super::{PATIENCE, explain};
+use crate::container::step::Step;
+use crate::host_only::{OnHost, on_host};
 use crate::hull::{HullError, Stats};
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, unlinkat};
 use rustix::io::Errno;
@@ -17,6 +19,13 @@ use types::oci::LinuxResources;
 #[derive(Debug)]
 pub(super) struct Group {
     members: Vec<Member>,
+    /// A guest has version 2.
+    _on_host: OnHost,
+}
+
+/// As the errors of cgroups are told.
+fn proof() -> Result<OnHost, HullError> {
+    on_host().step(|| "use version 1 of the cgroups".into())
 }
 
 #[derive(Debug)]
@@ -40,7 +49,7 @@ impl Group {
         path: &str,
         resources: &LinuxResources,
     ) -> Result<Self, HullError> {
-        let mut group = Self { members: Vec::new() };
+        let mut group = Self { members: Vec::new(), _on_host: proof()? };
         let made = group.make(host, path).and_then(|()| group.apply(host, resources));
         match made {
             Ok(()) => Ok(group),
@@ -100,7 +109,7 @@ impl Group {
         if members.is_empty() {
             return Err(HullError::Step { step: format!("open cgroup {path}"), source: Errno::NOENT.into() });
         }
-        Ok(Self { members })
+        Ok(Self { members, _on_host: proof()? })
     }
 
     pub fn add(&self, pid: i32) -> Result<(), HullError> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::RateLimit;
 use crate::devices::testing::{BUFFERS, Driver, MEMORY, SIZE, WRITE, pump};
 use crate::gpt::Layout;
 use proptest::prelude::*;
@@ -55,6 +56,44 @@ impl Rig {
         self.submit(&chain).unwrap();
         self.driver.read(STATUS, 1)[0]
     }
+}
+
+#[test]
+fn requests_beyond_a_limit_wait_for_their_time() {
+    let driver = Driver::new(1);
+    let slow = RateLimit { bytes_per_second: 1 << 20, ops_per_second: 0 };
+    let rate = DiskRate { read: slow, write: RateLimit::default() };
+    let mut block = Block::new(raw(1 << 20).0, false, 0).limited(&rate).unwrap();
+    block.activate(driver.activation(0)).unwrap();
+    let mut rig = Rig { driver, block };
+    // A bucket is overdrawn by one request at most: the first two pass, for the bucket holds 100 ms.
+    let begin = std::time::Instant::now();
+    assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 64 << 10)]), 0);
+    assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 64 << 10)]), 0);
+    assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 64 << 10)]), 0xff, "it waits");
+    let interests = rig.block.interests();
+    let timer = interests.iter().find(|i| i.token == READ_TIMER).unwrap();
+    assert_eq!((interests.len(), timer.events), (2, 1));
+    // The timer's time.
+    while rig.driver.read(STATUS, 1)[0] == 0xff {
+        assert!(begin.elapsed() < std::time::Duration::from_secs(10));
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        rig.block.ready(READ_TIMER, 1).unwrap();
+    }
+    assert!(begin.elapsed() >= std::time::Duration::from_millis(15), "{:?}", begin.elapsed());
+    assert_eq!(rig.block.interests().len(), 1);
+    // The other direction is free, until a command limits it.
+    for _ in 0..10 {
+        assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, 64 << 10)]), 0);
+    }
+    let once = RateLimit { bytes_per_second: 0, ops_per_second: 1 };
+    let rate = DiskRate { read: RateLimit::default(), write: once };
+    assert!(rig.block.command(Command::LimitDisk(rate)).unwrap());
+    assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]), 0);
+    assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]), 0xff);
+    assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]), 0xff, "what comes later waits behind it");
+    rig.block.command(Command::LimitDisk(DiskRate::default())).unwrap();
+    assert_eq!(rig.driver.read(STATUS, 1), [0]);
 }
 
 fn raw(size: u64) -> (Storage, File) {

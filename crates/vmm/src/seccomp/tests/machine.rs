@@ -4,7 +4,7 @@
 use super::*;
 use crate::arch::ports::{COM1, Ports};
 use crate::bus::{Bus, Window};
-use crate::config::{Config, RateLimit};
+use crate::config::{Config, DiskRate, RateLimit};
 use crate::console::Console;
 use crate::control::{Answer, Request, ask};
 use crate::devices::balloon::Balloon;
@@ -210,8 +210,10 @@ fn work() {
     assert_eq!(asked(Request::Balloon { mib: 1 }), Answer::Done);
     let rate = RateLimit { bytes_per_second: 1 << 20, ops_per_second: 100 };
     assert_eq!(asked(Request::LimitNet { number: 0, rate }), Answer::Done);
-    asked(Request::LimitDisk { number: 0, rate });
+    let both = DiskRate { read: rate, write: rate };
+    assert_eq!(asked(Request::LimitDisk { number: 0, rate: both }), Answer::Done);
     packets(&mut guests[2]);
+    sectors(&mut guests[4]);
     // More than are served at a time; they wait, and go.
     let many: Vec<_> = (0..40).filter_map(|_| UnixStream::connect(&control).ok()).collect();
     drop(many);

@@ -1,0 +1,273 @@
+#!/usr/bin/env python3
+"""The rows of microVMs, on a host that has KVM: beside QEMU's microvm machine with KVM and the same kernel.
+
+    machines.py --kernel FILE [--modules DIR] --sender PROGRAM ROW ...
+
+Runs on the emulated host too, from which nothing but its output comes back: prints the figures as one line of JSON.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+MARK = "figures: "
+ROUNDS = int(os.environ.get("DHOW_BENCH_ROUNDS", "5"))
+MIB = 1 << 20
+FILE_MIB = 64
+SEND_MIB = 64
+GIVEN_MIB = 128
+PATIENCE = 240
+QEMU = ["qemu-system-x86_64", "-M", "microvm", "-accel", "kvm", "-cpu", "host", "-nodefaults", "-no-user-config"]
+QEMU += ["-display", "none", "-no-reboot", "-global", "virtio-mmio.force-legacy=false"]
+INIT = """#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /mnt
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /dev
+%s
+/bin/busybox poweroff -f
+"""
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+class Host:
+    """A store with one image and one kernel, and an initramfs for QEMU's guests."""
+
+    def __init__(self, options, work):
+        self.options, self.work = options, work
+        self.program = os.environ["DHOW_BIN"]
+        os.environ.update(DHOW_ROOT=str(work / "root"), DHOW_RUN=str(work / "run"))
+        modules = ["--modules", options.modules] if options.modules else []
+        self.dhow("kernel", "import", "--name", "bench", *modules, options.kernel)
+        image = work / "image.tar"
+        image.write_bytes(self.image())
+        self.dhow("import", image, "bench")
+
+    def dhow(self, *args):
+        return self.run([self.program, *args])
+
+    @staticmethod
+    def run(argv):
+        argv = [str(arg) for arg in argv]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(argv)}: {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout + done.stderr
+
+    def image(self):
+        """busybox, what sends, and a file to be read."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            self.add(tar, "bin/busybox", Path("/bin/busybox").read_bytes())
+            self.add(tar, "bin/send", Path(self.options.sender).read_bytes())
+            for name in ("sh", "true", "sleep", "dd"):
+                entry = tarfile.TarInfo(f"bin/{name}")
+                entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(entry)
+            if "vm-disk" in self.options.rows:
+                self.add(tar, "file", os.urandom(FILE_MIB * MIB))
+        return packed.getvalue()
+
+    @staticmethod
+    def add(tar, name, content):
+        entry = tarfile.TarInfo(name)
+        entry.mode, entry.size = 0o755, len(content)
+        tar.addfile(entry, io.BytesIO(content))
+
+    def initramfs(self, script):
+        """busybox and what sends, and an init that carries out the script and powers off."""
+        tree = Path(tempfile.mkdtemp(dir=self.work))
+        (tree / "bin").mkdir()
+        for name, source in (("bin/busybox", "/bin/busybox"), ("bin/send", self.options.sender)):
+            (tree / name).write_bytes(Path(source).read_bytes())
+            (tree / name).chmod(0o755)
+        (tree / "init").write_text(INIT % script)
+        (tree / "init").chmod(0o755)
+        names = subprocess.run(["find", "."], cwd=tree, capture_output=True, check=True).stdout
+        packed = subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=tree, input=names, capture_output=True, check=True)
+        path = tree / "initramfs"
+        path.write_bytes(packed.stdout)
+        return path
+
+    def qemu(self, script, *more, memory=512):
+        """The command line of a guest that carries out the script."""
+        command = [*QEMU, "-m", str(memory), "-kernel", self.options.kernel, "-initrd", str(self.initramfs(script))]
+        return [*command, "-append", "console=ttyS0 quiet panic=-1 rdinit=/init", "-serial", "stdio", *more]
+
+
+def median_of_turns(commands):
+    """Median seconds by name, each command in turn, so that a host that slows down slows all of them."""
+    times = {name: [] for name in commands}
+    for turn in range(ROUNDS + 1):
+        for name, argv in commands.items():
+            start = time.monotonic()
+            Host.run(argv)
+            # The first turn warms the page cache.
+            if turn:
+                times[name].append(time.monotonic() - start)
+                say(f"{name}: {times[name][-1]:.3f} s")
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def vm_run(host):
+    ours = [host.program, "run", "--vm", "--rm", "bench", "true"]
+    return median_of_turns({"dhow": ours, "qemu": host.qemu("")})
+
+
+def mappings(pid):
+    """Size and proportional set size of each mapping, in bytes."""
+    text = Path(f"/proc/{pid}/smaps").read_text()
+    sizes = re.findall(r"^Size: +(\d+) kB.*?^Pss: +(\d+) kB", text, re.MULTILINE | re.DOTALL)
+    return [(int(size) * 1024, int(pss) * 1024) for size, pss in sizes]
+
+
+def split(pid):
+    """What a machine's process takes: of its guest's memory, and beside it."""
+    guest = [pss for size, pss in mappings(pid) if size >= GIVEN_MIB * MIB]
+    return sum(guest), sum(pss for _, pss in mappings(pid)) - sum(guest)
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def vm_memory(host):
+    host.dhow("run", "--vm", "-d", "--name", "idle", "-m", f"{GIVEN_MIB}m", "hello", "--http", "8080")
+    sleeper = subprocess.Popen(host.qemu("/bin/busybox sleep 1000", memory=GIVEN_MIB), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        # A guest gives back what it does not need, within seconds.
+        time.sleep(20)
+        monitor = int(host.dhow("inspect", "-f", "{{.State.Pid}}", "idle"))
+        (machine,) = children(monitor)
+        guest, beside = split(machine)
+        theirs = split(sleeper.pid)
+        supervisor = int(re.search(r"^PPid:\t(\d+)", Path(f"/proc/{monitor}/status").read_text(), re.MULTILINE)[1])
+        rest = sum(pss for pid in (monitor, supervisor) for _, pss in mappings(pid))
+        return {
+            "vmm": {"dhow": beside, "qemu": theirs[1]},
+            "idle": {"dhow": guest + beside + rest, "dhow's guest": guest, "qemu": sum(theirs)},
+        }
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        host.dhow("rm", "-f", "idle")
+
+
+def rate(text, mib):
+    """Bytes a second, from what the guest's program says of its time."""
+    spoken = re.search(r"copied, ([0-9.]+) seconds|took (\d+) us", text)
+    if not spoken:
+        raise RuntimeError(f"the guest said nothing of its time: {text}")
+    seconds = float(spoken[1]) if spoken[1] else int(spoken[2]) / 1e6
+    return mib * MIB / max(seconds, 1e-6)
+
+
+def rates(commands, mib, before=lambda: None):
+    seen = {name: [] for name in commands}
+    for _ in range(ROUNDS):
+        for name, argv in commands.items():
+            before()
+            seen[name].append(rate(Host.run(argv), mib))
+            say(f"{name}: {seen[name][-1] / 1e6:.0f} MB/s")
+    return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def vm_disk(host):
+    (layer,) = (host.work / "root" / "layers").glob("*.erofs")
+    read = "/bin/busybox mount -t erofs -o ro /dev/vda /mnt && /bin/busybox dd if=/mnt/file of=/dev/null bs=1M"
+    disk = ["-drive", f"id=d,if=none,format=raw,readonly=on,file={layer}", "-device", "virtio-blk-device,drive=d"]
+    commands = {
+        "host": ["busybox", "dd", f"if={layer}", "of=/dev/null", "bs=1M", f"count={FILE_MIB}"],
+        "dhow": [host.program, "run", "--vm", "--rm", "bench", "dd", "if=/file", "of=/dev/null", "bs=1M"],
+        "qemu": host.qemu(read, *disk),
+    }
+    return rates(commands, FILE_MIB, lambda: Path("/proc/sys/vm/drop_caches").write_text("3"))
+
+
+class Sink(threading.Thread):
+    """Takes all bytes of each connection, then closes it."""
+
+    def __init__(self, address):
+        super().__init__(daemon=True)
+        self.socket = socket.create_server((address, 0))
+        self.port = self.socket.getsockname()[1]
+
+    def run(self):
+        buffer = bytearray(1 << 18)
+        while True:
+            connection, _ = self.socket.accept()
+            with connection:
+                while connection.recv_into(buffer):
+                    pass
+
+
+def vm_net(host):
+    # A container keeps the bridge there.
+    host.dhow("run", "-d", "--name", "keeper", "bench", "sleep", "10000")
+    inspect = "{{.NetworkSettings.Networks.bridge.Gateway}} {{.NetworkSettings.Networks.bridge.IPPrefixLen}}"
+    gateway, prefix = host.dhow("inspect", "-f", inspect, "keeper").split()
+    links = json.loads(host.run(["ip", "-json", "addr"]))
+    (bridge,) = [link["ifname"] for link in links if any(a.get("local") == gateway for a in link["addr_info"])]
+    tap = "benchtap"
+    host.run(["ip", "tuntap", "add", tap, "mode", "tap", "vnet_hdr"])
+    host.run(["ip", "link", "set", tap, "master", bridge, "up"])
+    sink = Sink(gateway)
+    sink.start()
+    address = ".".join([*gateway.split(".")[:3], "250"])
+    script = "\n".join([
+        f"/bin/busybox ip addr add {address}/{prefix} dev eth0; /bin/busybox ip link set eth0 up",
+        f"/bin/send {gateway} {sink.port} {SEND_MIB}",
+    ])
+    nic = ["-netdev", f"tap,id=n,ifname={tap},script=no,downscript=no", "-device", "virtio-net-device,netdev=n,mac=02:00:00:00:00:fa"]
+    try:
+        commands = {
+            "dhow": [host.program, "run", "--vm", "--rm", "bench", "send", gateway, str(sink.port), str(SEND_MIB)],
+            "qemu": host.qemu(script, *nic),
+        }
+        return rates(commands, SEND_MIB)
+    finally:
+        host.dhow("rm", "-f", "keeper")
+        host.run(["ip", "link", "del", tap])
+
+
+ROWS = {"vm-run": vm_run, "vm-memory": vm_memory, "vm-disk": vm_disk, "vm-net": vm_net}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kernel", required=True)
+    parser.add_argument("--modules")
+    parser.add_argument("--sender", required=True)
+    parser.add_argument("rows", nargs="+", choices=list(ROWS))
+    options = parser.parse_args()
+    figures = {}
+    with tempfile.TemporaryDirectory(prefix="dhow-bench-") as work:
+        host = Host(options, Path(work))
+        try:
+            for row in options.rows:
+                say(row)
+                try:
+                    figures[row] = ROWS[row](host)
+                except (RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
+                    # What the others found is told all the same.
+                    say(f"{row}: {error}")
+        finally:
+            host.dhow("system", "reset", "--force")
+    print(MARK + json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    main()
