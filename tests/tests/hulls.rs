@@ -242,7 +242,7 @@ fn a_machine_that_is_killed_has_ended_and_leaves_nothing() {
     assert_eq!(store.ok(&["wait", "victim"]), "255");
     assert_eq!(store.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "victim"]), "exited 255");
     let why = store.ok(&["inspect", "-f", "{{.State.Error}}", "victim"]);
-    assert!(why.contains("the microVM ended before it told") && why.contains("signal: 9"), "{why}");
+    assert!(why.contains("the microVM ended before it told") && why.contains("137"), "{why}");
     // And the monitor: then its machine goes with it.
     store.ok(&["start", "victim"]);
     let machine = hypervisor(pid());

@@ -30,7 +30,8 @@ pub(super) const DISK: &str = "disk";
 /// entered, and spin there; a triple fault ends the machine.
 const CMDLINE: &str = "no_timer_check reboot=t";
 
-/// Starts one that is connected to the other halves of the vsock device and, if there is one, of the file system, and listens for its orders ([`super::qmp`]) on a socket.
+/// Starts one that is connected to the other halves of the vsock device and, if there is one, of the file system, and listens
+/// for its orders ([`super::qmp`]) on a socket.
 /// The guest's console comes with its output on the pipe.
 pub(super) fn start(
     of: &Monitor<'_>,

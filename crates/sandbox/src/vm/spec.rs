@@ -19,6 +19,9 @@ const FILES: &str = "/run/dhow/files";
 const OVERHEAD: i64 = 64 << 20;
 /// The same for one that translates code.
 const EMULATED_OVERHEAD: i64 = 512 << 20;
+/// Most memory of the server of shared directories, and how many bytes a guest needs itself to make it use one.
+const NODES: i64 = 256 << 20;
+const INODES: i64 = 4;
 
 /// The share of a guest's memory that the host's tables of it may take.
 const TABLES: i64 = 128;
@@ -174,7 +177,8 @@ pub(super) fn host_memory(guest_mib: u64, hypervisor: Hypervisor) -> oci::LinuxM
     };
     let guest = i64::try_from(guest_mib.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
     let mut memory = oci::LinuxMemory::default();
-    // Page tables and their shadows grow with the guest.
-    memory.set_limit(Some(guest.saturating_add(overhead).saturating_add(guest / TABLES)));
+    // Page tables and their shadows grow with the guest, and what is remembered of the files that it has seen.
+    let grown = (guest / TABLES).saturating_add((guest / INODES).min(NODES));
+    memory.set_limit(Some(guest.saturating_add(overhead).saturating_add(grown)));
     memory
 }

@@ -2,7 +2,7 @@
 
 use super::nodes::{Identity, Kind, REGULAR};
 use super::wire::{Header, Reader, Writer};
-use super::{BENEATH, Done, MOST_DATA, Server, as_caller, look};
+use super::{BENEATH, Done, MOST_DATA, Server, as_caller, as_plain, look};
 use rustix::fs::{FallocateFlags, Mode, OFlags, RawDir, SeekFrom, openat2};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::io::IoSlice;
@@ -12,6 +12,9 @@ use std::os::fd::{AsFd, OwnedFd};
 const DATA_ONLY: u32 = 1;
 /// FUSE_WRITE_CACHE: pages of a mapping, which belong where they are.
 const FROM_CACHE: u32 = 1;
+/// FUSE_WRITE_KILL_SUIDGID, FUSE_OPEN_KILL_SUIDGID: see [`as_plain`].
+const PLAIN_WRITE: u32 = 1 << 2;
+const PLAIN_OPEN: u32 = 1;
 /// Bytes of `struct fuse_entry_out`, and of `struct fuse_dirent` without its name.
 const ENTRY: usize = 128;
 const DIRENT: usize = 24;
@@ -40,13 +43,14 @@ impl Server {
     }
 
     pub(super) fn open(&self, node: u64, from: &mut Reader<'_>, to: &mut Writer) -> Done {
-        let (flags, append) = flags(from.u32()?);
-        self.keep(node, self.open_regular(node, flags)?, Kind::File { append }, to)
+        let ((flags, append), plain) = (flags(from.u32()?), from.u32()? & PLAIN_OPEN != 0);
+        let fd = as_plain(plain, || self.open_regular(node, flags))?;
+        self.keep(node, fd, Kind::File { append }, to)
     }
 
     pub(super) fn create(&self, header: &Header, from: &mut Reader<'_>, to: &mut Writer) -> Done {
-        let (guest, mode) = (from.u32()?, from.u32()?);
-        from.skip(8)?;
+        let (guest, mode, _umask) = (from.u32()?, from.u32()?, from.u32()?);
+        let plain = from.u32()? & PLAIN_OPEN != 0;
         let name = from.name()?;
         let directory = self.directory(header.node)?;
         let (flags, append) = flags(guest);
@@ -55,7 +59,7 @@ impl Server {
         let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let flags = flags | only_new | careful | OFlags::CREATE;
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        let fd = as_caller(header, || openat2(&directory, name, flags, mode, BENEATH))?;
+        let fd = as_plain(plain, || as_caller(header, || openat2(&directory, name, flags, mode, BENEATH)))?;
         let made = Identity::of(&look(&fd)?);
         if !made.is(REGULAR) {
             return Err(Errno::INVAL);
@@ -80,20 +84,15 @@ impl Server {
         from.skip(16)?;
         let data = from.bytes(size as usize)?;
         let file = self.nodes().file(handle)?;
-        let written = match file.kind {
+        let written = as_plain(flags & PLAIN_WRITE != 0, || match file.kind {
             Kind::File { append: true } if flags & FROM_CACHE == 0 => {
-                rustix::io::pwritev2(&file.fd, &[IoSlice::new(data)], offset, ReadWriteFlags::APPEND)?
+                rustix::io::pwritev2(&file.fd, &[IoSlice::new(data)], offset, ReadWriteFlags::APPEND)
             }
-            _ => rustix::io::pwrite(&file.fd, data, offset)?,
-        };
+            _ => rustix::io::pwrite(&file.fd, data, offset),
+        })?;
         // No more than `size`.
         to.u32(written as u32).u32(0);
         Ok(())
-    }
-
-    /// A file is closed by somebody, who would hear of errors that came late.
-    pub(super) fn flush(&self, from: &mut Reader<'_>) -> Done {
-        self.nodes().file(from.u64()?).map(drop)
     }
 
     pub(super) fn sync(&self, from: &mut Reader<'_>, directory: bool) -> Done {

@@ -2,7 +2,7 @@
 
 use super::nodes::{Identity, S_IFMT};
 use super::wire::{Header, Reader, Writer, set};
-use super::{Done, Reached, Server, as_caller, look, look_at};
+use super::{Done, Reached, Server, as_caller, as_plain, look, look_at};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
 };
@@ -48,11 +48,13 @@ impl Server {
             self.change_mode(node, &reached, Mode::from_raw_mode(mode & 0o7777))?;
         }
         if valid & set::SIZE != 0 {
+            let plain = valid & set::KILL_SUIDGID != 0;
             if valid & set::HANDLE == 0 {
-                rustix::fs::ftruncate(self.open_regular(node, OFlags::WRONLY)?, size)?;
+                let file = self.open_regular(node, OFlags::WRONLY)?;
+                as_plain(plain, || rustix::fs::ftruncate(&file, size))?;
             } else {
                 let file = self.nodes().file(handle)?;
-                rustix::fs::ftruncate(&file.fd, size)?;
+                as_plain(plain, || rustix::fs::ftruncate(&file.fd, size))?;
             }
         }
         if valid & (set::ATIME | set::MTIME) != 0 {

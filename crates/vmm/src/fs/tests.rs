@@ -461,6 +461,47 @@ fn requests_that_lie_are_refused() {
     assert_eq!(fs::read(rig.path("file")).unwrap(), b"text");
 }
 
+#[test]
+fn who_may_not_keep_them_loses_the_bits_that_lend_rights() {
+    if is_root() {
+        bits(&Rig::new());
+    }
+}
+
+fn bits(rig: &Rig) {
+    let mode = || fs::metadata(rig.path("tool")).unwrap().mode() & 0o7777;
+    let give = || fs::set_permissions(rig.path("tool"), fs::Permissions::from_mode(0o6755)).unwrap();
+    fs::write(rig.path("tool"), "text").unwrap();
+    let node = rig.lookup(ROOT, "tool").unwrap();
+    let handle = rig.open(node, 2).unwrap();
+    let write = |flags: u32| {
+        let head = body!(handle, 0u64, 1u32, flags, 0u64, 0u32, 0u32);
+        rig.call(op::WRITE, 0, &[&head[..], b"x"].concat()).unwrap();
+    };
+    let cut = |valid: u32| {
+        let rest =
+            body!(handle, 2u64, 0u64, 0u64, 0u64, 0u64, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32, 0u32);
+        rig.call(op::SETATTR, node, &[&body!(valid, 0u32)[..], &rest].concat()).unwrap();
+    };
+    let truncate = rustix::fs::OFlags::TRUNC.bits() | 1;
+    give();
+    write(0);
+    cut(1 << 3);
+    rig.call(op::OPEN, node, &body!(truncate, 0u32)).unwrap();
+    assert_eq!(mode(), 0o6755);
+    write(4);
+    assert_eq!(mode(), 0o755);
+    give();
+    cut(1 << 3 | 1 << 11);
+    assert_eq!(mode(), 0o755);
+    give();
+    rig.call(op::OPEN, node, &body!(truncate, 1u32)).unwrap();
+    assert_eq!(mode(), 0o755);
+    give();
+    rig.named(op::CREATE, ROOT, &body!(truncate, 0o600u32, 0u32, 1u32), &["tool"]).unwrap();
+    assert_eq!(mode(), 0o755);
+}
+
 /// A process of its own, in which the server is shut in and a thread is the driver.
 #[test]
 fn all_this_can_be_done_behind_the_filter() {
@@ -490,6 +531,7 @@ fn all_this_can_be_done_behind_the_filter() {
         files(&rig);
         directories(&rig);
         attributes(&rig);
+        bits(&rig);
         let dir = rig.named(op::MKDIR, ROOT, &body!(0o755u32, 0u32), &["owners"]).unwrap();
         rig.call(op::STATFS, u64_at(&dir, 0), &[]).unwrap();
         let file = rig.lookup(ROOT, "file").unwrap();

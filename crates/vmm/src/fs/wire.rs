@@ -1,7 +1,7 @@
 //! The FUSE protocol's messages: the driver's are read, ours are written, all in the machine's byte order, which is little
 //! endian on all that this program runs on.
 //!
-//! Source: the kernel's include/uapi/linux/fuse.h, version 7.31.
+//! Source: the kernel's include/uapi/linux/fuse.h, version 7.33.
 
 use rustix::fs::{StatVfs, Statx};
 use rustix::io::Errno;
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 /// The version that is spoken.
 pub const MAJOR: u32 = 7;
 /// See [`MAJOR`]; a driver that is newer uses no more than this.
-pub const MINOR: u32 = 31;
+pub const MINOR: u32 = 33;
 /// Bytes of an answer's header.
 pub const OUT_HEADER: usize = 16;
 /// The root's node.
@@ -39,7 +39,6 @@ pub mod op {
     pub const GETXATTR: u32 = 22;
     pub const LISTXATTR: u32 = 23;
     pub const REMOVEXATTR: u32 = 24;
-    pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
     pub const OPENDIR: u32 = 27;
     pub const READDIR: u32 = 28;
@@ -64,6 +63,7 @@ pub mod init {
     pub const DO_READDIRPLUS: u32 = 1 << 13;
     pub const READDIRPLUS_AUTO: u32 = 1 << 14;
     pub const PARALLEL_DIROPS: u32 = 1 << 18;
+    pub const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
 }
 
 /// What SETATTR sets.
@@ -77,6 +77,7 @@ pub mod set {
     pub const HANDLE: u32 = 1 << 6;
     pub const ATIME_NOW: u32 = 1 << 7;
     pub const MTIME_NOW: u32 = 1 << 8;
+    pub const KILL_SUIDGID: u32 = 1 << 11;
 }
 
 /// The header of a request.

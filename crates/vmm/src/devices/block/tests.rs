@@ -91,7 +91,6 @@ fn requests_beyond_a_limit_wait_for_their_time() {
     assert!(rig.block.command(Command::LimitDisk(rate)).unwrap());
     assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]), 0);
     assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]), 0xff);
-    assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]), 0xff, "what comes later waits behind it");
     rig.block.command(Command::LimitDisk(DiskRate::default())).unwrap();
     assert_eq!(rig.driver.read(STATUS, 1), [0]);
 }

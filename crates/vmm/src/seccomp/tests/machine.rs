@@ -133,7 +133,10 @@ fn devices(dir: &Path, tap: Tap) -> [(Box<dyn Device>, usize); 7] {
     };
     let memory = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     memory.set_len(1 << 20).unwrap();
-    let raw = |file, size| Box::new(Block::new(Storage::Raw { file, size }, false, 0));
+    let disk = |storage, read_only, number| {
+        Box::new(Block::new(storage, read_only, number).limited(&DiskRate::default()).unwrap())
+    };
+    let raw = |file, size| disk(Storage::Raw { file, size }, false, 0);
     let layout = Layout::of(&[700]).unwrap();
     let partitions = Storage::Partitions { layout, files: vec![file()] };
     [
@@ -144,7 +147,7 @@ fn devices(dir: &Path, tap: Tap) -> [(Box<dyn Device>, usize); 7] {
         (raw(file(), 1 << 20), 1),
         // A file that shrank, on a filesystem that cannot zero ranges.
         (raw(memory, 2 << 20), 1),
-        (Box::new(Block::new(partitions, true, 1)), 1),
+        (disk(partitions, true, 1), 1),
     ]
 }
 
@@ -210,10 +213,9 @@ fn work() {
     assert_eq!(asked(Request::Balloon { mib: 1 }), Answer::Done);
     let rate = RateLimit { bytes_per_second: 1 << 20, ops_per_second: 100 };
     assert_eq!(asked(Request::LimitNet { number: 0, rate }), Answer::Done);
-    let both = DiskRate { read: rate, write: rate };
-    asked(Request::LimitDisk { number: 0, rate: both });
+    let rate = DiskRate { read: rate, write: rate };
+    assert_eq!(asked(Request::LimitDisk { number: 0, rate }), Answer::Done);
     packets(&mut guests[2]);
-    sectors(&mut guests[4]);
     // More than are served at a time; they wait, and go.
     let many: Vec<_> = (0..40).filter_map(|_| UnixStream::connect(&control).ok()).collect();
     drop(many);
