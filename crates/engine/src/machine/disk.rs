@@ -44,6 +44,9 @@ pub(super) fn ensure(path: &Path, size: u64, templates: &Path) -> Result<()> {
     })
 }
 
+/// How the names of half-made ones begin; they end with the pid of who makes them.
+const HALF: &str = ".ext4-";
+
 /// The empty filesystem of this size.
 fn template(size: u64, dir: &Path) -> Result<PathBuf> {
     let path = dir.join(format!("ext4-{size}.img"));
@@ -52,7 +55,8 @@ fn template(size: u64, dir: &Path) -> Result<PathBuf> {
     }
     let io = |what| EngineError::io(what, &path);
     std::fs::create_dir_all(dir).map_err(io("cannot make the directory of"))?;
-    let half = dir.join(format!(".ext4-{size}-{}", std::process::id()));
+    sweep(dir);
+    let half = dir.join(format!("{HALF}{size}-{}", std::process::id()));
     let make = || -> Result<()> {
         let file = File::create(&half).map_err(io("cannot make"))?;
         ftruncate(&file, size).map_err(|e| io("cannot make")(e.into()))?;
@@ -79,6 +83,17 @@ fn template(size: u64, dir: &Path) -> Result<PathBuf> {
         let _ = std::fs::remove_file(&half);
     }
     done.map(|()| path)
+}
+
+/// Removes what commands that were killed left half-made.
+fn sweep(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let maker = name.to_str().and_then(|n| n.strip_prefix(HALF)?.rsplit('-').next());
+        if maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Copies the data, leaves the holes.
@@ -126,7 +141,11 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let (disk, templates) = (dir.path().join("disk.img"), dir.path().join("templates"));
+        std::fs::create_dir(&templates).unwrap();
+        let left = templates.join(format!("{HALF}1-{}", i32::MAX));
+        std::fs::write(&left, "half").unwrap();
         ensure(&disk, 1 << 30, &templates).unwrap();
+        assert!(!left.exists(), "whoever made it was killed");
         assert_eq!(std::fs::metadata(&disk).unwrap().len(), 1 << 30);
         assert!(used(&disk) < 8 << 20, "{}", used(&disk));
         let made = std::fs::metadata(&disk).unwrap().modified().unwrap();

@@ -6,7 +6,7 @@
 //!
 //! The process that serves can write files as root, as a container's own bindings can; so it has nothing else. The caller
 //! gives it a mount namespace whose root has the shared directories and files as its only entries, read-only where they
-//! are to be, and [`serve`] leaves it a few capabilities and system calls. It never has the guest's memory: requests
+//! are to be, and [`serve()`] leaves it a few capabilities and system calls. It never has the guest's memory: requests
 //! are copied to it, one datagram each, and answers back.
 //!
 //! The guest is hostile. A request is bytes of which nothing is believed; a name is one component that leads down; no
