@@ -41,14 +41,13 @@ pub fn ensure_bridge(plan: &BridgePlan) -> Result<(), NetError> {
 
 /// Removes the bridge, and its name and subnet from the firewall. Ports still on it lose their network.
 pub fn remove_bridge(plan: &BridgePlan) -> Result<(), NetError> {
-    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
-    let mut batch = Batch::new();
-    link::delete(&mut batch, &plan.name);
-    link::run(&mut socket, batch, &[Errno::NODEV]).map_err(NetError::link("remove bridge", &plan.name))?;
+    // First: with the link its subnet is free for others, whose place in the firewall must not be taken away again.
     match firewall::open().and_then(|mut rules| firewall::uninstall(&mut rules, plan)) {
-        Err(e) if firewall::is_missing(&e) => Ok(()),
-        done => done,
+        Err(e) if firewall::is_missing(&e) => {}
+        done => done?,
     }
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    crate::endpoint::remove_link(&mut socket, &plan.name)
 }
 
 /// The plan without IPv6 where the host has none.

@@ -135,7 +135,9 @@ fn element(batch: &mut Batch, key: &[u8], data: Option<&[u8]>, flags: u32) {
 
 /// Puts a bridge's name and subnet into the sets.
 pub(super) fn register(batch: &mut Batch, family: Family, bridge: &str, gateway: IpAddr, prefix: u8) {
-    bridge_elements(batch, NEWSETELEM, flags::CREATE, family, bridge, gateway, prefix);
+    for set in [BRIDGES, PAIRS, SUBNETS] {
+        bridge_element(batch, NEWSETELEM, flags::CREATE, family, set, bridge, (gateway, prefix));
+    }
 }
 
 /// Asks for a bridge's name in the set.
@@ -144,24 +146,26 @@ pub(super) fn ask_bridge(batch: &mut Batch, family: Family, bridge: &str) {
         .nest(LIST_ELEMENTS, |b| element(b, &ifname(bridge), None, 0));
 }
 
-fn bridge_elements(
+/// A bridge's element of one of the sets.
+fn bridge_element(
     batch: &mut Batch,
     op: u16,
     how: u16,
     family: Family,
+    set: &str,
     bridge: &str,
-    gateway: IpAddr,
-    prefix: u8,
+    (gateway, prefix): (IpAddr, u8),
 ) {
     let name = ifname(bridge);
-    elements(batch, op, how, family, BRIDGES).nest(LIST_ELEMENTS, |b| element(b, &name, None, 0));
-    elements(batch, op, how, family, PAIRS)
-        .nest(LIST_ELEMENTS, |b| element(b, &[name, name].concat(), None, 0));
-    let (first, end) = range(gateway, prefix);
-    elements(batch, op, how, family, SUBNETS).nest(LIST_ELEMENTS, |b| {
-        element(b, &first, None, 0);
-        if let Some(end) = end {
-            element(b, &end, None, INTERVAL_END);
+    elements(batch, op, how, family, set).nest(LIST_ELEMENTS, |b| match set {
+        BRIDGES => element(b, &name, None, 0),
+        PAIRS => element(b, &[name, name].concat(), None, 0),
+        _ => {
+            let (first, end) = range(gateway, prefix);
+            element(b, &first, None, 0);
+            if let Some(end) = end {
+                element(b, &end, None, INTERVAL_END);
+            }
         }
     });
 }
@@ -174,10 +178,13 @@ pub(crate) fn unregister(
     gateway: IpAddr,
     prefix: u8,
 ) -> io::Result<()> {
-    match transact(socket, |b| bridge_elements(b, DELSETELEM, 0, family, bridge, gateway, prefix)) {
-        Err(e) if errno(&e) == Some(Errno::NOENT) => Ok(()),
-        done => done,
+    for set in [BRIDGES, PAIRS, SUBNETS] {
+        match transact(socket, |b| bridge_element(b, DELSETELEM, 0, family, set, bridge, (gateway, prefix))) {
+            Err(e) if errno(&e) == Some(Errno::NOENT) => {}
+            done => done?,
+        }
     }
+    Ok(())
 }
 
 /// The first address of a subnet and the first after it.

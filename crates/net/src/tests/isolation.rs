@@ -137,6 +137,26 @@ fn a_sweep_removes_the_dead_and_only_them() {
 }
 
 #[test]
+fn a_bridge_leaves_the_firewall_whatever_of_it_is_gone() {
+    let Some(host) = Namespace::new() else { return };
+    host.run(|| {
+        let (one, other) = (bridge(), types::BridgePlan { name: "dhow1".into(), ..bridge() });
+        for plan in [&one, &other] {
+            ensure_bridge(plan).unwrap();
+        }
+        // Both had one subnet: the second finds it taken away.
+        for plan in [&one, &other] {
+            remove_bridge(plan).unwrap();
+            assert!(
+                !firewall::installed(&mut firewall::open().unwrap(), plan),
+                "{} is still there",
+                plan.name
+            );
+        }
+    });
+}
+
+#[test]
 fn what_the_dead_published_is_no_obstacle() {
     let Some(world) = World::new() else { return };
     let dead = attachment(2, vec![port("0.0.0.0", 8080, 80, Protocol::Tcp)]);
