@@ -9,7 +9,7 @@ use types::docker::{
     EndpointSettings, Health, HealthStatusEnum, HealthcheckResult, NetworkSettings, PortBinding, PortMap,
 };
 use types::units::rfc3339;
-use types::{HealthState, HealthStatus, NetworkPlan, RunState, Status};
+use types::{HealthState, HealthStatus, RunState, Status};
 
 impl Engine {
     /// All that is known of a container.
@@ -112,7 +112,7 @@ impl Engine {
         if state.status.is_active()
             && mode == "bridge"
             && let Ok(bundle) = self.read_bundle(c)
-            && let NetworkPlan::Bridge(a) = bundle.network
+            && let Some(a) = bundle.network.attachments().first().cloned()
         {
             let mac: Vec<String> = a.mac.iter().map(|b| format!("{b:02x}")).collect();
             endpoint = EndpointSettings {

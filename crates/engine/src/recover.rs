@@ -19,7 +19,7 @@ use sandbox::hull::Hull;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use sys::file::Lock;
-use types::{ContainerId, NetworkPlan, RestartPolicy, RunState, Status};
+use types::{ContainerId, RestartPolicy, RunState, Status};
 
 /// How long a supervisor may take from its lock to its socket, and from its last word to its end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -173,7 +173,7 @@ impl Engine {
                 .clean(container.id.as_str(), &cgroup)
                 .map_err(|e| EngineError::Start { message: e.to_string(), code: e.exit_code() })?;
         }
-        if let Some(NetworkPlan::Bridge(attachment)) = bundle.as_ref().map(|b| &b.network) {
+        for attachment in bundle.iter().flat_map(|b| b.network.attachments()) {
             net::detach(attachment)?;
         }
         rootfs::sweep(&self.paths.layer_mounts())?;
@@ -322,12 +322,14 @@ impl Engine {
         };
         let bundles = containers.iter().filter(|c| held(c)).filter_map(|c| self.read_bundle(c).ok());
         bundles
-            .filter_map(|b| match b.network {
-                NetworkPlan::Bridge(attachment) => {
-                    let ports = self.read_state(&b.id).ports;
-                    Some(types::Attachment { ports, ..attachment })
+            .flat_map(|b| {
+                let ports = self.read_state(&b.id).ports;
+                let mut attachments = b.network.attachments().to_vec();
+                // Ports are published on the first alone.
+                if let Some(first) = attachments.first_mut() {
+                    first.ports = ports;
                 }
-                _ => None,
+                attachments
             })
             .collect()
     }

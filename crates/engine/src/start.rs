@@ -61,7 +61,7 @@ impl Engine {
         self.prepare_volumes(container)?;
         let network = self.plan_network(container)?;
         let joined = self.joined(container)?;
-        let own_names = matches!(network, NetworkPlan::Bridge(_) | NetworkPlan::None);
+        let own_names = matches!(network, NetworkPlan::Networks(_) | NetworkPlan::None);
         let names = own_names || matches!(network, NetworkPlan::Host);
         let cx = spec::Context {
             container,

@@ -207,30 +207,33 @@ impl EngineHooks {
         }
     }
 
-    /// Attaches it to its bridge and publishes its ports.
+    /// Attaches it to its networks and publishes its ports, on the first.
     fn connect<T>(
         &mut self,
-        attachment: &types::Attachment,
-        attach: impl FnOnce() -> Result<T, net::NetError>,
-    ) -> Result<(T, Vec<PortBinding>), HookError> {
+        plan: &NetworkPlan,
+        attach: impl Fn(&types::Attachment) -> Result<T, net::NetError>,
+    ) -> Result<(Vec<T>, Vec<PortBinding>), HookError> {
         // A restart needs the ports again.
         self.withdrawn = None;
         let connect = || {
-            net::ensure_bridge(&attachment.bridge)?;
-            let end = attach()?;
-            Ok((end, net::publish(attachment)?))
+            let mut ends = Vec::new();
+            for attachment in plan.attachments() {
+                net::ensure_bridge(&attachment.bridge)?;
+                ends.push(attach(attachment)?);
+            }
+            Ok((ends, plan.attachments().first().map(net::publish).transpose()?))
         };
-        let (end, published) = connect().map_err(|e: net::NetError| HookError::new(&e))?;
-        let ports = published.bindings().to_vec();
-        self.published = Some(published);
-        Ok((end, ports))
+        let (ends, published) = connect().map_err(|e: net::NetError| HookError::new(&e))?;
+        let ports = published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default();
+        self.published = published;
+        Ok((ends, ports))
     }
 
     fn resume(&mut self, bundle: &Bundle) {
         if bundle.machine.is_none() {
             self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
         }
-        if let NetworkPlan::Bridge(attachment) = &bundle.network {
+        if let Some(attachment) = bundle.network.attachments().first() {
             let ports = record::read_state(&self.paths, &bundle.id).ports;
             let attachment = types::Attachment { ports, ..attachment.clone() };
             self.published = net::publish(&attachment).ok();
@@ -275,15 +278,13 @@ impl Hooks for EngineHooks {
         bundle: &Bundle,
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<PortBinding>, HookError> {
-        let NetworkPlan::Bridge(attachment) = &bundle.network else { return Ok(Vec::new()) };
-        self.connect(attachment, || net::attach(attachment, netns)).map(|((), ports)| ports)
+        self.connect(&bundle.network, |a| net::attach(a, netns)).map(|(_, ports)| ports)
     }
 
     /// Whoever asks makes a microVM now.
-    fn tap(&mut self, bundle: &Bundle) -> Result<(Option<OwnedFd>, Vec<PortBinding>), HookError> {
+    fn taps(&mut self, bundle: &Bundle) -> Result<(Vec<OwnedFd>, Vec<PortBinding>), HookError> {
         self.fill_volumes(bundle)?;
-        let NetworkPlan::Bridge(attachment) = &bundle.network else { return Ok((None, Vec::new())) };
-        self.connect(attachment, || net::attach_tap(attachment)).map(|(tap, ports)| (Some(tap), ports))
+        self.connect(&bundle.network, net::attach_tap)
     }
 
     fn network_inside(&self, bundle: &Bundle) -> Result<(), HookError> {

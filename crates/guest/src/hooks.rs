@@ -19,8 +19,8 @@ impl Hooks for GuestHooks {
         Ok(Vec::new())
     }
 
-    fn tap(&mut self, _: &Bundle) -> Result<(Option<OwnedFd>, Vec<PortBinding>), HookError> {
-        Ok((None, Vec::new()))
+    fn taps(&mut self, _: &Bundle) -> Result<(Vec<OwnedFd>, Vec<PortBinding>), HookError> {
+        Ok((Vec::new(), Vec::new()))
     }
 
     fn network_inside(&self, _: &Bundle) -> Result<(), HookError> {

@@ -86,18 +86,19 @@ fn join_bridge(socket: &mut Socket, a: &Attachment, index: u32) -> std::io::Resu
 /// Not for [`NetworkPlan::Host`] and [`NetworkPlan::Container`], which have no namespace of their own to configure:
 /// these do nothing.
 pub fn configure_inside(plan: &NetworkPlan) -> Result<(), NetError> {
-    let attachment = match plan {
-        NetworkPlan::Host | NetworkPlan::Container(_) => return Ok(()),
-        NetworkPlan::None => None,
-        NetworkPlan::Bridge(attachment) => Some(attachment),
-    };
+    if matches!(plan, NetworkPlan::Host | NetworkPlan::Container(_)) {
+        return Ok(());
+    }
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     let mut batch = Batch::new();
     link::loopback_up(&mut batch);
-    let Some(a) = attachment else {
-        return link::run(&mut socket, batch, &[]).map_err(NetError::link("bring up", "lo"));
-    };
-    let index = rustix::net::netdevice::name_to_index(&socket, &a.ifname)
+    link::run(&mut socket, batch, &[]).map_err(NetError::link("bring up", "lo"))?;
+    plan.attachments().iter().try_for_each(|a| configure_interface(&mut socket, a))
+}
+
+fn configure_interface(socket: &mut Socket, a: &Attachment) -> Result<(), NetError> {
+    let mut batch = Batch::new();
+    let index = rustix::net::netdevice::name_to_index(&*socket, &a.ifname)
         .map_err(|e| NetError::link("find interface", &a.ifname)(e.into()))?;
     link::add_address(&mut batch, index, a.ipv4.into(), a.bridge.prefix4);
     let ipv6 = a.ipv6.zip(a.bridge.gateway6).filter(|_| sysctl::has_ipv6());
@@ -105,11 +106,13 @@ pub fn configure_inside(plan: &NetworkPlan) -> Result<(), NetError> {
         link::add_address(&mut batch, index, address.into(), a.bridge.prefix6);
     }
     link::set_up(&mut batch, index);
-    link::add_default_route(&mut batch, index, a.bridge.gateway4.into());
-    if let Some((_, gateway)) = ipv6 {
-        link::add_default_route(&mut batch, index, gateway.into());
+    if a.default_route {
+        link::add_default_route(&mut batch, index, a.bridge.gateway4.into());
+        if let Some((_, gateway)) = ipv6 {
+            link::add_default_route(&mut batch, index, gateway.into());
+        }
     }
-    link::run(&mut socket, batch, &[]).map_err(NetError::link("configure interface", &a.ifname))
+    link::run(socket, batch, &[]).map_err(NetError::link("configure interface", &a.ifname))
 }
 
 /// Takes back what a sandbox published. May be repeated. Its veth pair dies with its namespace.

@@ -117,18 +117,29 @@ pub fn mac_from_ipv4(ipv4: Ipv4Addr) -> [u8; 6] {
 }
 
 /// What names of host ends begin with.
-const PREFIX: &str = "vdh";
+const PREFIX: &str = "vd";
+/// What tells a sandbox's host ends apart: the first, the second …
+const SLOTS: &[u8; 16] = b"h123456789abcdef";
+/// The most interfaces that a sandbox may have.
+pub const MAX_INTERFACES: usize = SLOTS.len();
 
-/// The name of the host's end of a sandbox's veth pair: `vdh` and twelve digits of its id, 15 bytes in all.
-pub fn host_ifname(id: &str) -> String {
+/// The name of the host's end of a sandbox's interface number `slot`: `vdh` (`vd1`, `vd2` … for further ones) and twelve
+/// digits of its id, 15 bytes in all. Slots count from 0, below [`MAX_INTERFACES`].
+pub fn host_ifname(id: &str, slot: usize) -> String {
     let mut name = String::from(PREFIX);
+    name.push(SLOTS.get(slot).copied().unwrap_or(b'h').into());
     name.extend(id.chars().filter(char::is_ascii_hexdigit).take(12));
     name
 }
 
 /// Whether a name is one that [`host_ifname`] makes.
 pub(crate) fn is_host_ifname(name: &str) -> bool {
-    name.strip_prefix(PREFIX).is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+    let rest = name.strip_prefix(PREFIX).and_then(|rest| rest.split_at_checked(1));
+    rest.is_some_and(|(slot, id)| {
+        slot.bytes().all(|s| SLOTS.contains(&s))
+            && id.len() == 12
+            && id.bytes().all(|b| b.is_ascii_hexdigit())
+    })
 }
 
 #[cfg(test)]
@@ -180,7 +191,10 @@ mod tests {
         );
         assert_eq!(ipv6_for("fd00::1".parse().unwrap(), 112, v4), "fd00::102".parse::<Ipv6Addr>().unwrap());
         assert_eq!(mac_from_ipv4(v4), [0x02, 0x42, 172, 30, 1, 2]);
-        assert_eq!(host_ifname(&"ab".repeat(32)), "vdhabababababab");
+        assert_eq!(host_ifname(&"ab".repeat(32), 0), "vdhabababababab");
+        assert_eq!(host_ifname(&"ab".repeat(32), 10), "vdaabababababab");
+        assert!((0..MAX_INTERFACES).all(|n| is_host_ifname(&host_ifname(&"ab".repeat(32), n))));
+        assert!(!is_host_ifname("vdxabababababab") && !is_host_ifname("vdhababababab"));
     }
 
     proptest! {

@@ -38,8 +38,8 @@ pub struct CreateRequest<'a> {
     /// Configures the network from outside, given the new network namespace. Not called where the spec has no
     /// new network namespace.
     pub network_outside: &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<(), HullError>,
-    /// Connects a tap device, for a hull whose network begins with one; none where the plan has no interface.
-    pub tap: &'a mut dyn FnMut() -> Result<Option<OwnedFd>, HullError>,
+    /// Connects tap devices, for a hull whose network begins with them: one for each of the plan's interfaces.
+    pub taps: &'a mut dyn FnMut() -> Result<Vec<OwnedFd>, HullError>,
     /// Configures the network from inside; runs in the new process, in its namespaces, with all privileges.
     pub network_inside: &'a dyn Fn() -> Result<(), HullError>,
     /// What the caller may do while the new process builds; called once, unless the creation fails before.

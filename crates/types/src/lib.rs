@@ -27,7 +27,7 @@ pub use event::{Event, EventType};
 pub use id::{ContainerId, IdError};
 pub use image::{HistoryEntry, ImageConfig, ImageHealth, ProcessDefaults, RootFs};
 pub use machine::{Hypervisor, MachinePlan};
-pub use network::{Attachment, BridgePlan, NetworkPlan, PortBinding, Protocol};
+pub use network::{Attachment, BridgePlan, Egress, EgressRule, EgressTo, NetworkPlan, PortBinding, Protocol};
 pub use platform::{Platform, PlatformError};
 pub use reference::{ImageRef, ReferenceError};
 pub use rootfs::{IMPLIED_XATTR, LayerFormat, LayerPlan, RootfsPlan};

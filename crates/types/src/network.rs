@@ -13,11 +13,54 @@ pub enum NetworkPlan {
     None,
     /// The namespace of another running container, by full id.
     Container(String),
-    /// A new namespace with one interface on a bridge.
-    Bridge(Attachment),
+    /// A new namespace with one interface on each of these networks, which are one or more: `eth0`, `eth1` …
+    Networks(Vec<Attachment>),
 }
 
-/// A bridge on the host, with NAT to the outside.
+impl NetworkPlan {
+    /// The places on networks; empty where there is no interface of its own.
+    pub fn attachments(&self) -> &[Attachment] {
+        match self {
+            Self::Networks(list) => list,
+            Self::Host | Self::None | Self::Container(_) => &[],
+        }
+    }
+}
+
+/// What a workload may reach beyond its own ports' clients (`--egress`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Egress {
+    /// Everything that its networks lead to.
+    #[default]
+    All,
+    /// These destinations alone; none at all if the list is empty.
+    Only(Vec<EgressRule>),
+}
+
+/// One permitted destination: `HOST[:PORT][/tcp|udp]`, or a subnet in its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressRule {
+    /// Where to.
+    pub to: EgressTo,
+    /// Port; none is every port.
+    pub port: Option<u16>,
+    /// Transport; none is both (and, without a port, every protocol).
+    pub protocol: Option<Protocol>,
+}
+
+/// Where an [`EgressRule`] leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EgressTo {
+    /// A subnet, or one address with the full prefix.
+    Subnet(IpAddr, u8),
+    /// A name, in lower case and without a final dot: the addresses that it resolves to, as long as they are valid.
+    /// `*.example.org` stands for every name below that.
+    Name(String),
+}
+
+/// A bridge on the host, with NAT to the outside unless it is internal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BridgePlan {
     /// Interface name, at most 15 bytes: `dhow0`.
@@ -32,6 +75,16 @@ pub struct BridgePlan {
     pub prefix6: u8,
     /// MTU of the bridge and of its ports.
     pub mtu: u32,
+    /// Nothing leads out of it or in from outside: no default route, no published ports.
+    #[serde(default)]
+    pub internal: bool,
+    /// Its sandboxes may reach the host's own services by any of the host's addresses.
+    #[serde(default)]
+    pub host_access: bool,
+    /// Its sandboxes may not reach link-local addresses such as a cloud's metadata service (169.254.0.0/16,
+    /// fd00:ec2::254).
+    #[serde(default)]
+    pub no_metadata: bool,
 }
 
 /// One sandbox's place on a bridge.
@@ -41,9 +94,20 @@ pub struct Attachment {
     pub bridge: BridgePlan,
     /// Full id of the sandbox; names of interfaces and rules are derived from it.
     pub id: String,
+    /// Full id of the network.
+    pub network: String,
+    /// Its name.
+    pub network_name: String,
+    /// Names by which the sandboxes of this network find this one, the container's own first.
+    pub names: Vec<String>,
+    /// The default route of the sandbox leads here.
+    pub default_route: bool,
+    /// What may be reached by this network.
+    #[serde(default)]
+    pub egress: Egress,
     /// Name of the interface on the host, at most 15 bytes.
     pub host_ifname: String,
-    /// Name of the interface inside: `eth0`.
+    /// Name of the interface inside: `eth0` for the first, and so on.
     pub ifname: String,
     /// MAC address inside.
     pub mac: [u8; 6],

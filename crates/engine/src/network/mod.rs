@@ -155,7 +155,7 @@ impl Engine {
             "none" => Ok(NetworkPlan::None),
             mode => match mode.strip_prefix("container:") {
                 Some(name) => Ok(NetworkPlan::Container(store::find(&self.db, name)?.id.to_string())),
-                None => self.attachment(container).map(NetworkPlan::Bridge),
+                None => Ok(NetworkPlan::Networks(vec![self.attachment(container)?])),
             },
         }
     }
@@ -178,7 +178,12 @@ impl Engine {
             ipv6: bridge.gateway6.map(|g| net::ipv6_for(g, bridge.prefix6, ipv4)),
             bridge,
             id: container.id.to_string(),
-            host_ifname: net::host_ifname(container.id.as_str()),
+            network: DEFAULT.into(),
+            network_name: DEFAULT.into(),
+            names: vec![container.name.clone()],
+            default_route: true,
+            egress: types::Egress::All,
+            host_ifname: net::host_ifname(container.id.as_str(), 0),
             ifname: "eth0".into(),
             mac,
             ipv4,
@@ -207,6 +212,9 @@ impl Engine {
             gateway6: subnets.gateway6.filter(|_| has_ipv6()),
             prefix6: subnets.prefix6,
             mtu: 1500,
+            internal: false,
+            host_access: true,
+            no_metadata: false,
         };
         net::ensure_bridge(&plan)?;
         store::set_setting(&self.db, BRIDGE, &store::json(&plan))?;

@@ -9,13 +9,12 @@ use types::NetworkPlan;
 
 /// Builds `/etc/hosts`.
 pub(crate) fn hosts(container: &Container, hostname: &str, network: &NetworkPlan) -> Result<String> {
-    let (addresses, gateway): (Vec<IpAddr>, _) = match network {
-        NetworkPlan::Bridge(a) => (
-            std::iter::once(a.ipv4.into()).chain(a.ipv6.map(Into::into)).collect(),
-            Some(a.bridge.gateway4.into()),
-        ),
-        _ => (Vec::new(), None),
-    };
+    let attachments = network.attachments();
+    let addresses: Vec<IpAddr> = attachments
+        .iter()
+        .flat_map(|a| std::iter::once(a.ipv4.into()).chain(a.ipv6.map(Into::into)))
+        .collect();
+    let gateway = attachments.first().map(|a| a.bridge.gateway4.into());
     let extra = container
         .host
         .extra_hosts
@@ -67,7 +66,7 @@ pub(crate) fn resolv_conf(container: &Container, network: &NetworkPlan) -> Resul
             search: host.dns_search.as_deref().unwrap_or_default(),
             options: host.dns_options.as_deref().unwrap_or_default(),
             host_network,
-            ipv6: matches!(network, NetworkPlan::Bridge(a) if a.ipv6.is_some()),
+            ipv6: network.attachments().iter().any(|a| a.ipv6.is_some()),
         },
     ))
 }

@@ -202,7 +202,7 @@ fn a_hundred_start_at_once() {
                         ensure_bridge(&a.bridge).unwrap();
                         attach(a, inside.fd()).unwrap();
                     });
-                    inside.run(|| configure_inside(&NetworkPlan::Bridge(a.clone())).unwrap());
+                    inside.run(|| configure_inside(&NetworkPlan::Networks(vec![a.clone()])).unwrap());
                     inside
                 })
             })

@@ -62,6 +62,9 @@ pub(super) fn bridge() -> BridgePlan {
         gateway6: Some("fd12:3456::1".parse().unwrap()),
         prefix6: 64,
         mtu: 1500,
+        internal: false,
+        host_access: false,
+        no_metadata: false,
     }
 }
 
@@ -70,13 +73,18 @@ pub(super) fn attachment(n: u8, ports: Vec<PortBinding>) -> Attachment {
     let ipv4 = Ipv4Addr::new(172, 30, 0, n);
     let id = format!("{n:02x}").repeat(32);
     Attachment {
-        host_ifname: host_ifname(&id),
+        host_ifname: host_ifname(&id, 0),
         ifname: "eth0".into(),
         mac: mac_from_ipv4(ipv4),
         ipv4,
         ipv6: bridge.gateway6.map(|g| ipv6_for(g, bridge.prefix6, ipv4)),
         bridge,
         id,
+        network: "0".repeat(64),
+        network_name: "test".into(),
+        names: Vec::new(),
+        default_route: true,
+        egress: types::Egress::All,
         ports,
     }
 }
@@ -111,7 +119,7 @@ impl World {
     pub(super) fn sandbox(&self, a: &Attachment) -> Namespace {
         let inside = Namespace::new().unwrap();
         self.host.run(|| attach(a, inside.fd()).unwrap());
-        inside.run(|| configure_inside(&NetworkPlan::Bridge(a.clone())).unwrap());
+        inside.run(|| configure_inside(&NetworkPlan::Networks(vec![a.clone()])).unwrap());
         inside
     }
 }

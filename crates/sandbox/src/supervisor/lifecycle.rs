@@ -144,10 +144,10 @@ impl Core<'_> {
                 *ports.borrow_mut() = decided;
                 Ok(())
             },
-            tap: &mut || {
-                let (tap, decided) = hooks.borrow_mut().tap(bundle).map_err(keep_refusal)?;
+            taps: &mut || {
+                let (taps, decided) = hooks.borrow_mut().taps(bundle).map_err(keep_refusal)?;
                 *ports.borrow_mut() = decided;
-                Ok(tap)
+                Ok(taps)
             },
             network_inside: &|| {
                 hooks.borrow().network_inside(bundle).map_err(|e| HullError::Network(e.message))

@@ -83,9 +83,9 @@ pub trait Hooks {
         bundle: &Bundle,
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<PortBinding>, HookError>;
-    /// A tap device in the place of [`Hooks::network_outside`], for a hull that wants one; none where the plan has no
-    /// interface.
-    fn tap(&mut self, bundle: &Bundle) -> Result<(Option<OwnedFd>, Vec<PortBinding>), HookError>;
+    /// Tap devices in the place of [`Hooks::network_outside`], for a hull that wants them: one for each interface of the
+    /// plan.
+    fn taps(&mut self, bundle: &Bundle) -> Result<(Vec<OwnedFd>, Vec<PortBinding>), HookError>;
     /// Configures the network from inside; runs in the new process.
     fn network_inside(&self, bundle: &Bundle) -> Result<(), HookError>;
     /// Readable when [`Hooks::serve`] has work (an epoll descriptor will do); asked for after each start.

@@ -120,7 +120,7 @@ impl Order {
             stdio: [null.as_fd(); 3],
         };
         let resources = spec::host_resources(None, &self.plan);
-        let mut sandbox = make.make(&resources, &mut || Ok(None))?.sandbox;
+        let mut sandbox = make.make(&resources, &mut || Ok(Vec::new()))?.sandbox;
         boot::write(command, &Answer::Prepared).step(|| "answer".into())?;
         // It hangs up, or has been killed.
         let _ = command.read(&mut [0]);

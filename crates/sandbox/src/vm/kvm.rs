@@ -8,7 +8,6 @@ use crate::hull::HullError;
 use rustix::io::{FdFlags, fcntl_setfd};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use types::NetworkPlan;
 use vmm::config::{Config, Disk, DiskContent, Fs, Jail, Net, Vsock};
 
 /// What this machine adds to the kernel's command line.
@@ -32,7 +31,7 @@ pub(super) fn start(
     let (said, say) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(|| "make a pipe".into())?;
     let mut keep = vec![open.as_fd(), say.as_fd()];
-    keep.extend(of.tap.into_iter().chain(shares).map(AsFd::as_fd));
+    keep.extend(of.taps.iter().chain(shares).map(AsFd::as_fd));
     let child = sys::clone::spawn(0, None, || {
         let closed = sys::process::close_all_but(&keep);
         let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
@@ -64,7 +63,7 @@ fn config(of: &Monitor<'_>, dir: &Path, shares: Option<&OwnedFd>) -> Config {
     let content = DiskContent::Raw(of.plan.disk.clone());
     disks.push(Disk { content, read_only: false, rate: of.rate });
     let mut nets = Vec::new();
-    if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {
+    for (tap, attachment) in of.taps.iter().zip(of.boot.network.attachments()) {
         let _ = fcntl_setfd(tap, FdFlags::CLOEXEC);
         nets.push(Net { tap: tap.as_raw_fd(), mac: attachment.mac, rate: Default::default() });
     }

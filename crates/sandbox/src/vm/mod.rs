@@ -76,7 +76,7 @@ impl Hull for VmHull {
             run: request.run,
             stdio: request.stdio,
         };
-        make.make(&resources, request.tap)
+        make.make(&resources, request.taps)
     }
 
     fn adopt(&self, request: AdoptRequest<'_>) -> Result<Box<dyn Sandbox>, HullError> {
@@ -106,28 +106,19 @@ impl Make<'_> {
     fn make(
         &self,
         resources: &oci::LinuxResources,
-        tap: &mut dyn FnMut() -> Result<Option<OwnedFd>, HullError>,
+        taps: &mut dyn FnMut() -> Result<Vec<OwnedFd>, HullError>,
     ) -> Result<Created, HullError> {
         let Self { plan, layers, shares, rate, boot, .. } = *self;
         let cgroup = Cgroup::create(self.cgroup, resources)?;
         let dir = self.run.join(DIR);
         let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>), HullError> {
-            let tap = tap()?;
+            let taps = taps()?;
             connect::fresh_dir(&dir)?;
             let (console, inner) = if boot.terminal() { console()? } else { (None, None) };
             let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
             let stdio = inner.as_ref().map_or(self.stdio, |fd| [fd.as_fd(); 3]);
-            let monitor = Monitor {
-                plan,
-                layers,
-                shares,
-                dir: &dir,
-                tap: tap.as_ref(),
-                rate,
-                boot,
-                stdio,
-                wire: &theirs,
-            };
+            let monitor =
+                Monitor { plan, layers, shares, dir: &dir, taps: &taps, rate, boot, stdio, wire: &theirs };
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
             drop(theirs);

@@ -68,7 +68,8 @@ pub(super) struct Monitor<'a> {
     pub(super) layers: &'a [PathBuf],
     pub(super) shares: &'a [Share],
     pub(super) dir: &'a Path,
-    pub(super) tap: Option<&'a OwnedFd>,
+    /// One for each interface of the guest's network.
+    pub(super) taps: &'a [OwnedFd],
     /// Limits of its disks.
     pub(super) rate: DiskRate,
     pub(super) boot: &'a Boot,
@@ -106,7 +107,7 @@ impl Monitor<'_> {
         }
         let mut keep = vec![self.wire.as_fd()];
         keep.extend(self.stdio);
-        keep.extend(self.tap.map(AsFd::as_fd));
+        keep.extend(self.taps.iter().map(AsFd::as_fd));
         sys::process::close_all_but(&keep).step(|| "close descriptors".into())?;
         sys::process::reset_signals();
         // The other end of a stream may go at any moment, and what is left in it is still to be copied.

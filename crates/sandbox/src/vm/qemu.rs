@@ -10,7 +10,6 @@ use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use sys::clone::Child;
-use types::NetworkPlan;
 use vmm::config::DiskRate;
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -88,11 +87,11 @@ pub(super) fn start(
         .args(["-device", &format!("virtio-blk-device,drive={DISK},werror=report,rerror=report")]);
     let mut fds = vec![vsock.as_fd(), orders.as_fd()];
     fds.extend(shares.map(AsFd::as_fd));
-    if let (Some(tap), NetworkPlan::Bridge(attachment)) = (of.tap, &of.boot.network) {
+    for (n, (tap, attachment)) in of.taps.iter().zip(of.boot.network.attachments()).enumerate() {
         let mac: Vec<String> = attachment.mac.iter().map(|b| format!("{b:02x}")).collect();
         given
-            .args(["-netdev", &format!("tap,id=net,fd={}", tap.as_raw_fd())])
-            .args(["-device", &format!("virtio-net-device,netdev=net,mac={}", mac.join(":"))]);
+            .args(["-netdev", &format!("tap,id=net{n},fd={}", tap.as_raw_fd())])
+            .args(["-device", &format!("virtio-net-device,netdev=net{n},mac={}", mac.join(":"))]);
         fds.push(tap.as_fd());
     }
     let (said, say) =

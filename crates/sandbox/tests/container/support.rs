@@ -153,7 +153,7 @@ pub fn create_with(root: &Rootfs, spec: &Value, init: bool) -> Result<Box_, Hull
         console_size: Some((25, 81)),
         init,
         network_outside: &mut |_| Ok(()),
-        tap: &mut || Ok(None),
+        taps: &mut || Ok(Vec::new()),
         network_inside: &|| Ok(()),
         meanwhile: &|| (),
     })?;

@@ -151,8 +151,8 @@ impl Hooks for FakeHooks {
     fn network_outside(&mut self, _: &Bundle, _: BorrowedFd<'_>) -> Result<Vec<PortBinding>, HookError> {
         Ok(Vec::new())
     }
-    fn tap(&mut self, _: &Bundle) -> Result<(Option<OwnedFd>, Vec<types::PortBinding>), HookError> {
-        Ok((None, Vec::new()))
+    fn taps(&mut self, _: &Bundle) -> Result<(Vec<OwnedFd>, Vec<types::PortBinding>), HookError> {
+        Ok((Vec::new(), Vec::new()))
     }
 
     fn network_inside(&self, _: &Bundle) -> Result<(), HookError> {
