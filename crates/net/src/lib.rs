@@ -31,6 +31,8 @@ pub use bridge::{ensure_bridge, remove_bridge};
 pub use endpoint::{attach, attach_tap, configure_inside, detach};
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};
-pub use ipam::{MAX_INTERFACES, Subnets, choose_subnets, host_ifname, ipv6_for, mac_from_ipv4, next_free_v4};
+pub use ipam::{
+    MAX_INTERFACES, Route, Subnets, choose_subnets, host_ifname, ipv6_for, mac_from_ipv4, next_free, routes,
+};
 pub use publish::{Published, publish};
 pub use sweep::{Swept, sweep};

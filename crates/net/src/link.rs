@@ -248,8 +248,9 @@ pub(crate) fn add_default_route(batch: &mut Batch, index: u32, gateway: IpAddr) 
     };
 }
 
-/// Every IPv4 and IPv6 prefix that this host has an address in or a route to; default routes excepted.
-pub(crate) fn prefixes(socket: &mut Socket) -> io::Result<Vec<(IpAddr, u8)>> {
+/// Every IPv4 and IPv6 prefix that this host has an address in or a route to, with the index of the interface; default
+/// routes excepted.
+pub(crate) fn prefixes(socket: &mut Socket) -> io::Result<Vec<(IpAddr, u8, u32)>> {
     let mut found = Vec::new();
     for (kind, size, wanted) in [(RTM_GETADDR, 8, IFA_ADDRESS), (RTM_GETROUTE, 12, RTA_DST)] {
         for family in [AF_INET, AF_INET6] {
@@ -260,7 +261,12 @@ pub(crate) fn prefixes(socket: &mut Socket) -> io::Result<Vec<(IpAddr, u8)>> {
             let each = &mut |m: &sys::netlink::Message<'_>| {
                 let Some(&[family, prefix]) = m.payload.first_chunk::<2>() else { return };
                 let address = m.attributes(size).find(wanted).and_then(|v| ip(family, v));
-                found.extend(address.filter(|_| prefix > 0).map(|a| (a, prefix)));
+                let index = if kind == RTM_GETADDR {
+                    m.payload.get(4..).and_then(u32_of)
+                } else {
+                    m.attributes(size).find(RTA_OIF).and_then(u32_of)
+                };
+                found.extend(address.filter(|_| prefix > 0).map(|a| (a, prefix, index.unwrap_or(0))));
             };
             match socket.query(batch, each) {
                 Err(_) if family == AF_INET6 => {}
