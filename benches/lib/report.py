@@ -52,6 +52,12 @@ class Result:
         figures = {name: rate(value) for name, value in seen.items()}
         return cls(what, figures, f"at least {times} x {theirs}", f"{ratio:.1f} x", ratio >= times)
 
+    @classmethod
+    def count(cls, what, seen, ours, theirs, times, unit):
+        ratio = seen[ours] / seen[theirs]
+        figures = {name: f"{value:.0f}{unit}" for name, value in seen.items()}
+        return cls(what, figures, f"at least {times} x {theirs}", f"{ratio:.2f} x", ratio >= times)
+
 
 def columns(results):
     head = ["what", "target", "reached", "met", "figures"]
