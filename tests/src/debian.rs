@@ -1,4 +1,4 @@
-//! A Debian with Python, as an image that people really run, and what asks its web server.
+//! A Debian with Python, and with PostgreSQL, as images that people really run, and what asks their web servers.
 
 use crate::have;
 use std::io::{Read, Write};
@@ -11,19 +11,28 @@ const SUITE: &str = "bookworm";
 
 /// A tar of a small Debian with Python. Made once, kept beside other build products.
 pub fn with_python() -> Option<PathBuf> {
+    with("python", "python3")
+}
+
+/// The same with PostgreSQL, its benchmark, and what Python needs to ask it.
+pub fn with_postgresql() -> Option<PathBuf> {
+    with("postgresql", "python3,python3-psycopg2,postgresql")
+}
+
+fn with(name: &str, packages: &str) -> Option<PathBuf> {
     if !have("mmdebstrap") {
         println!("skipped: mmdebstrap is not installed");
         return None;
     }
     let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-cache");
-    let tar = cache.join(format!("debian-{SUITE}-python-{}.tar", std::env::consts::ARCH));
+    let tar = cache.join(format!("debian-{SUITE}-{name}-{}.tar", std::env::consts::ARCH));
     if tar.exists() {
         return Some(tar);
     }
     std::fs::create_dir_all(&cache).unwrap();
     let new = tempfile::Builder::new().prefix(".debian-").suffix(".tar").tempfile_in(&cache).unwrap();
     let done = Command::new("mmdebstrap")
-        .args(["--quiet", "--variant=minbase", "--include=python3", SUITE])
+        .args(["--quiet", "--variant=minbase", &format!("--include={packages}"), SUITE])
         .arg(new.path())
         .output()
         .unwrap();
