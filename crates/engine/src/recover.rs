@@ -271,7 +271,7 @@ impl Engine {
         };
         note(self.sweep_directories());
         note(rootfs::sweep(&self.paths.layer_mounts()).map(drop).map_err(Into::into));
-        note(self.sweep_network());
+        note(self.sweep_networks());
         note(self.images.collect(&|id| self.users_of(id)).map(drop).map_err(Into::into));
     }
 
@@ -303,35 +303,6 @@ impl Engine {
 
     fn exists(&self, id: &ContainerId) -> Result<bool> {
         Ok(self.db.conn().prepare_cached("SELECT 1 FROM containers WHERE id = ?1")?.exists([id.as_str()])?)
-    }
-
-    fn sweep_network(&self) -> Result<()> {
-        let Some(bridge) = self.stored_bridge()? else { return Ok(()) };
-        net::sweep(&bridge, || self.attachments())?;
-        Ok(())
-    }
-}
-
-impl Engine {
-    /// The attachments of all that runs or is being started: whoever holds its lock.
-    fn attachments(&self) -> Vec<types::Attachment> {
-        let containers = store::all(&self.db).unwrap_or_default();
-        let held = |c: &Container| {
-            let lock = self.paths.lock(&c.id);
-            lock.exists() && !matches!(Lock::try_exclusive(&lock), Ok(Some(_)))
-        };
-        let bundles = containers.iter().filter(|c| held(c)).filter_map(|c| self.read_bundle(c).ok());
-        bundles
-            .flat_map(|b| {
-                let ports = self.read_state(&b.id).ports;
-                let mut attachments = b.network.attachments().to_vec();
-                // Ports are published on the first alone.
-                if let Some(first) = attachments.first_mut() {
-                    first.ports = ports;
-                }
-                attachments
-            })
-            .collect()
     }
 }
 

@@ -389,6 +389,9 @@ impl Hooks for EngineHooks {
         };
         // A full disk must not end a container.
         let _ = self.events.append(&event);
+        for event in events::of_networks(bundle, action) {
+            let _ = self.events.append(&event);
+        }
     }
 
     fn finished(&mut self, bundle: &Bundle, _state: &RunState) {
