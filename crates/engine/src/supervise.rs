@@ -251,6 +251,7 @@ impl EngineHooks {
     }
 
     fn resume(&mut self, bundle: &Bundle) {
+        let _ = net::disconnect_others(bundle.id.as_str(), &bundle.network);
         if bundle.machine.is_none() {
             self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
         }
@@ -301,11 +302,16 @@ impl Wiring for EngineHooks {
     fn connect(&mut self, attachment: &Attachment, netns: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
         let connect = || {
             ensure_network(attachment)?;
-            let Some(netns) = netns else { return net::join_tap(attachment) };
-            net::attach(attachment, netns)?;
-            net::configure_in(attachment, netns)
+            match netns {
+                Some(netns) => net::connect(attachment, netns),
+                None => net::join_tap(attachment),
+            }
         };
         connect().map_err(|e| HookError::new(&e))
+    }
+
+    fn is_connected(&self, attachment: &Attachment) -> bool {
+        net::is_attached(attachment)
     }
 
     fn configure(&mut self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), HookError> {

@@ -13,8 +13,22 @@ use types::{Attachment, NetworkPlan};
 /// Connects a namespace to the bridge, which [`crate::ensure_bridge`] made: a veth pair, its end inside named and
 /// with its MAC, up, without addresses until [`configure_inside`].
 pub fn attach(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetError> {
+    attach_with(attachment, netns, &|_| Ok(()))
+}
+
+/// The same for a namespace that runs already: its end inside is configured before the link is on the bridge, so that
+/// [`is_attached`] means both.
+pub fn connect(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetError> {
+    attach_with(attachment, netns, &|inside| configure_interface(inside, attachment))
+}
+
+fn attach_with(
+    attachment: &Attachment,
+    netns: BorrowedFd<'_>,
+    configure: &dyn Fn(&mut Socket) -> Result<(), NetError>,
+) -> Result<(), NetError> {
     if let Some(uplink) = &attachment.uplink {
-        return macvlan::attach(attachment, uplink, netns);
+        return configure(&mut macvlan::attach(attachment, uplink, netns)?);
     }
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     let index = bridge::index_of(&mut socket, &attachment.bridge)?;
@@ -36,7 +50,7 @@ pub fn attach(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetE
         link::up(&mut batch, &a.host_ifname);
         link::run(socket, batch, &[])?;
         inside.settle_link(&a.ifname);
-        join_bridge(socket, a, index)
+        Ok(inside)
     };
     let done = match connect(&mut socket) {
         // The namespace of the sandbox's last run is still dying, and the link with it.
@@ -46,7 +60,47 @@ pub fn attach(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetE
         }
         done => done,
     };
-    done.map_err(NetError::link("create veth", &a.host_ifname))
+    let mut inside = done.map_err(NetError::link("create veth", &a.host_ifname))?;
+    configure(&mut inside)?;
+    join_bridge(&mut socket, a, index).map_err(NetError::link("connect veth", &a.host_ifname))
+}
+
+/// Whether an interface that was attached is a port of its bridge still. On an interface of the host it has no end here that
+/// could tell.
+pub fn is_attached(attachment: &Attachment) -> bool {
+    let a = attachment;
+    let look = || {
+        let mut socket = link::open()?;
+        let mut find = |name: &str| link::get(&mut socket, name);
+        Ok::<_, std::io::Error>((find(&a.bridge.name)?, find(&a.host_ifname)?))
+    };
+    match look() {
+        _ if a.uplink.is_some() => true,
+        Ok((Some(bridge), Some(port))) => port.master == bridge.index,
+        _ => false,
+    }
+}
+
+/// Takes away what a sandbox has on bridges beyond its plan: somebody died while it was disconnected. Taps stay, as its
+/// machine holds them.
+pub fn disconnect_others(id: &str, plan: &NetworkPlan) -> Result<(), NetError> {
+    let reading = || NetError::system("list the interfaces of this host");
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let own: Vec<String> = (0..crate::MAX_INTERFACES).map(|slot| crate::host_ifname(id, slot)).collect();
+    let mut batch = Batch::new();
+    for other in link::all(&mut socket).map_err(reading())? {
+        let planned = plan.attachments().iter().any(|a| a.host_ifname == other.name);
+        if planned || other.master == 0 || !own.contains(&other.name) {
+            continue;
+        }
+        if other.kind == "veth" {
+            link::delete(&mut batch, &other.name);
+        } else {
+            link::enslave(&mut batch, &other.name, 0);
+            link::down(&mut batch, &other.name);
+        }
+    }
+    link::run(&mut socket, batch, &[Errno::NODEV]).map_err(NetError::system("disconnect what is not planned"))
 }
 
 /// Connects a virtual machine to the bridge: a tap device that is gone when its descriptor is. The machine gives its
@@ -80,7 +134,12 @@ pub fn join_tap(attachment: &Attachment) -> Result<(), NetError> {
     }
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     let index = bridge::index_of(&mut socket, &a.bridge)?;
-    raise_tap(&mut socket, a, index).map_err(NetError::link("connect tap", &a.host_ifname))
+    match raise_tap(&mut socket, a, index) {
+        Err(e) if errno(&e) == Some(Errno::NODEV) => {
+            Err(NetError::NoSpare { network: a.network_name.clone() })
+        }
+        done => done.map_err(NetError::link("connect tap", &a.host_ifname)),
+    }
 }
 
 /// Brings a tap device up and makes it a port of the bridge with this index.

@@ -78,6 +78,14 @@ pub enum NetError {
         /// The network's name.
         network: String,
     },
+    /// A running microVM has no device for a further network.
+    #[error(
+        "the microVM has no interface left for network {network}, as those are fixed while it runs: stop it, connect it, and start it again"
+    )]
+    NoSpare {
+        /// The network's name.
+        network: String,
+    },
     /// Every candidate overlaps a route of the host.
     #[error("no private IPv4 subnet is free: every candidate overlaps a route of this host")]
     NoFreeSubnet,
@@ -107,7 +115,7 @@ impl Kinded for NetError {
             Self::PortInUse { .. } => return ErrorKind::Conflict,
             Self::NoFreePort { .. } | Self::NoFreeSubnet => return ErrorKind::Exhausted,
             Self::NoParent { .. } => return ErrorKind::NotFound,
-            Self::NotLive { .. } => return ErrorKind::Unsupported,
+            Self::NotLive { .. } | Self::NoSpare { .. } => return ErrorKind::Unsupported,
             Self::Link { source, .. }
             | Self::Sysctl { source, .. }
             | Self::Firewall { source, .. }

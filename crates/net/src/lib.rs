@@ -32,8 +32,8 @@ mod tests;
 
 pub use bridge::{ensure_bridge, remove_bridge};
 pub use endpoint::{
-    attach, attach_tap, configure_in, configure_inside, detach, join_tap, leave_tap, remove_rest, spare_tap,
-    unlink,
+    attach, attach_tap, configure_in, configure_inside, connect, detach, disconnect_others, is_attached,
+    join_tap, leave_tap, remove_rest, spare_tap, unlink,
 };
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};

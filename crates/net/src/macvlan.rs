@@ -35,15 +35,16 @@ fn add(
     link::run(socket, batch, &[]).map_err(NetError::link("create a macvlan link on", &up.parent))
 }
 
-/// Gives a namespace a link, which is up.
-pub(crate) fn attach(a: &Attachment, up: &Uplink, netns: BorrowedFd<'_>) -> Result<(), NetError> {
+/// Gives a namespace a link, which is up; answers with a socket in there.
+pub(crate) fn attach(a: &Attachment, up: &Uplink, netns: BorrowedFd<'_>) -> Result<Socket, NetError> {
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     add(&mut socket, (a, up), ("macvlan", &a.ifname), Some(netns))?;
     let raise = || {
         let mut inside = Socket::open_in(Family::Route, netns)?;
         let mut batch = Batch::new();
         link::up(&mut batch, &a.ifname);
-        link::run(&mut inside, batch, &[])
+        link::run(&mut inside, batch, &[])?;
+        Ok(inside)
     };
     raise().map_err(NetError::link("bring up a link on", &up.parent))
 }
