@@ -223,7 +223,7 @@ impl EngineHooks {
         let connect = || {
             let mut ends = Vec::new();
             for attachment in plan.attachments() {
-                net::ensure_bridge(&attachment.bridge)?;
+                ensure_network(attachment)?;
                 ends.push(attach(attachment)?);
             }
             Ok((ends, publisher(plan).map(net::publish).transpose()?))
@@ -251,6 +251,7 @@ impl EngineHooks {
     }
 
     fn resume(&mut self, bundle: &Bundle) {
+        let _ = net::disconnect_others(bundle.id.as_str(), &bundle.network);
         if bundle.machine.is_none() {
             self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
         }
@@ -261,6 +262,11 @@ impl EngineHooks {
             self.published = net::publish(&attachment).ok();
         }
     }
+}
+
+/// Makes what an endpoint is connected to; an interface of the host is there.
+fn ensure_network(attachment: &Attachment) -> Result<(), net::NetError> {
+    if attachment.uplink.is_some() { Ok(()) } else { net::ensure_bridge(&attachment.bridge) }
 }
 
 /// The interface that published ports lead to.
@@ -295,12 +301,17 @@ fn copy_up(root: &sys::Root, bundle: &Bundle) -> Result<(), HookError> {
 impl Wiring for EngineHooks {
     fn connect(&mut self, attachment: &Attachment, netns: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
         let connect = || {
-            net::ensure_bridge(&attachment.bridge)?;
-            let Some(netns) = netns else { return net::join_tap(attachment) };
-            net::attach(attachment, netns)?;
-            net::configure_in(attachment, netns)
+            ensure_network(attachment)?;
+            match netns {
+                Some(netns) => net::connect(attachment, netns),
+                None => net::join_tap(attachment),
+            }
         };
         connect().map_err(|e| HookError::new(&e))
+    }
+
+    fn is_connected(&self, attachment: &Attachment) -> bool {
+        net::is_attached(attachment)
     }
 
     fn configure(&mut self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), HookError> {
@@ -312,7 +323,10 @@ impl Wiring for EngineHooks {
         attachment: &Attachment,
         netns: Option<BorrowedFd<'_>>,
     ) -> Result<(), HookError> {
-        let done = if netns.is_some() { net::unlink(attachment) } else { net::leave_tap(attachment) };
+        let done = match netns {
+            Some(netns) => net::unlink(attachment, netns),
+            None => net::leave_tap(attachment),
+        };
         done.map_err(|e| HookError::new(&e))
     }
 }
@@ -366,13 +380,16 @@ impl Hooks for EngineHooks {
         }
     }
 
-    fn ended(&mut self, _bundle: &Bundle) {
+    fn ended(&mut self, bundle: &Bundle) {
         // What stays behind after a failure here is swept by the next command that recovers. Whoever is told of the end
         // finds the ports free.
         if let Some(published) = &mut self.published {
             let _ = published.withdraw();
         }
         self.withdrawn = self.published.take();
+        for attachment in bundle.network.attachments() {
+            let _ = net::remove_rest(attachment);
+        }
         self.let_go = self.layers.take();
     }
 

@@ -10,6 +10,7 @@
 //! Not here: which addresses are leased (the engine's database), parsing of `-p` (front ends), names (DNS).
 #![forbid(unsafe_code)]
 
+mod bandwidth;
 mod bridge;
 mod conntrack;
 mod endpoint;
@@ -19,6 +20,7 @@ mod firewall;
 mod ipam;
 mod link;
 pub mod machine;
+mod macvlan;
 mod owner;
 mod proxy;
 mod publish;
@@ -30,7 +32,8 @@ mod tests;
 
 pub use bridge::{ensure_bridge, remove_bridge};
 pub use endpoint::{
-    attach, attach_tap, configure_in, configure_inside, detach, join_tap, leave_tap, spare_tap, unlink,
+    attach, attach_tap, configure_in, configure_inside, connect, detach, disconnect_others, is_attached,
+    join_tap, leave_tap, remove_rest, spare_tap, unlink,
 };
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};

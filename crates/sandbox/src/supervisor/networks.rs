@@ -81,6 +81,16 @@ impl Core<'_> {
         self.networks_changed()
     }
 
+    /// Of one who died while it connected the sandbox.
+    pub(super) fn finish_connecting(&mut self) {
+        for attachment in self.bundle.network.attachments().to_vec() {
+            if !self.hooks.is_connected(&attachment) {
+                // What cannot be connected stays in the plan, for the next start.
+                let _ = self.with_wiring(|sandbox, wiring| sandbox.connect(&attachment, wiring));
+            }
+        }
+    }
+
     /// Runs something that the sandbox does together with the engine; nothing has to be done while it does not run.
     fn with_wiring(
         &mut self,
