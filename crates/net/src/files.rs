@@ -153,6 +153,11 @@ fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
+/// The addresses of servers that a file names, in their order.
+pub(crate) fn nameservers(text: &str) -> impl Iterator<Item = &str> {
+    values(text, "nameserver")
+}
+
 /// First word of each directive of that name.
 fn values<'a>(text: &'a str, keyword: &'a str) -> impl Iterator<Item = &'a str> {
     lines(text).filter(move |(key, _)| *key == keyword).filter_map(|(_, v)| v.split_ascii_whitespace().next())
