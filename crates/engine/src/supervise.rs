@@ -4,7 +4,7 @@ use crate::paths::Paths;
 use crate::{Engine, EngineError, Result, events, record, recover, start};
 use rustix::fs::{Mode, OFlags};
 use sandbox::container::ContainerHull;
-use sandbox::hull::Hull;
+use sandbox::hull::{Hull, Wiring};
 use sandbox::supervisor::{HookError, Hooks, Supervise};
 use sandbox::vm::VmHull;
 use state::EventLog;
@@ -13,7 +13,9 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use sys::file::Lock;
-use types::{Bundle, ContainerId, ErrorKind, Event, EventType, NetworkPlan, PortBinding, RunState};
+use types::{
+    Attachment, Bundle, ContainerId, ErrorKind, Event, EventType, NetworkPlan, PortBinding, RunState,
+};
 
 /// The hidden verb by which the binary becomes a supervisor.
 const VERB: &str = "supervise";
@@ -108,6 +110,7 @@ fn prepare(
         let_go: None,
         prepared: None,
         published: None,
+        published_on: None,
         withdrawn: None,
         aside: Vec::new(),
         _program: program,
@@ -143,6 +146,8 @@ struct EngineHooks {
     /// The first run's root filesystem: it was needed to complete the specification.
     prepared: Option<Result<OwnedFd, HookError>>,
     published: Option<net::Published>,
+    /// The network by whose interface its ports are reached.
+    published_on: Option<String>,
     /// Of the run before, its ports given back: the kernel frees its rules slowly, and nobody should wait for that.
     withdrawn: Option<net::Published>,
     /// Directories of the removed container, still to be deleted.
@@ -208,10 +213,10 @@ impl EngineHooks {
     }
 
     /// Attaches it to its networks and publishes its ports, on the first.
-    fn connect<T>(
+    fn attach_all<T>(
         &mut self,
         plan: &NetworkPlan,
-        attach: impl Fn(&types::Attachment) -> Result<T, net::NetError>,
+        attach: impl Fn(&Attachment) -> Result<T, net::NetError>,
     ) -> Result<(Vec<T>, Vec<PortBinding>), HookError> {
         // A restart needs the ports again.
         self.withdrawn = None;
@@ -221,24 +226,46 @@ impl EngineHooks {
                 net::ensure_bridge(&attachment.bridge)?;
                 ends.push(attach(attachment)?);
             }
-            Ok((ends, plan.attachments().first().map(net::publish).transpose()?))
+            Ok((ends, publisher(plan).map(net::publish).transpose()?))
         };
         let (ends, published) = connect().map_err(|e: net::NetError| HookError::new(&e))?;
         let ports = published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default();
         self.published = published;
+        self.published_on = publisher(plan).map(|a| a.network.clone());
         Ok((ends, ports))
+    }
+
+    /// Leads the published ports to another of its interfaces, or nowhere; their numbers stay.
+    fn move_ports(&mut self, to: Option<&Attachment>) -> Result<(), net::NetError> {
+        let mut decided = Vec::new();
+        if let Some(mut published) = self.published.take() {
+            decided = published.bindings().to_vec();
+            published.withdraw()?;
+        }
+        self.published_on = None;
+        let Some(to) = to else { return Ok(()) };
+        let ports = if decided.is_empty() { to.ports.clone() } else { decided };
+        self.published = Some(net::publish(&Attachment { ports, ..to.clone() })?);
+        self.published_on = Some(to.network.clone());
+        Ok(())
     }
 
     fn resume(&mut self, bundle: &Bundle) {
         if bundle.machine.is_none() {
             self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
         }
-        if let Some(attachment) = bundle.network.attachments().first() {
+        if let Some(attachment) = publisher(&bundle.network) {
+            self.published_on = Some(attachment.network.clone());
             let ports = record::read_state(&self.paths, &bundle.id).ports;
-            let attachment = types::Attachment { ports, ..attachment.clone() };
+            let attachment = Attachment { ports, ..attachment.clone() };
             self.published = net::publish(&attachment).ok();
         }
     }
+}
+
+/// The interface that published ports lead to.
+fn publisher(plan: &NetworkPlan) -> Option<&Attachment> {
+    plan.attachments().iter().find(|a| !a.ports.is_empty())
 }
 
 fn io(what: &str, source: std::io::Error) -> HookError {
@@ -265,6 +292,31 @@ fn copy_up(root: &sys::Root, bundle: &Bundle) -> Result<(), HookError> {
     Ok(())
 }
 
+impl Wiring for EngineHooks {
+    fn connect(&mut self, attachment: &Attachment, netns: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
+        let connect = || {
+            net::ensure_bridge(&attachment.bridge)?;
+            let Some(netns) = netns else { return net::join_tap(attachment) };
+            net::attach(attachment, netns)?;
+            net::configure_in(attachment, netns)
+        };
+        connect().map_err(|e| HookError::new(&e))
+    }
+
+    fn configure(&mut self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), HookError> {
+        net::configure_in(attachment, netns).map_err(|e| HookError::new(&e))
+    }
+
+    fn disconnect(
+        &mut self,
+        attachment: &Attachment,
+        netns: Option<BorrowedFd<'_>>,
+    ) -> Result<(), HookError> {
+        let done = if netns.is_some() { net::unlink(attachment) } else { net::leave_tap(attachment) };
+        done.map_err(|e| HookError::new(&e))
+    }
+}
+
 impl Hooks for EngineHooks {
     fn rootfs(&mut self, bundle: &Bundle) -> Result<OwnedFd, HookError> {
         match self.prepared.take() {
@@ -278,17 +330,30 @@ impl Hooks for EngineHooks {
         bundle: &Bundle,
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<PortBinding>, HookError> {
-        self.connect(&bundle.network, |a| net::attach(a, netns)).map(|(_, ports)| ports)
+        self.attach_all(&bundle.network, |a| net::attach(a, netns)).map(|(_, ports)| ports)
     }
 
     /// Whoever asks makes a microVM now.
     fn taps(&mut self, bundle: &Bundle) -> Result<(Vec<OwnedFd>, Vec<PortBinding>), HookError> {
         self.fill_volumes(bundle)?;
-        self.connect(&bundle.network, net::attach_tap)
+        let (mut taps, ports) = self.attach_all(&bundle.network, net::attach_tap)?;
+        let spare = bundle.machine.as_ref().map_or(0, |m| m.spare_interfaces.into());
+        for slot in bundle.network.free_slots().take(spare) {
+            taps.push(net::spare_tap(bundle.id.as_str(), slot).map_err(|e| HookError::new(&e))?);
+        }
+        Ok((taps, ports))
     }
 
     fn network_inside(&self, bundle: &Bundle) -> Result<(), HookError> {
         net::configure_inside(&bundle.network).map_err(|e| HookError::new(&e))
+    }
+
+    fn networks_changed(&mut self, bundle: &Bundle) -> Result<Vec<PortBinding>, HookError> {
+        let publisher = publisher(&bundle.network);
+        if self.published_on.as_ref() != publisher.map(|a| &a.network) {
+            self.move_ports(publisher).map_err(|e| HookError::new(&e))?;
+        }
+        Ok(self.published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default())
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {

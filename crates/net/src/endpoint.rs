@@ -54,17 +54,52 @@ pub fn attach_tap(attachment: &Attachment) -> Result<OwnedFd, NetError> {
     let index = bridge::index_of(&mut socket, &a.bridge)?;
     let connect = |socket: &mut Socket| {
         let tap = sys::tap::open(&a.host_ifname)?;
-        let mut batch = Batch::new();
-        if sysctl::has_ipv6() {
-            link::no_ipv6_address(&mut batch, &a.host_ifname);
-        }
-        link::set_mtu(&mut batch, &a.host_ifname, a.bridge.mtu);
-        link::up(&mut batch, &a.host_ifname);
-        link::run(socket, batch, &[])?;
-        join_bridge(socket, a, index)?;
+        raise_tap(socket, a, index)?;
         Ok(tap)
     };
     connect(&mut socket).map_err(NetError::link("create tap", &a.host_ifname))
+}
+
+/// A tap device for an interface that is on no network yet, see [`join_tap`].
+pub fn spare_tap(id: &str, slot: usize) -> Result<OwnedFd, NetError> {
+    let name = crate::host_ifname(id, slot);
+    sys::tap::open(&name).map_err(NetError::link("create tap", &name))
+}
+
+/// Connects a virtual machine's tap device that is there to the bridge, which [`crate::ensure_bridge`] made.
+pub fn join_tap(attachment: &Attachment) -> Result<(), NetError> {
+    let a = attachment;
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let index = bridge::index_of(&mut socket, &a.bridge)?;
+    raise_tap(&mut socket, a, index).map_err(NetError::link("connect tap", &a.host_ifname))
+}
+
+/// Brings a tap device up and makes it a port of the bridge with this index.
+fn raise_tap(socket: &mut Socket, a: &Attachment, index: u32) -> std::io::Result<()> {
+    let mut batch = Batch::new();
+    if sysctl::has_ipv6() {
+        link::no_ipv6_address(&mut batch, &a.host_ifname);
+    }
+    link::set_mtu(&mut batch, &a.host_ifname, a.bridge.mtu);
+    link::up(&mut batch, &a.host_ifname);
+    link::run(socket, batch, &[])?;
+    join_bridge(socket, a, index)
+}
+
+/// Takes a tap device from its bridge; its other end stays where it is. May be repeated.
+pub fn leave_tap(attachment: &Attachment) -> Result<(), NetError> {
+    let name = &attachment.host_ifname;
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let mut batch = Batch::new();
+    link::enslave(&mut batch, name, 0);
+    link::down(&mut batch, name);
+    link::run(&mut socket, batch, &[Errno::NODEV]).map_err(NetError::link("disconnect tap", name))
+}
+
+/// Removes a namespace's link to its bridge, both ends of it. May be repeated.
+pub fn unlink(attachment: &Attachment) -> Result<(), NetError> {
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    remove_link(&mut socket, &attachment.host_ifname)
 }
 
 /// Makes the host's end, which is up, a port of the bridge with this index.
@@ -96,7 +131,14 @@ pub fn configure_inside(plan: &NetworkPlan) -> Result<(), NetError> {
     plan.attachments().iter().try_for_each(|a| configure_interface(&mut socket, a))
 }
 
-fn configure_interface(socket: &mut Socket, a: &Attachment) -> Result<(), NetError> {
+/// Configures one interface of a namespace that runs already: addresses, and the default route if it leads there.
+pub fn configure_in(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetError> {
+    let mut socket = Socket::open_in(Family::Route, netns)
+        .map_err(NetError::system("open a netlink socket in the network namespace"))?;
+    configure_interface(&mut socket, attachment)
+}
+
+pub(crate) fn configure_interface(socket: &mut Socket, a: &Attachment) -> Result<(), NetError> {
     let mut batch = Batch::new();
     let index = rustix::net::netdevice::name_to_index(&*socket, &a.ifname)
         .map_err(|e| NetError::link("find interface", &a.ifname)(e.into()))?;

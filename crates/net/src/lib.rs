@@ -20,6 +20,7 @@ mod files;
 mod firewall;
 mod ipam;
 mod link;
+pub mod machine;
 mod owner;
 mod proxy;
 mod publish;
@@ -30,7 +31,9 @@ mod sysctl;
 mod tests;
 
 pub use bridge::{ensure_bridge, remove_bridge};
-pub use endpoint::{attach, attach_tap, configure_inside, detach};
+pub use endpoint::{
+    attach, attach_tap, configure_in, configure_inside, detach, join_tap, leave_tap, spare_tap, unlink,
+};
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};
 pub use ipam::{MAX_INTERFACES, Subnets, choose_subnets, host_ifname, ipv6_for, mac_from_ipv4, next_free_v4};

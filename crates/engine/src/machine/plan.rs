@@ -150,6 +150,7 @@ impl Engine {
             memory_mib: memory_mib(host)?,
             vcpus: vcpus(host)?,
             disk,
+            spare_interfaces: 0,
         }))
     }
 

@@ -183,6 +183,8 @@ impl Engine {
             names: vec![container.name.clone()],
             default_route: true,
             egress: types::Egress::All,
+            bandwidth: types::Bandwidth::default(),
+            uplink: None,
             host_ifname: net::host_ifname(container.id.as_str(), 0),
             ifname: "eth0".into(),
             mac,

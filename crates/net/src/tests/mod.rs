@@ -85,6 +85,8 @@ pub(super) fn attachment(n: u8, ports: Vec<PortBinding>) -> Attachment {
         names: Vec::new(),
         default_route: true,
         egress: types::Egress::All,
+        bandwidth: types::Bandwidth::default(),
+        uplink: None,
         ports,
     }
 }
