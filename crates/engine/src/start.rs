@@ -97,6 +97,7 @@ impl Engine {
             rootfs,
             machine,
             network,
+            name_servers: crate::network::names::servers(container)?,
             cgroup: self.cgroup(container)?,
             open_stdin: container.config.open_stdin.unwrap_or(false),
             stdin_once: container.config.stdin_once.unwrap_or(false),

@@ -77,13 +77,18 @@ fn may_ask(name: Option<&str>, attachments: &[Attachment]) -> bool {
         || name.is_some_and(|name| outward().any(|a| rules(a, name).next().is_some()))
 }
 
-/// The rules that permit what a name resolves to.
-pub(super) fn rules<'a>(attachment: &'a Attachment, name: &'a str) -> impl Iterator<Item = &'a EgressRule> {
+/// The rules that permit what a name resolves to, with their places in the policy.
+pub(super) fn rules<'a>(
+    attachment: &'a Attachment,
+    name: &'a str,
+) -> impl Iterator<Item = (usize, &'a EgressRule)> {
     let list = match &attachment.egress {
         Egress::All => &[][..],
         Egress::Only(list) => list,
     };
-    list.iter().filter(move |rule| matches!(&rule.to, EgressTo::Name(pattern) if matches(pattern, name)))
+    let names =
+        move |rule: &EgressRule| matches!(&rule.to, EgressTo::Name(pattern) if matches(pattern, name));
+    list.iter().enumerate().filter(move |(_, rule)| names(rule))
 }
 
 fn matches(pattern: &str, name: &str) -> bool {

@@ -23,12 +23,15 @@ pub mod relay;
 mod server;
 mod servers;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use entrance::Entrance;
 #[doc(hidden)]
 pub use message::fuzz_message;
 pub use registry::{announce, sweep_names, withdraw};
 pub use server::{Names, Permit, Server};
+pub use stream::{Over, Stream};
 
 use std::net::Ipv4Addr;
 use types::Attachment;

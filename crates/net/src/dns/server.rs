@@ -5,7 +5,7 @@ use super::message::{self, Answer, NoQuery, Query, Rcode, Record};
 use super::outside::{Outcome, Outside};
 use super::registry::View;
 use super::relay::{self, Frame, Transport};
-use super::stream::{Peer, Stream};
+use super::stream::Stream;
 use super::{Entrance, is_named};
 use crate::NetError;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -74,6 +74,15 @@ impl Client {
     fn limit(&self, query: &Query<'_>) -> usize {
         if self.is_datagram() { query.udp_limit() } else { relay::MOST }
     }
+}
+
+/// Who connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peer {
+    /// The workload itself.
+    Workload,
+    /// An agent, which speaks for its workload.
+    Agent,
 }
 
 /// What an event is about.
@@ -236,12 +245,12 @@ impl Server {
                 Err(_) => return,
             };
             while self.streams.len() >= most {
-                let oldest = self.streams.iter().min_by_key(|(_, s)| s.last).map(|(n, _)| *n);
+                let oldest = self.streams.iter().min_by_key(|(_, s)| s.last_heard()).map(|(n, _)| *n);
                 oldest.and_then(|n| self.streams.remove(&n));
             }
             self.next = self.next.wrapping_add(1);
             if epoll::add(&self.epoll, &socket, Token::Stream(self.next).encode(), EventFlags::IN).is_ok() {
-                self.streams.insert(self.next, Stream::new(socket, self.peer));
+                self.streams.insert(self.next, Stream::new(socket, QUESTION));
             }
         }
     }
@@ -255,18 +264,15 @@ impl Server {
         // Who does not read its answers is not asked for more.
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) && !stream.is_behind() {
             match stream.receive() {
-                Ok(parts) => {
-                    let peer = stream.peer;
-                    parts.iter().for_each(|part| self.part(number, peer, part));
-                }
+                Ok(parts) => parts.iter().for_each(|part| self.part(number, part)),
                 Err(_) => drop(self.streams.remove(&number)),
             }
         }
         self.watch(number);
     }
 
-    fn part(&mut self, number: u32, peer: Peer, part: &[u8]) {
-        match peer {
+    fn part(&mut self, number: u32, part: &[u8]) {
+        match self.peer {
             Peer::Workload => self.question(Client::Stream(number), part),
             Peer::Agent => match Frame::parse(part) {
                 Some(frame) => {
@@ -280,7 +286,7 @@ impl Server {
     fn watch(&mut self, number: u32) {
         if let Some(stream) = self.streams.get(&number) {
             let what = if stream.is_behind() { EventFlags::OUT } else { EventFlags::IN };
-            let _ = epoll::modify(&self.epoll, &stream.socket, Token::Stream(number).encode(), what);
+            let _ = epoll::modify(&self.epoll, stream, Token::Stream(number).encode(), what);
         }
     }
 
@@ -357,7 +363,7 @@ impl Server {
         let Some(name) = name.filter(|_| !addresses.is_empty()) else { return Ok(()) };
         let now = Instant::now();
         for attachment in &self.names.attachments {
-            for (place, rule) in decide::rules(attachment, name).enumerate() {
+            for (place, rule) in decide::rules(attachment, name) {
                 let key = |address: IpAddr| (attachment.network.clone(), place, address);
                 // One that is permitted for as long, to a second, need not be again.
                 let lacks = |(address, time): &&(IpAddr, Duration)| {

@@ -1,49 +1,40 @@
-//! Connections: of a workload by TCP, or of a microVM's agent. Both carry parts with their lengths before them.
+//! Connections: of a workload by TCP, or between a microVM's agent and the supervisor. Both carry parts with their lengths
+//! before them.
 
 use super::relay::next_part;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-/// Longest question that is read.
-const QUESTION: usize = 4096;
 /// Answers that wait for a client which does not read: more, and it is gone.
 const WAITING: usize = 256 << 10;
 /// Bytes of one read.
 const PORTION: usize = 8192;
 
-/// Who is at the other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Peer {
-    /// The workload itself.
-    Workload,
-    /// An agent, which speaks for its workload.
-    Agent,
-}
-
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Stream {
-    pub(super) socket: OwnedFd,
-    pub(super) peer: Peer,
+pub struct Stream {
+    socket: OwnedFd,
+    longest: usize,
     input: Vec<u8>,
     output: Vec<u8>,
     /// When it was last heard.
-    pub(super) last: Instant,
+    last: Instant,
 }
 
 /// Its peer is gone, or does what no peer does.
 #[derive(Debug)]
-pub(super) struct Over;
+pub struct Over;
 
 impl Stream {
-    pub(super) fn new(socket: OwnedFd, peer: Peer) -> Self {
-        Self { socket, peer, input: Vec::new(), output: Vec::new(), last: Instant::now() }
+    /// Of a socket that does not block; parts from the other end are no longer than this.
+    pub fn new(socket: OwnedFd, longest: usize) -> Self {
+        Self { socket, longest, input: Vec::new(), output: Vec::new(), last: Instant::now() }
     }
 
     /// Reads what is there, and answers with the parts that are whole.
-    pub(super) fn receive(&mut self) -> Result<Vec<Vec<u8>>, Over> {
+    pub fn receive(&mut self) -> Result<Vec<Vec<u8>>, Over> {
         let mut portion = [0; PORTION];
         match rustix::net::recv(&self.socket, &mut portion[..], RecvFlags::empty()) {
             Ok((_, 0)) => return Err(Over),
@@ -58,7 +49,7 @@ impl Stream {
             parts.push(part.to_vec());
         }
         let next = rest.first_chunk::<2>().map_or(0, |l| u16::from_be_bytes(*l).into());
-        if next > QUESTION || parts.iter().any(|p| p.len() > QUESTION) {
+        if next > self.longest || parts.iter().any(|p| p.len() > self.longest) {
             return Err(Over);
         }
         self.input = rest.to_vec();
@@ -66,7 +57,7 @@ impl Stream {
     }
 
     /// Sends bytes, as far as the other end takes them; the rest waits.
-    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), Over> {
+    pub fn send(&mut self, bytes: &[u8]) -> Result<(), Over> {
         if self.output.len() + bytes.len() > WAITING {
             return Err(Over);
         }
@@ -74,7 +65,8 @@ impl Stream {
         self.flush()
     }
 
-    pub(super) fn flush(&mut self) -> Result<(), Over> {
+    /// Sends what waits.
+    pub fn flush(&mut self) -> Result<(), Over> {
         while !self.output.is_empty() {
             match rustix::net::send(&self.socket, &self.output, SendFlags::NOSIGNAL) {
                 Ok(n) => drop(self.output.drain(..n)),
@@ -88,7 +80,18 @@ impl Stream {
     }
 
     /// Whether answers wait for it to read.
-    pub(super) fn is_behind(&self) -> bool {
+    pub fn is_behind(&self) -> bool {
         !self.output.is_empty()
+    }
+
+    /// When it was last heard.
+    pub fn last_heard(&self) -> Instant {
+        self.last
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
