@@ -296,8 +296,21 @@ impl EngineHooks {
         self.names.change(bundle.network.attachments())?;
         if !self.names.is_serving() {
             self.resume_names(bundle);
+            if self.names.is_serving() && bundle.machine.is_none() {
+                point_to_names(&self.paths.sandbox(&bundle.id).join("resolv.conf"));
+            }
         }
         self.names.watch(self.published.as_ref().and_then(net::Published::poll_fd))
+    }
+}
+
+/// Has a workload that was on the default bridge alone ask for names inside from now on. What is not changed it keeps.
+fn point_to_names(resolv_conf: &std::path::Path) {
+    let inside = [net::dns::ADDRESS.to_string()];
+    let wanted = net::Resolv { servers: &inside, named: true, ..net::Resolv::default() };
+    if let Ok(text) = std::fs::read_to_string(resolv_conf) {
+        // In place: it is mounted by this very file.
+        let _ = std::fs::write(resolv_conf, net::resolv_conf(&text, &wanted));
     }
 }
 

@@ -81,19 +81,23 @@ pub fn withdraw(run: &Path, attachment: &Attachment) -> Result<(), NetError> {
     }
 }
 
-/// Removes the names of those that are not there: for which `is_there`, asked with the ids of a network and of a container,
-/// says no. And what writers that were killed left, and directories that hold nothing.
-pub fn sweep_names(run: &Path, is_there: &dyn Fn(&str, &str) -> bool) {
+/// Removes the names of those that are gone, which `gone` tells by the ids of a network and of a container: what it answers
+/// with is held until they are removed. And what writers that were killed left, and directories that hold nothing.
+pub fn sweep_names<G>(run: &Path, gone: impl Fn(&str, &str) -> Option<G>) {
     for network in std::fs::read_dir(run.join("networks")).into_iter().flatten().flatten() {
         for entry in std::fs::read_dir(network.path()).into_iter().flatten().flatten() {
             let (network, container) = (network.file_name(), entry.file_name());
-            let kept = match (network.to_str(), container.to_str()) {
+            let held;
+            let remove = match (network.to_str(), container.to_str()) {
                 // Somebody may be writing it.
-                (_, Some(name)) if name.starts_with('.') => entry.metadata().is_ok_and(|m| is_fresh(&m)),
-                (Some(network), Some(container)) => is_there(network, container),
-                _ => false,
+                (_, Some(name)) if name.starts_with('.') => !entry.metadata().is_ok_and(|m| is_fresh(&m)),
+                (Some(network), Some(container)) => {
+                    held = gone(network, container);
+                    held.is_some()
+                }
+                _ => true,
             };
-            if !kept {
+            if remove {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -337,7 +341,7 @@ mod tests {
         let (one, two) = (place(2, "1", &["one"]), place(3, "2", &["two"]));
         announce(run.path(), &one).unwrap();
         announce(run.path(), &two).unwrap();
-        sweep_names(run.path(), &|network, id| network == "1" && id == one.id);
+        sweep_names(run.path(), |network, id| (network != "1" || id != one.id).then_some(()));
         let left: Vec<_> = std::fs::read_dir(run.path().join("networks")).unwrap().flatten().collect();
         assert_eq!(left.len(), 1);
         assert!(run.path().join("networks/1").join(&one.id).exists());
