@@ -56,10 +56,13 @@ impl Engine {
 
     /// All that a supervisor needs, decided now.
     fn bundle(&self, container: &Container) -> Result<Bundle> {
-        let machine = self.machine_plan(container)?;
+        let mut machine = self.machine_plan(container)?;
         let mounts = &container.mounts[..];
         self.prepare_volumes(container)?;
         let network = self.plan_network(container)?;
+        if let Some(machine) = &mut machine {
+            machine.spare_interfaces = crate::machine::spare_interfaces(&network);
+        }
         let joined = self.joined(container)?;
         let other = match &network {
             NetworkPlan::Container(id) => ContainerId::parse(id).ok(),

@@ -226,7 +226,7 @@ impl EngineHooks {
         let connect = || {
             let mut ends = Vec::new();
             for attachment in plan.attachments() {
-                net::ensure_bridge(&attachment.bridge)?;
+                ensure_network(attachment)?;
                 ends.push(attach(attachment)?);
             }
             Ok((ends, publisher(plan).map(net::publish).transpose()?))
@@ -314,6 +314,11 @@ fn point_to_names(resolv_conf: &std::path::Path) {
     }
 }
 
+/// Makes what an endpoint is connected to; an interface of the host is there.
+fn ensure_network(attachment: &Attachment) -> Result<(), net::NetError> {
+    if attachment.uplink.is_some() { Ok(()) } else { net::ensure_bridge(&attachment.bridge) }
+}
+
 /// The interface that published ports lead to.
 fn publisher(plan: &NetworkPlan) -> Option<&Attachment> {
     plan.attachments().iter().find(|a| !a.ports.is_empty())
@@ -346,7 +351,7 @@ fn copy_up(root: &sys::Root, bundle: &Bundle) -> Result<(), HookError> {
 impl Wiring for EngineHooks {
     fn connect(&mut self, attachment: &Attachment, netns: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
         let connect = || {
-            net::ensure_bridge(&attachment.bridge)?;
+            ensure_network(attachment)?;
             let Some(netns) = netns else { return net::join_tap(attachment) };
             net::attach(attachment, netns)?;
             net::configure_in(attachment, netns)
@@ -363,7 +368,10 @@ impl Wiring for EngineHooks {
         attachment: &Attachment,
         netns: Option<BorrowedFd<'_>>,
     ) -> Result<(), HookError> {
-        let done = if netns.is_some() { net::unlink(attachment) } else { net::leave_tap(attachment) };
+        let done = match netns {
+            Some(netns) => net::unlink(attachment, netns),
+            None => net::leave_tap(attachment),
+        };
         done.map_err(|e| HookError::new(&e))
     }
 }
@@ -423,7 +431,7 @@ impl Hooks for EngineHooks {
         }
     }
 
-    fn ended(&mut self, _bundle: &Bundle) {
+    fn ended(&mut self, bundle: &Bundle) {
         // What stays behind after a failure here is swept by the next command that recovers. Whoever is told of the end
         // finds the ports free, and no name any more.
         self.names.end();
@@ -431,6 +439,9 @@ impl Hooks for EngineHooks {
             let _ = published.withdraw();
         }
         self.withdrawn = self.published.take();
+        for attachment in bundle.network.attachments() {
+            let _ = net::remove_rest(attachment);
+        }
         self.let_go = self.layers.take();
     }
 

@@ -79,6 +79,7 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
     let root = disks::mount_root(boot.layers)?;
     let mut spec = boot.spec.clone();
     if !boot.files_only {
+        net::machine::name_devices(&boot.network).told("tell the network devices apart")?;
         net::configure_inside(&boot.network).told("configure the network")?;
         dns::start(&boot.network)?;
         let files = sys::Root::from_fd(root.try_clone().told("duplicate a descriptor")?);

@@ -4,7 +4,7 @@
 //! namespace, and removing it here would wait for the kernel's RCU grace periods. [`fn@crate::sweep`] is for what
 //! is left after an accident.
 
-use crate::{NetError, bridge, link, publish, sysctl};
+use crate::{NetError, bandwidth, bridge, link, macvlan, publish, sysctl};
 use rustix::io::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use sys::netlink::{Batch, Family, Socket, errno};
@@ -13,6 +13,9 @@ use types::{Attachment, NetworkPlan};
 /// Connects a namespace to the bridge, which [`crate::ensure_bridge`] made: a veth pair, its end inside named and
 /// with its MAC, up, without addresses until [`configure_inside`].
 pub fn attach(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetError> {
+    if let Some(uplink) = &attachment.uplink {
+        return macvlan::attach(attachment, uplink, netns);
+    }
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     let index = bridge::index_of(&mut socket, &attachment.bridge)?;
     let a = attachment;
@@ -49,6 +52,9 @@ pub fn attach(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetE
 /// Connects a virtual machine to the bridge: a tap device that is gone when its descriptor is. The machine gives its
 /// interface the attachment's MAC, and runs [`configure_inside`] itself.
 pub fn attach_tap(attachment: &Attachment) -> Result<OwnedFd, NetError> {
+    if let Some(uplink) = &attachment.uplink {
+        return macvlan::attach_tap(attachment, uplink);
+    }
     let a = attachment;
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     let index = bridge::index_of(&mut socket, &a.bridge)?;
@@ -69,6 +75,9 @@ pub fn spare_tap(id: &str, slot: usize) -> Result<OwnedFd, NetError> {
 /// Connects a virtual machine's tap device that is there to the bridge, which [`crate::ensure_bridge`] made.
 pub fn join_tap(attachment: &Attachment) -> Result<(), NetError> {
     let a = attachment;
+    if a.uplink.is_some() {
+        return Err(NetError::NotLive { network: a.network_name.clone() });
+    }
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     let index = bridge::index_of(&mut socket, &a.bridge)?;
     raise_tap(&mut socket, a, index).map_err(NetError::link("connect tap", &a.host_ifname))
@@ -93,17 +102,24 @@ pub fn leave_tap(attachment: &Attachment) -> Result<(), NetError> {
     let mut batch = Batch::new();
     link::enslave(&mut batch, name, 0);
     link::down(&mut batch, name);
-    link::run(&mut socket, batch, &[Errno::NODEV]).map_err(NetError::link("disconnect tap", name))
+    let left = link::run(&mut socket, batch, &[Errno::NODEV]);
+    left.and_then(|()| bandwidth::lift(&mut socket, attachment))
+        .map_err(NetError::link("disconnect tap", name))
 }
 
-/// Removes a namespace's link to its bridge, both ends of it. May be repeated.
-pub fn unlink(attachment: &Attachment) -> Result<(), NetError> {
+/// Removes the link of a namespace to its network, both ends of it. May be repeated.
+pub fn unlink(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetError> {
+    if attachment.uplink.is_some() {
+        return macvlan::unlink(attachment, netns);
+    }
+    bandwidth::remove(attachment)?;
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     remove_link(&mut socket, &attachment.host_ifname)
 }
 
 /// Makes the host's end, which is up, a port of the bridge with this index.
 fn join_bridge(socket: &mut Socket, a: &Attachment, index: u32) -> std::io::Result<()> {
+    bandwidth::apply(socket, a)?;
     socket.settle_link(&a.host_ifname);
     let mut batch = Batch::new();
     link::enslave(&mut batch, &a.host_ifname, index);
@@ -161,7 +177,14 @@ pub(crate) fn configure_interface(socket: &mut Socket, a: &Attachment) -> Result
 ///
 /// For a sandbox whose [`crate::Published`] is gone; where it is held, [`crate::Published::withdraw`] is quicker.
 pub fn detach(attachment: &Attachment) -> Result<(), NetError> {
-    publish::withdraw(attachment)
+    publish::withdraw(attachment)?;
+    remove_rest(attachment)
+}
+
+/// Removes what an attachment had on the host that dies with nobody: the device of its limits, a macvtap link.
+pub fn remove_rest(attachment: &Attachment) -> Result<(), NetError> {
+    bandwidth::remove(attachment)?;
+    if attachment.uplink.is_some() { macvlan::remove_tap(attachment) } else { Ok(()) }
 }
 
 pub(crate) fn remove_link(socket: &mut Socket, name: &str) -> Result<(), NetError> {

@@ -11,6 +11,7 @@
 //! (front ends).
 #![forbid(unsafe_code)]
 
+mod bandwidth;
 mod bridge;
 mod conntrack;
 pub mod dns;
@@ -21,6 +22,7 @@ mod firewall;
 mod ipam;
 mod link;
 pub mod machine;
+mod macvlan;
 mod owner;
 mod proxy;
 mod publish;
@@ -32,7 +34,8 @@ mod tests;
 
 pub use bridge::{ensure_bridge, remove_bridge};
 pub use endpoint::{
-    attach, attach_tap, configure_in, configure_inside, detach, join_tap, leave_tap, spare_tap, unlink,
+    attach, attach_tap, configure_in, configure_inside, detach, join_tap, leave_tap, remove_rest, spare_tap,
+    unlink,
 };
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};

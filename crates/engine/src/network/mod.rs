@@ -14,7 +14,7 @@ const BRIDGE: &str = "bridge";
 /// Locked while subnets are chosen. In a directory that only root writes: anybody could hold a lock in `/tmp`.
 const SUBNETS: &str = "/run/dhow-subnets.lock";
 /// The name of the default network in the address table.
-const DEFAULT: &str = "bridge";
+pub(crate) const DEFAULT: &str = "bridge";
 /// The most ports that one container may publish.
 const MAX_PORTS: usize = 65_536;
 
