@@ -91,6 +91,16 @@ impl Core<'_> {
         }
     }
 
+    /// The container has another name: so others find it by that one.
+    pub(super) fn renamed(&mut self, old: &str) -> Result<Outcome, Failure> {
+        if let NetworkPlan::Networks(list) = &mut self.bundle.network {
+            let names = list.iter_mut().flat_map(|a| &mut a.names).filter(|name| *name == old);
+            names.for_each(|name| name.clone_from(&self.bundle.name));
+            self.note_networks()?;
+        }
+        self.networks_changed()
+    }
+
     /// Runs something that the sandbox does together with the engine; nothing has to be done while it does not run.
     fn with_wiring(
         &mut self,
