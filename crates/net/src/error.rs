@@ -64,6 +64,28 @@ pub enum NetError {
         /// Last port tried.
         to: u16,
     },
+    /// The interface that a macvlan network is on is not there.
+    #[error("the network's parent interface {parent} is not on this host")]
+    NoParent {
+        /// Its name.
+        parent: String,
+    },
+    /// A network that a running microVM cannot be connected to.
+    #[error(
+        "a microVM is connected to a macvlan network at its start only: stop it, connect it to {network}, and start it again"
+    )]
+    NotLive {
+        /// The network's name.
+        network: String,
+    },
+    /// A running microVM has no device for a further network.
+    #[error(
+        "the microVM has no interface left for network {network}, as those are fixed while it runs: stop it, connect it, and start it again"
+    )]
+    NoSpare {
+        /// The network's name.
+        network: String,
+    },
     /// Every candidate overlaps a route of the host.
     #[error("no private IPv4 subnet is free: every candidate overlaps a route of this host")]
     NoFreeSubnet,
@@ -92,6 +114,8 @@ impl Kinded for NetError {
         let source = match self {
             Self::PortInUse { .. } => return ErrorKind::Conflict,
             Self::NoFreePort { .. } | Self::NoFreeSubnet => return ErrorKind::Exhausted,
+            Self::NoParent { .. } => return ErrorKind::NotFound,
+            Self::NotLive { .. } | Self::NoSpare { .. } => return ErrorKind::Unsupported,
             Self::Link { source, .. }
             | Self::Sysctl { source, .. }
             | Self::Firewall { source, .. }

@@ -2,6 +2,7 @@
 //! sandboxes), so they run side by side and never touch this machine's network.
 
 mod isolation;
+mod live;
 mod traffic;
 
 use crate::{attach, configure_inside, ensure_bridge, host_ifname, ipv6_for, link, mac_from_ipv4};

@@ -81,6 +81,26 @@ impl Core<'_> {
         self.networks_changed()
     }
 
+    /// Of one who died while it connected the sandbox.
+    pub(super) fn finish_connecting(&mut self) {
+        for attachment in self.bundle.network.attachments().to_vec() {
+            if !self.hooks.is_connected(&attachment) {
+                // What cannot be connected stays in the plan, for the next start.
+                let _ = self.with_wiring(|sandbox, wiring| sandbox.connect(&attachment, wiring));
+            }
+        }
+    }
+
+    /// The container has another name: so others find it by that one.
+    pub(super) fn renamed(&mut self, old: &str) -> Result<Outcome, Failure> {
+        if let NetworkPlan::Networks(list) = &mut self.bundle.network {
+            let names = list.iter_mut().flat_map(|a| &mut a.names).filter(|name| *name == old);
+            names.for_each(|name| name.clone_from(&self.bundle.name));
+            self.note_networks()?;
+        }
+        self.networks_changed()
+    }
+
     /// Runs something that the sandbox does together with the engine; nothing has to be done while it does not run.
     fn with_wiring(
         &mut self,

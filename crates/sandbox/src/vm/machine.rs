@@ -86,12 +86,9 @@ impl Sandbox for MicroVm {
     }
 
     fn connect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
-        wiring.connect(attachment, None)?;
-        let inside = self.agent().and_then(|mut agent| Ok(agent.connect_network(attachment)?));
-        if inside.is_err() {
-            let _ = wiring.disconnect(attachment, None);
-        }
-        inside
+        // The host's part says that it is done, to a supervisor that adopts.
+        self.agent()?.connect_network(attachment)?;
+        Ok(wiring.connect(attachment, None)?)
     }
 
     fn reconfigure(&mut self, attachment: &Attachment, _: &mut dyn Wiring) -> Result<(), HullError> {
