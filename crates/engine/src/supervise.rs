@@ -109,6 +109,7 @@ fn prepare(
         prepared: None,
         published: None,
         withdrawn: None,
+        left: None,
         aside: Vec::new(),
         _program: program,
     };
@@ -145,6 +146,8 @@ struct EngineHooks {
     published: Option<net::Published>,
     /// Of the run before, its ports given back: the kernel frees its rules slowly, and nobody should wait for that.
     withdrawn: Option<net::Published>,
+    /// What the firewall held for the run before, taken back.
+    left: Option<net::Left>,
     /// Directories of the removed container, still to be deleted.
     aside: Vec<PathBuf>,
     /// See [`spawn`].
@@ -214,7 +217,7 @@ impl EngineHooks {
         attach: impl Fn(&types::Attachment) -> Result<T, net::NetError>,
     ) -> Result<(Vec<T>, Vec<PortBinding>), HookError> {
         // A restart needs the ports again.
-        self.withdrawn = None;
+        (self.withdrawn, self.left) = (None, None);
         let connect = || {
             let mut ends = Vec::new();
             for attachment in plan.attachments() {
@@ -301,13 +304,14 @@ impl Hooks for EngineHooks {
         }
     }
 
-    fn ended(&mut self, _bundle: &Bundle) {
+    fn ended(&mut self, bundle: &Bundle) {
         // What stays behind after a failure here is swept by the next command that recovers. Whoever is told of the end
         // finds the ports free.
         if let Some(published) = &mut self.published {
             let _ = published.withdraw();
         }
         self.withdrawn = self.published.take();
+        self.left = net::leave(bundle.network.attachments()).ok();
         self.let_go = self.layers.take();
     }
 

@@ -4,7 +4,7 @@
 //! namespace, and removing it here would wait for the kernel's RCU grace periods. [`fn@crate::sweep`] is for what
 //! is left after an accident.
 
-use crate::{NetError, bridge, link, publish, sysctl};
+use crate::{NetError, bridge, firewall, link, publish, sysctl};
 use rustix::io::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use sys::netlink::{Batch, Family, Socket, errno};
@@ -16,6 +16,7 @@ pub fn attach(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetE
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     let index = bridge::index_of(&mut socket, &attachment.bridge)?;
     let a = attachment;
+    firewall::enter(a)?;
     let connect = |socket: &mut Socket| {
         let mut batch = Batch::new();
         link::add_veth(&mut batch, &a.host_ifname, netns, &a.ifname, a.mac, a.bridge.mtu);
@@ -37,13 +38,21 @@ pub fn attach(attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), NetE
     };
     let done = match connect(&mut socket) {
         // The namespace of the sandbox's last run is still dying, and the link with it.
-        Err(e) if errno(&e) == Some(Errno::EXIST) => {
-            remove_link(&mut socket, &a.host_ifname)?;
-            connect(&mut socket)
-        }
+        Err(e) if errno(&e) == Some(Errno::EXIST) => remove_link(&mut socket, &a.host_ifname)
+            .map_err(std::io::Error::other)
+            .and_then(|()| connect(&mut socket)),
         done => done,
     };
-    done.map_err(NetError::link("create veth", &a.host_ifname))
+    entered(a, done.map_err(NetError::link("create veth", &a.host_ifname)))
+}
+
+/// Takes the sandbox's policy back if it did not get its interface.
+fn entered<T>(a: &Attachment, done: Result<T, NetError>) -> Result<T, NetError> {
+    if done.is_err() {
+        // What is left is swept.
+        let _ = firewall::leave(std::iter::once(a));
+    }
+    done
 }
 
 /// Connects a virtual machine to the bridge: a tap device that is gone when its descriptor is. The machine gives its
@@ -52,6 +61,7 @@ pub fn attach_tap(attachment: &Attachment) -> Result<OwnedFd, NetError> {
     let a = attachment;
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     let index = bridge::index_of(&mut socket, &a.bridge)?;
+    firewall::enter(a)?;
     let connect = |socket: &mut Socket| {
         let tap = sys::tap::open(&a.host_ifname)?;
         let mut batch = Batch::new();
@@ -64,7 +74,7 @@ pub fn attach_tap(attachment: &Attachment) -> Result<OwnedFd, NetError> {
         join_bridge(socket, a, index)?;
         Ok(tap)
     };
-    connect(&mut socket).map_err(NetError::link("create tap", &a.host_ifname))
+    entered(a, connect(&mut socket).map_err(NetError::link("create tap", &a.host_ifname)))
 }
 
 /// Makes the host's end, which is up, a port of the bridge with this index.
@@ -101,6 +111,10 @@ fn configure_interface(socket: &mut Socket, a: &Attachment) -> Result<(), NetErr
     let index = rustix::net::netdevice::name_to_index(&*socket, &a.ifname)
         .map_err(|e| NetError::link("find interface", &a.ifname)(e.into()))?;
     link::add_address(&mut batch, index, a.ipv4.into(), a.bridge.prefix4);
+    if sysctl::has_ipv6() {
+        // Routes and addresses are the engine's to give, and not any neighbour's.
+        sysctl::set(&format!("ipv6/conf/{}/accept_ra", a.ifname), "0")?;
+    }
     let ipv6 = a.ipv6.zip(a.bridge.gateway6).filter(|_| sysctl::has_ipv6());
     if let Some((address, _)) = ipv6 {
         link::add_address(&mut batch, index, address.into(), a.bridge.prefix6);
@@ -115,11 +129,26 @@ fn configure_interface(socket: &mut Socket, a: &Attachment) -> Result<(), NetErr
     link::run(socket, batch, &[]).map_err(NetError::link("configure interface", &a.ifname))
 }
 
-/// Takes back what a sandbox published. May be repeated. Its veth pair dies with its namespace.
+/// Takes back what a sandbox published, and its policy. May be repeated. Its veth pair dies with its namespace.
 ///
-/// For a sandbox whose [`crate::Published`] is gone; where it is held, [`crate::Published::withdraw`] is quicker.
+/// For a sandbox whose [`crate::Published`] is gone; where it is held, [`crate::Published::withdraw`] and [`leave`] are
+/// quicker.
 pub fn detach(attachment: &Attachment) -> Result<(), NetError> {
-    publish::withdraw(attachment)
+    let withdrawn = publish::withdraw(attachment);
+    leave(std::slice::from_ref(attachment)).and(withdrawn)
+}
+
+/// The policies of a sandbox that ended, taken back. The kernel frees them when this is dropped, which may take some
+/// milliseconds: drop it when nobody waits any more.
+#[derive(Debug)]
+pub struct Left(#[expect(dead_code, reason = "held, not read")] Option<Socket>);
+
+/// Takes back what [`attach`] and [`attach_tap`] wrote into the firewall, for a sandbox that ended. May be repeated.
+pub fn leave(attachments: &[Attachment]) -> Result<Left, NetError> {
+    match firewall::leave(attachments.iter()) {
+        Err(e) if firewall::is_missing(&e) => Ok(Left(None)),
+        done => done.map(Left),
+    }
 }
 
 pub(crate) fn remove_link(socket: &mut Socket, name: &str) -> Result<(), NetError> {

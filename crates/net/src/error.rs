@@ -35,6 +35,22 @@ pub enum NetError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// This kernel cannot hold a sandbox to its egress policy, so the sandbox does not start.
+    #[error("the egress policy of {id} cannot be enforced on this kernel: {source}")]
+    EgressUnsupported {
+        /// Full id of the sandbox.
+        id: String,
+        /// What it lacks.
+        source: Box<Self>,
+    },
+    /// This kernel cannot shut an internal network in.
+    #[error("the internal network of bridge {bridge} cannot be isolated on this kernel: {source}")]
+    InternalUnsupported {
+        /// Name of the bridge.
+        bridge: String,
+        /// What it lacks.
+        source: Box<Self>,
+    },
     /// Somebody has that port.
     #[error(
         "Bind for {address} failed: port is already allocated{}",
@@ -91,6 +107,9 @@ impl Kinded for NetError {
     fn kind(&self) -> ErrorKind {
         let source = match self {
             Self::PortInUse { .. } => return ErrorKind::Conflict,
+            Self::EgressUnsupported { .. } | Self::InternalUnsupported { .. } => {
+                return ErrorKind::Unsupported;
+            }
             Self::NoFreePort { .. } | Self::NoFreeSubnet => return ErrorKind::Exhausted,
             Self::Link { source, .. }
             | Self::Sysctl { source, .. }

@@ -12,6 +12,7 @@
 
 mod bridge;
 mod conntrack;
+pub mod egress;
 mod endpoint;
 mod error;
 mod files;
@@ -21,6 +22,7 @@ mod link;
 mod owner;
 mod proxy;
 mod publish;
+mod repair;
 mod sweep;
 mod sysctl;
 
@@ -28,9 +30,10 @@ mod sysctl;
 mod tests;
 
 pub use bridge::{ensure_bridge, remove_bridge};
-pub use endpoint::{attach, attach_tap, configure_inside, detach};
+pub use endpoint::{Left, attach, attach_tap, configure_inside, detach, leave};
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};
 pub use ipam::{MAX_INTERFACES, Subnets, choose_subnets, host_ifname, ipv6_for, mac_from_ipv4, next_free_v4};
 pub use publish::{Published, publish};
+pub use repair::repair;
 pub use sweep::{Swept, sweep};

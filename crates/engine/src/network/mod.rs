@@ -183,6 +183,7 @@ impl Engine {
             names: vec![container.name.clone()],
             default_route: true,
             egress: types::Egress::All,
+            host_access: false,
             host_ifname: net::host_ifname(container.id.as_str(), 0),
             ifname: "eth0".into(),
             mac,
@@ -213,7 +214,7 @@ impl Engine {
             prefix6: subnets.prefix6,
             mtu: 1500,
             internal: false,
-            host_access: true,
+            host_access: false,
             no_metadata: false,
         };
         net::ensure_bridge(&plan)?;
