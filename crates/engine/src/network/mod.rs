@@ -185,6 +185,7 @@ impl Engine {
             egress: types::Egress::All,
             bandwidth: types::Bandwidth::default(),
             uplink: None,
+            host_access: false,
             host_ifname: net::host_ifname(container.id.as_str(), 0),
             ifname: "eth0".into(),
             mac,
@@ -215,7 +216,7 @@ impl Engine {
             prefix6: subnets.prefix6,
             mtu: 1500,
             internal: false,
-            host_access: true,
+            host_access: false,
             no_metadata: false,
         };
         net::ensure_bridge(&plan)?;
