@@ -149,7 +149,7 @@ impl Engine {
                 mounts: &[],
                 paths: &self.paths,
                 joined: &HashMap::new(),
-                own_names: true,
+                names_of: &container.id,
                 user_ids: Some(crate::users::FIRST_ID),
             };
             warnings.extend(crate::spec::build(&cx)?.warnings);

@@ -40,6 +40,7 @@ mod record;
 mod recover;
 mod remove;
 mod request;
+mod resolver;
 mod signals;
 mod spec;
 mod start;

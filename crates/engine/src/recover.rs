@@ -175,6 +175,7 @@ impl Engine {
         }
         for attachment in bundle.iter().flat_map(|b| b.network.attachments()) {
             net::detach(attachment)?;
+            net::dns::withdraw(&self.paths.run, attachment)?;
         }
         rootfs::sweep(&self.paths.layer_mounts())?;
         Ok(())
@@ -272,6 +273,7 @@ impl Engine {
         note(self.sweep_directories());
         note(rootfs::sweep(&self.paths.layer_mounts()).map(drop).map_err(Into::into));
         note(self.sweep_network());
+        self.sweep_names();
         note(self.images.collect(&|id| self.users_of(id)).map(drop).map_err(Into::into));
     }
 
@@ -299,6 +301,28 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Names of what is gone, or of networks that it left as its supervisor died.
+    fn sweep_names(&self) {
+        net::dns::sweep_names(&self.paths.run, |network, container| {
+            let Ok(id) = ContainerId::parse(container) else { return Some(None) };
+            let path = self.paths.lock(&id);
+            if !path.exists() {
+                return Some(None);
+            }
+            match Lock::try_exclusive(&path) {
+                // Nobody can start it as long as this is held.
+                Ok(Some(lock)) => Some(Some(lock)),
+                _ => {
+                    let bundle = std::fs::read(self.paths.bundle(&id)).ok();
+                    let bundle: Option<types::Bundle> = bundle.and_then(|b| serde_json::from_slice(&b).ok());
+                    let left =
+                        |b: &types::Bundle| b.network.attachments().iter().all(|a| a.network != network);
+                    bundle.filter(left).map(|_| None)
+                }
+            }
+        });
     }
 
     fn exists(&self, id: &ContainerId) -> Result<bool> {

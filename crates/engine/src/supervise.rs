@@ -1,6 +1,7 @@
 //! The supervisor's side of the engine: how its process is made, and what it does around each run of its container.
 
 use crate::paths::Paths;
+use crate::resolver::{At, NameService};
 use crate::{Engine, EngineError, Result, events, record, recover, start};
 use rustix::fs::{Mode, OFlags};
 use sandbox::container::ContainerHull;
@@ -113,6 +114,7 @@ fn prepare(
         published_on: None,
         withdrawn: None,
         left: None,
+        names: NameService::new(&paths.run),
         aside: Vec::new(),
         _program: program,
     };
@@ -153,6 +155,7 @@ struct EngineHooks {
     withdrawn: Option<net::Published>,
     /// What the firewall held for the run before, taken back.
     left: Option<net::Left>,
+    names: NameService,
     /// Directories of the removed container, still to be deleted.
     aside: Vec<PathBuf>,
     /// See [`spawn`].
@@ -264,6 +267,54 @@ impl EngineHooks {
             let attachment = Attachment { ports, ..attachment.clone() };
             self.published = net::publish(&attachment).ok();
         }
+        self.resume_names(bundle);
+    }
+
+    fn serve_names(&mut self, bundle: &Bundle, at: At<'_>) -> Result<(), net::NetError> {
+        self.names.announce(bundle.network.attachments())?;
+        self.names.serve(bundle, at)?;
+        self.names.watch(self.published.as_ref().and_then(net::Published::poll_fd))
+    }
+
+    /// Serves names to a workload that runs already. Where it fails, all but names goes on.
+    fn resume_names(&mut self, bundle: &Bundle) {
+        let pid = record::read_state(&self.paths, &bundle.id).pid;
+        let run = self.paths.sandbox_run(&bundle.id);
+        let serve = |hooks: &mut Self| -> std::io::Result<()> {
+            let netns;
+            let at = if bundle.machine.is_some() {
+                At::Behind(&run)
+            } else {
+                netns = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
+                At::Inside(netns.as_fd())
+            };
+            hooks.serve_names(bundle, at).map_err(std::io::Error::other)
+        };
+        if pid > 0 && bundle.network.attachments().iter().any(net::dns::is_named) {
+            let _ = serve(self);
+        }
+    }
+
+    /// Follows a change of the workload's networks.
+    fn names_changed(&mut self, bundle: &Bundle) -> Result<(), net::NetError> {
+        self.names.change(bundle.network.attachments())?;
+        if !self.names.is_serving() {
+            self.resume_names(bundle);
+            if self.names.is_serving() && bundle.machine.is_none() {
+                point_to_names(&self.paths.sandbox(&bundle.id).join("resolv.conf"));
+            }
+        }
+        self.names.watch(self.published.as_ref().and_then(net::Published::poll_fd))
+    }
+}
+
+/// Has a workload that was on the default bridge alone ask for names inside from now on. What is not changed it keeps.
+fn point_to_names(resolv_conf: &std::path::Path) {
+    let inside = [net::dns::ADDRESS.to_string()];
+    let wanted = net::Resolv { servers: &inside, named: true, ..net::Resolv::default() };
+    if let Ok(text) = std::fs::read_to_string(resolv_conf) {
+        // In place: it is mounted by this very file.
+        let _ = std::fs::write(resolv_conf, net::resolv_conf(&text, &wanted));
     }
 }
 
@@ -347,7 +398,9 @@ impl Hooks for EngineHooks {
         bundle: &Bundle,
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<PortBinding>, HookError> {
-        self.attach_all(&bundle.network, |a| net::attach(a, netns)).map(|(_, ports)| ports)
+        let (_, ports) = self.attach_all(&bundle.network, |a| net::attach(a, netns))?;
+        self.serve_names(bundle, At::Inside(netns)).map_err(|e| HookError::new(&e))?;
+        Ok(ports)
     }
 
     /// Whoever asks makes a microVM now.
@@ -358,6 +411,8 @@ impl Hooks for EngineHooks {
         for slot in bundle.network.free_slots().take(spare) {
             taps.push(net::spare_tap(bundle.id.as_str(), slot).map_err(|e| HookError::new(&e))?);
         }
+        let run = self.paths.sandbox_run(&bundle.id);
+        self.serve_names(bundle, At::Behind(&run)).map_err(|e| HookError::new(&e))?;
         Ok((taps, ports))
     }
 
@@ -370,14 +425,16 @@ impl Hooks for EngineHooks {
         if self.published_on.as_ref() != publisher.map(|a| &a.network) {
             self.move_ports(publisher).map_err(|e| HookError::new(&e))?;
         }
+        self.names_changed(bundle).map_err(|e| HookError::new(&e))?;
         Ok(self.published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default())
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.published.as_ref().and_then(net::Published::poll_fd)
+        self.names.poll_fd().or_else(|| self.published.as_ref().and_then(net::Published::poll_fd))
     }
 
     fn serve(&mut self) {
+        self.names.answer();
         if let Some(published) = &mut self.published {
             published.serve();
         }
@@ -385,7 +442,8 @@ impl Hooks for EngineHooks {
 
     fn ended(&mut self, bundle: &Bundle) {
         // What stays behind after a failure here is swept by the next command that recovers. Whoever is told of the end
-        // finds the ports free.
+        // finds the ports free, and no name any more.
+        self.names.end();
         if let Some(published) = &mut self.published {
             let _ = published.withdraw();
         }

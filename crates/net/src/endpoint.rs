@@ -7,7 +7,8 @@
 use crate::{NetError, bandwidth, bridge, firewall, link, macvlan, publish, sysctl};
 use rustix::io::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use sys::netlink::{Batch, Family, Socket, errno, within};
+use sys::netlink::{Batch, Family, Socket, errno};
+use sys::netns::within;
 use types::{Attachment, NetworkPlan};
 
 const ENTER: &str = "work in the sandbox's network namespace";

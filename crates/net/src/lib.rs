@@ -7,12 +7,14 @@
 //! ensure_bridge ─► (namespace made) attach ─► publish ─► configure_inside, in the namespace ─► … ─► detach
 //! ```
 //!
-//! Not here: which addresses are leased (the engine's database), parsing of `-p` (front ends), names (DNS).
+//! Names are served beside it, see [`dns`]. Not here: which addresses are leased (the engine's database), parsing of `-p`
+//! (front ends).
 #![forbid(unsafe_code)]
 
 mod bandwidth;
 mod bridge;
 mod conntrack;
+pub mod dns;
 pub mod egress;
 mod endpoint;
 mod error;

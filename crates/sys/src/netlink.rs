@@ -8,8 +8,6 @@ use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -203,23 +201,6 @@ pub struct Socket {
     seq: u32,
 }
 
-/// Runs `f` in another network namespace, in which the calling thread is for that time. Should the kernel not let it return,
-/// which has no known cause, the process is aborted rather than left in the wrong one.
-pub fn within<T>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T) -> io::Result<T> {
-    struct Return(File);
-    impl Drop for Return {
-        fn drop(&mut self) {
-            if move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).is_err() {
-                std::process::abort();
-            }
-        }
-    }
-    let own = File::open("/proc/thread-self/ns/net")?;
-    move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?;
-    let _return = Return(own);
-    Ok(f())
-}
-
 impl Socket {
     /// Opens a socket.
     pub fn open(family: Family) -> io::Result<Self> {
@@ -243,9 +224,9 @@ impl Socket {
         Ok(Self { fd, seq: 0 })
     }
 
-    /// Opens a socket in another network namespace.
+    /// Opens a socket in another network namespace. The calling thread is in that namespace for a moment.
     pub fn open_in(family: Family, netns: BorrowedFd<'_>) -> io::Result<Self> {
-        within(netns, || Self::open(family))?
+        crate::netns::within(netns, || Self::open(family))?
     }
 
     /// Makes a change of a link's carrier take effect now. It does so on its own, but from a work queue, and until then
