@@ -153,9 +153,6 @@ pub struct Attachment {
     /// What may be reached by this network.
     #[serde(default)]
     pub egress: Egress,
-    /// This sandbox may reach the host's own services by this network, though others on it may not.
-    #[serde(default)]
-    pub host_access: bool,
     /// How much may pass.
     #[serde(default)]
     pub bandwidth: Bandwidth,
