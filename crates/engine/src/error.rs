@@ -13,6 +13,9 @@ pub enum EngineError {
     /// No volume of that name.
     #[error("get {0}: no such volume")]
     NoSuchVolume(String),
+    /// No network of that name, id or prefix.
+    #[error("network {0} not found")]
+    NoSuchNetwork(String),
     /// No kernel for microVMs, or none of that name.
     #[error("{0}")]
     NoKernel(String),
@@ -132,9 +135,11 @@ impl From<state::rusqlite::Error> for EngineError {
 impl Kinded for EngineError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSuchContainer(_) | Self::NoSuchVolume(_) | Self::NoSuchObject(_) | Self::NoKernel(_) => {
-                ErrorKind::NotFound
-            }
+            Self::NoSuchContainer(_)
+            | Self::NoSuchVolume(_)
+            | Self::NoSuchNetwork(_)
+            | Self::NoSuchObject(_)
+            | Self::NoKernel(_) => ErrorKind::NotFound,
             Self::Ambiguous(_) | Self::Invalid(_) => ErrorKind::Invalid,
             Self::NameInUse { .. } | Self::NotRunning(_) | Self::Conflict(_) => ErrorKind::Conflict,
             Self::Unsupported(_) => ErrorKind::Unsupported,

@@ -1,4 +1,5 @@
-//! The engine's tables: containers, the addresses they hold, the volumes they use, settings of this store.
+//! The engine's tables: containers, networks, the places and addresses that containers have on them, the volumes they
+//! use, settings of this store.
 //!
 //! A container exists from the moment its row is committed until the row is deleted. Everything else that belongs
 //! to it (directories, bundle, state) is made when first needed and may be missing after a crash.
@@ -10,7 +11,8 @@ use state::rusqlite::{OptionalExtension, Row, Transaction, params};
 use types::{ContainerId, docker};
 
 /// Migration steps, see [`Db::migrate`].
-pub(crate) const SCHEMA: &[&str] = &["
+pub(crate) const SCHEMA: &[&str] = &[
+    "
     CREATE TABLE containers(
         id TEXT PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -43,7 +45,48 @@ pub(crate) const SCHEMA: &[&str] = &["
     ) WITHOUT ROWID;
     CREATE INDEX container_volumes_by_volume ON container_volumes(volume);
     CREATE TABLE settings(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"];
+",
+    NETWORKS,
+];
+
+/// Networks, and the containers' places on them. What was a container's only place, on the default bridge, with its
+/// address, becomes one of many.
+const NETWORKS: &str = "
+    CREATE TABLE networks(
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created_ns INTEGER NOT NULL,
+        last4 INTEGER,
+        config TEXT NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO networks SELECT lower(hex(randomblob(32))), column1, strftime('%s', 'now') * 1000000000, NULL,
+        json_object('driver', column2)
+        FROM (VALUES ('bridge', 'bridge'), ('host', 'host'), ('none', 'null'));
+    UPDATE networks SET last4 = (SELECT max(address) FROM addresses) WHERE name = 'bridge';
+    CREATE TABLE endpoints(
+        container TEXT NOT NULL REFERENCES containers(id) ON DELETE CASCADE,
+        network TEXT NOT NULL,
+        name TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        settings TEXT NOT NULL,
+        ipv4 INTEGER,
+        ipv6 BLOB,
+        PRIMARY KEY (container, network)
+    ) WITHOUT ROWID;
+    INSERT INTO endpoints SELECT c.id, n.id, n.name, 0,
+        coalesce(json_extract(c.networking, '$.EndpointsConfig.default'),
+            json_extract(c.networking, '$.EndpointsConfig.bridge'), '{}'),
+        (SELECT address FROM addresses a WHERE a.container = c.id AND a.network = 'bridge'), NULL
+        FROM containers c JOIN networks n ON n.name = 'bridge'
+        WHERE coalesce(json_extract(c.host, '$.NetworkMode'), 'bridge') IN ('bridge', 'default', '');
+    CREATE UNIQUE INDEX endpoints_ipv4 ON endpoints(network, ipv4) WHERE ipv4 IS NOT NULL;
+    CREATE UNIQUE INDEX endpoints_ipv6 ON endpoints(network, ipv6) WHERE ipv6 IS NOT NULL;
+    CREATE INDEX endpoints_by_network ON endpoints(network);
+    ALTER TABLE containers DROP COLUMN networking;
+    DROP TABLE addresses;
+    DELETE FROM settings WHERE key = 'last-address';
+    CREATE TABLE dead_bridges(name TEXT PRIMARY KEY, plan TEXT NOT NULL) WITHOUT ROWID;
+";
 
 /// One container as it was created.
 #[derive(Clone, Debug)]
@@ -57,23 +100,22 @@ pub(crate) struct Container {
     pub image: String,
     pub config: docker::ContainerConfig,
     pub host: docker::HostConfig,
-    pub networking: docker::NetworkingConfig,
     pub mounts: Vec<UserMount>,
 }
 
-const COLUMNS: &str = "id, name, created_ns, image_id, image, config, host, networking, mounts";
+const COLUMNS: &str = "id, name, created_ns, image_id, image, config, host, mounts";
 
 impl Container {
     fn from_row(row: &Row<'_>) -> state::rusqlite::Result<Result<Self>> {
         let id: String = row.get(0)?;
-        let docs: [String; 4] = [row.get(5)?, row.get(6)?, row.get(7)?, row.get(8)?];
+        let docs: [String; 3] = [row.get(5)?, row.get(6)?, row.get(7)?];
         let rest = (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
         Ok(Self::from_parts(id, docs, rest))
     }
 
     fn from_parts(
         id: String,
-        [config, host, networking, mounts]: [String; 4],
+        [config, host, mounts]: [String; 3],
         (name, created_ns, image_id, image): (String, i64, String, String),
     ) -> Result<Self> {
         fn read<T: serde::de::DeserializeOwned>(what: &'static str, id: &str, json: &str) -> Result<T> {
@@ -86,7 +128,6 @@ impl Container {
         Ok(Self {
             config: read("configuration", &id, &config)?,
             host: read("host configuration", &id, &host)?,
-            networking: read("network configuration", &id, &networking)?,
             mounts: read("mounts", &id, &mounts)?,
             id: ContainerId::parse(&id).map_err(|e| EngineError::Invalid(e.to_string()))?,
             name,
@@ -105,7 +146,7 @@ impl Container {
         if let Some(id) = owner {
             return Err(EngineError::NameInUse { name: self.name.clone(), id });
         }
-        tx.prepare_cached("INSERT INTO containers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(
+        tx.prepare_cached("INSERT INTO containers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(
             params![
                 self.id.as_str(),
                 self.name,
@@ -114,7 +155,6 @@ impl Container {
                 self.image,
                 json(&self.config),
                 json(&self.host),
-                json(&self.networking),
                 json(&self.mounts),
             ],
         )?;
@@ -214,7 +254,6 @@ mod tests {
             image: "x".into(),
             config: Default::default(),
             host: Default::default(),
-            networking: Default::default(),
             mounts: Vec::new(),
         }
     }

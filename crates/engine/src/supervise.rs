@@ -1,10 +1,11 @@
 //! The supervisor's side of the engine: how its process is made, and what it does around each run of its container.
 
 use crate::paths::Paths;
+use crate::resolver::{At, NameService};
 use crate::{Engine, EngineError, Result, events, record, recover, start};
 use rustix::fs::{Mode, OFlags};
 use sandbox::container::ContainerHull;
-use sandbox::hull::Hull;
+use sandbox::hull::{Hull, Wiring};
 use sandbox::supervisor::{HookError, Hooks, Supervise};
 use sandbox::vm::VmHull;
 use state::EventLog;
@@ -13,7 +14,9 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use sys::file::Lock;
-use types::{Bundle, ContainerId, ErrorKind, Event, EventType, NetworkPlan, PortBinding, RunState};
+use types::{
+    Attachment, Bundle, ContainerId, ErrorKind, Event, EventType, NetworkPlan, PortBinding, RunState,
+};
 
 /// The hidden verb by which the binary becomes a supervisor.
 const VERB: &str = "supervise";
@@ -108,8 +111,10 @@ fn prepare(
         let_go: None,
         prepared: None,
         published: None,
+        published_on: None,
         withdrawn: None,
         left: None,
+        names: NameService::new(&paths.run),
         aside: Vec::new(),
         _program: program,
     };
@@ -144,10 +149,13 @@ struct EngineHooks {
     /// The first run's root filesystem: it was needed to complete the specification.
     prepared: Option<Result<OwnedFd, HookError>>,
     published: Option<net::Published>,
+    /// The network by whose interface its ports are reached.
+    published_on: Option<String>,
     /// Of the run before, its ports given back: the kernel frees its rules slowly, and nobody should wait for that.
     withdrawn: Option<net::Published>,
     /// What the firewall held for the run before, taken back.
     left: Option<net::Left>,
+    names: NameService,
     /// Directories of the removed container, still to be deleted.
     aside: Vec<PathBuf>,
     /// See [`spawn`].
@@ -211,37 +219,113 @@ impl EngineHooks {
     }
 
     /// Attaches it to its networks and publishes its ports, on the first.
-    fn connect<T>(
+    fn attach_all<T>(
         &mut self,
         plan: &NetworkPlan,
-        attach: impl Fn(&types::Attachment) -> Result<T, net::NetError>,
+        attach: impl Fn(&Attachment) -> Result<T, net::NetError>,
     ) -> Result<(Vec<T>, Vec<PortBinding>), HookError> {
         // A restart needs the ports again.
         (self.withdrawn, self.left) = (None, None);
         let connect = || {
             let mut ends = Vec::new();
             for attachment in plan.attachments() {
-                net::ensure_bridge(&attachment.bridge)?;
+                ensure_network(attachment)?;
                 ends.push(attach(attachment)?);
             }
-            Ok((ends, plan.attachments().first().map(net::publish).transpose()?))
+            Ok((ends, publisher(plan).map(net::publish).transpose()?))
         };
         let (ends, published) = connect().map_err(|e: net::NetError| HookError::new(&e))?;
         let ports = published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default();
         self.published = published;
+        self.published_on = publisher(plan).map(|a| a.network.clone());
         Ok((ends, ports))
     }
 
+    /// Leads the published ports to another of its interfaces, or nowhere; their numbers stay.
+    fn move_ports(&mut self, to: Option<&Attachment>) -> Result<(), net::NetError> {
+        let mut decided = Vec::new();
+        if let Some(mut published) = self.published.take() {
+            decided = published.bindings().to_vec();
+            published.withdraw()?;
+        }
+        self.published_on = None;
+        let Some(to) = to else { return Ok(()) };
+        let ports = if decided.is_empty() { to.ports.clone() } else { decided };
+        self.published = Some(net::publish(&Attachment { ports, ..to.clone() })?);
+        self.published_on = Some(to.network.clone());
+        Ok(())
+    }
+
     fn resume(&mut self, bundle: &Bundle) {
+        let _ = net::disconnect_others(bundle.id.as_str(), &bundle.network);
         if bundle.machine.is_none() {
             self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
         }
-        if let Some(attachment) = bundle.network.attachments().first() {
+        if let Some(attachment) = publisher(&bundle.network) {
+            self.published_on = Some(attachment.network.clone());
             let ports = record::read_state(&self.paths, &bundle.id).ports;
-            let attachment = types::Attachment { ports, ..attachment.clone() };
+            let attachment = Attachment { ports, ..attachment.clone() };
             self.published = net::publish(&attachment).ok();
         }
+        self.resume_names(bundle);
     }
+
+    fn serve_names(&mut self, bundle: &Bundle, at: At<'_>) -> Result<(), net::NetError> {
+        self.names.announce(bundle.network.attachments())?;
+        self.names.serve(bundle, at)?;
+        self.names.watch(self.published.as_ref().and_then(net::Published::poll_fd))
+    }
+
+    /// Serves names to a workload that runs already. Where it fails, all but names goes on.
+    fn resume_names(&mut self, bundle: &Bundle) {
+        let pid = record::read_state(&self.paths, &bundle.id).pid;
+        let run = self.paths.sandbox_run(&bundle.id);
+        let serve = |hooks: &mut Self| -> std::io::Result<()> {
+            let netns;
+            let at = if bundle.machine.is_some() {
+                At::Behind(&run)
+            } else {
+                netns = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
+                At::Inside(netns.as_fd())
+            };
+            hooks.serve_names(bundle, at).map_err(std::io::Error::other)
+        };
+        if pid > 0 && bundle.network.attachments().iter().any(net::dns::is_named) {
+            let _ = serve(self);
+        }
+    }
+
+    /// Follows a change of the workload's networks.
+    fn names_changed(&mut self, bundle: &Bundle) -> Result<(), net::NetError> {
+        self.names.change(bundle.network.attachments())?;
+        if !self.names.is_serving() {
+            self.resume_names(bundle);
+            if self.names.is_serving() && bundle.machine.is_none() {
+                point_to_names(&self.paths.sandbox(&bundle.id).join("resolv.conf"));
+            }
+        }
+        self.names.watch(self.published.as_ref().and_then(net::Published::poll_fd))
+    }
+}
+
+/// Has a workload that was on the default bridge alone ask for names inside from now on. What is not changed it keeps.
+fn point_to_names(resolv_conf: &std::path::Path) {
+    let inside = [net::dns::ADDRESS.to_string()];
+    let wanted = net::Resolv { servers: &inside, named: true, ..net::Resolv::default() };
+    if let Ok(text) = std::fs::read_to_string(resolv_conf) {
+        // In place: it is mounted by this very file.
+        let _ = std::fs::write(resolv_conf, net::resolv_conf(&text, &wanted));
+    }
+}
+
+/// Makes what an endpoint is connected to; an interface of the host is there.
+fn ensure_network(attachment: &Attachment) -> Result<(), net::NetError> {
+    if attachment.uplink.is_some() { Ok(()) } else { net::ensure_bridge(&attachment.bridge) }
+}
+
+/// The interface that published ports lead to.
+fn publisher(plan: &NetworkPlan) -> Option<&Attachment> {
+    plan.attachments().iter().find(|a| !a.ports.is_empty())
 }
 
 fn io(what: &str, source: std::io::Error) -> HookError {
@@ -268,6 +352,39 @@ fn copy_up(root: &sys::Root, bundle: &Bundle) -> Result<(), HookError> {
     Ok(())
 }
 
+impl Wiring for EngineHooks {
+    fn connect(&mut self, attachment: &Attachment, netns: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
+        let connect = || {
+            ensure_network(attachment)?;
+            match netns {
+                Some(netns) => net::connect(attachment, netns),
+                None => net::join_tap(attachment),
+            }
+        };
+        connect().map_err(|e| HookError::new(&e))
+    }
+
+    fn is_connected(&self, attachment: &Attachment) -> bool {
+        net::is_attached(attachment)
+    }
+
+    fn configure(&mut self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), HookError> {
+        net::configure_in(attachment, netns).map_err(|e| HookError::new(&e))
+    }
+
+    fn disconnect(
+        &mut self,
+        attachment: &Attachment,
+        netns: Option<BorrowedFd<'_>>,
+    ) -> Result<(), HookError> {
+        let done = match netns {
+            Some(netns) => net::unlink(attachment, netns),
+            None => net::leave_tap(attachment),
+        };
+        done.map_err(|e| HookError::new(&e))
+    }
+}
+
 impl Hooks for EngineHooks {
     fn rootfs(&mut self, bundle: &Bundle) -> Result<OwnedFd, HookError> {
         match self.prepared.take() {
@@ -281,24 +398,43 @@ impl Hooks for EngineHooks {
         bundle: &Bundle,
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<PortBinding>, HookError> {
-        self.connect(&bundle.network, |a| net::attach(a, netns)).map(|(_, ports)| ports)
+        let (_, ports) = self.attach_all(&bundle.network, |a| net::attach(a, netns))?;
+        self.serve_names(bundle, At::Inside(netns)).map_err(|e| HookError::new(&e))?;
+        Ok(ports)
     }
 
     /// Whoever asks makes a microVM now.
     fn taps(&mut self, bundle: &Bundle) -> Result<(Vec<OwnedFd>, Vec<PortBinding>), HookError> {
         self.fill_volumes(bundle)?;
-        self.connect(&bundle.network, net::attach_tap)
+        let (mut taps, ports) = self.attach_all(&bundle.network, net::attach_tap)?;
+        let spare = bundle.machine.as_ref().map_or(0, |m| m.spare_interfaces.into());
+        for slot in bundle.network.free_slots().take(spare) {
+            taps.push(net::spare_tap(bundle.id.as_str(), slot).map_err(|e| HookError::new(&e))?);
+        }
+        let run = self.paths.sandbox_run(&bundle.id);
+        self.serve_names(bundle, At::Behind(&run)).map_err(|e| HookError::new(&e))?;
+        Ok((taps, ports))
     }
 
     fn network_inside(&self, bundle: &Bundle) -> Result<(), HookError> {
         net::configure_inside(&bundle.network).map_err(|e| HookError::new(&e))
     }
 
+    fn networks_changed(&mut self, bundle: &Bundle) -> Result<Vec<PortBinding>, HookError> {
+        let publisher = publisher(&bundle.network);
+        if self.published_on.as_ref() != publisher.map(|a| &a.network) {
+            self.move_ports(publisher).map_err(|e| HookError::new(&e))?;
+        }
+        self.names_changed(bundle).map_err(|e| HookError::new(&e))?;
+        Ok(self.published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default())
+    }
+
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.published.as_ref().and_then(net::Published::poll_fd)
+        self.names.poll_fd().or_else(|| self.published.as_ref().and_then(net::Published::poll_fd))
     }
 
     fn serve(&mut self) {
+        self.names.answer();
         if let Some(published) = &mut self.published {
             published.serve();
         }
@@ -306,11 +442,15 @@ impl Hooks for EngineHooks {
 
     fn ended(&mut self, bundle: &Bundle) {
         // What stays behind after a failure here is swept by the next command that recovers. Whoever is told of the end
-        // finds the ports free.
+        // finds the ports free, and no name any more.
+        self.names.end();
         if let Some(published) = &mut self.published {
             let _ = published.withdraw();
         }
         self.withdrawn = self.published.take();
+        for attachment in bundle.network.attachments() {
+            let _ = net::remove_rest(attachment);
+        }
         self.left = net::leave(bundle.network.attachments()).ok();
         self.let_go = self.layers.take();
     }
@@ -328,6 +468,9 @@ impl Hooks for EngineHooks {
         };
         // A full disk must not end a container.
         let _ = self.events.append(&event);
+        for event in events::of_networks(bundle, action) {
+            let _ = self.events.append(&event);
+        }
     }
 
     fn finished(&mut self, bundle: &Bundle, _state: &RunState) {

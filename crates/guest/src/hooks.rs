@@ -1,12 +1,32 @@
 //! What the host's engine does around a container, in a guest: next to nothing.
 
+use sandbox::hull::Wiring;
 use sandbox::supervisor::{HookError, Hooks};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use types::{Bundle, ErrorKind, PortBinding, RunState};
+use types::{Attachment, Bundle, ErrorKind, PortBinding, RunState};
 
 pub struct GuestHooks {
     /// The mounted root, until it is taken.
     pub root: Option<OwnedFd>,
+}
+
+/// The workload has the network namespace of the guest itself, and the devices in it are what the machine was made with.
+impl Wiring for GuestHooks {
+    fn connect(&mut self, attachment: &Attachment, netns: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
+        netns.map_or(Ok(()), |netns| self.configure(attachment, netns))
+    }
+
+    fn is_connected(&self, _: &Attachment) -> bool {
+        true
+    }
+
+    fn configure(&mut self, attachment: &Attachment, _: BorrowedFd<'_>) -> Result<(), HookError> {
+        net::machine::configure(attachment).map_err(|e| HookError::new(&e))
+    }
+
+    fn disconnect(&mut self, attachment: &Attachment, _: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
+        net::machine::rest(attachment).map_err(|e| HookError::new(&e))
+    }
 }
 
 impl Hooks for GuestHooks {
@@ -25,6 +45,10 @@ impl Hooks for GuestHooks {
 
     fn network_inside(&self, _: &Bundle) -> Result<(), HookError> {
         Ok(())
+    }
+
+    fn networks_changed(&mut self, _: &Bundle) -> Result<Vec<PortBinding>, HookError> {
+        Ok(Vec::new())
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {

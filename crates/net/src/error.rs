@@ -80,6 +80,36 @@ pub enum NetError {
         /// Last port tried.
         to: u16,
     },
+    /// The interface that a macvlan network is on is not there.
+    #[error("the network's parent interface {parent} is not on this host")]
+    NoParent {
+        /// Its name.
+        parent: String,
+    },
+    /// What passes by an interface of the host is not seen by its firewall.
+    #[error(
+        "an egress policy cannot be enforced on a macvlan network (parent {parent}), as its traffic does not pass this host's firewall: use a bridge network"
+    )]
+    UplinkUnconfined {
+        /// The host's interface.
+        parent: String,
+    },
+    /// A network that a running microVM cannot be connected to.
+    #[error(
+        "a microVM is connected to a macvlan network at its start only: stop it, connect it to {network}, and start it again"
+    )]
+    NotLive {
+        /// The network's name.
+        network: String,
+    },
+    /// A running microVM has no device for a further network.
+    #[error(
+        "the microVM has no interface left for network {network}, as those are fixed while it runs: stop it, connect it, and start it again"
+    )]
+    NoSpare {
+        /// The network's name.
+        network: String,
+    },
     /// Every candidate overlaps a route of the host.
     #[error("no private IPv4 subnet is free: every candidate overlaps a route of this host")]
     NoFreeSubnet,
@@ -111,6 +141,10 @@ impl Kinded for NetError {
                 return ErrorKind::Unsupported;
             }
             Self::NoFreePort { .. } | Self::NoFreeSubnet => return ErrorKind::Exhausted,
+            Self::NoParent { .. } => return ErrorKind::NotFound,
+            Self::NotLive { .. } | Self::NoSpare { .. } | Self::UplinkUnconfined { .. } => {
+                return ErrorKind::Unsupported;
+            }
             Self::Link { source, .. }
             | Self::Sysctl { source, .. }
             | Self::Firewall { source, .. }

@@ -19,6 +19,15 @@ const CANDIDATES: [(Ipv4Addr, u8); 10] = [
     (Ipv4Addr::new(100, 99, 0, 0), 16),
 ];
 
+/// Where user-defined networks get their IPv4 subnets: the blocks are cut into pieces of the given prefix. Neither
+/// Docker's first choices nor those of the default bridges.
+const POOL: [(Ipv4Addr, u8, u8); 4] = [
+    (Ipv4Addr::new(10, 214, 0, 0), 15, 20),
+    (Ipv4Addr::new(10, 216, 0, 0), 13, 20),
+    (Ipv4Addr::new(172, 24, 0, 0), 14, 20),
+    (Ipv4Addr::new(192, 168, 128, 0), 18, 24),
+];
+
 /// The subnets of a bridge; the gateway of each is its first address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subnets {
@@ -32,26 +41,66 @@ pub struct Subnets {
     pub prefix6: u8,
 }
 
-/// Chooses subnets for a bridge that do not overlap any address or route of this host, nor any of `taken`. The
-/// IPv6 one is a unique local /64 (RFC 4193) derived from `seed`: 16 bytes that are the host's own, so that two
-/// hosts do not choose the same one.
-pub fn choose_subnets(seed: [u8; 16], taken: &[(IpAddr, u8)]) -> Result<Subnets, NetError> {
-    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
-    let mut used = link::prefixes(&mut socket).map_err(NetError::system("read the routes of this host"))?;
-    used.extend_from_slice(taken);
-    choose_among(&used, seed, crate::sysctl::has_ipv6())
+/// A subnet that this host has an address in or a route to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Its address.
+    pub address: IpAddr,
+    /// Prefix length, not 0.
+    pub prefix: u8,
+    /// The interface that it leads to; empty where that cannot be told.
+    pub interface: String,
 }
 
-fn choose_among(used: &[(IpAddr, u8)], seed: [u8; 16], ipv6: bool) -> Result<Subnets, NetError> {
-    let free = |&&(net, prefix): &&(Ipv4Addr, u8)| {
+/// Every subnet that this host has an address in or a route to; default routes excepted.
+pub fn routes() -> Result<Vec<Route>, NetError> {
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let found = link::prefixes(&mut socket).map_err(NetError::system("read the routes of this host"))?;
+    let named = |(address, prefix, index)| {
+        let name = rustix::net::netdevice::index_to_name(&socket, index);
+        Route { address, prefix, interface: name.unwrap_or_default() }
+    };
+    Ok(found.into_iter().map(named).collect())
+}
+
+/// Chooses subnets for a bridge that do not overlap any address or route of this host, nor any of `taken`. The
+/// IPv6 one is a unique local /64 (RFC 4193) derived from `seed`: 16 bytes that are the host's own, so that two
+/// hosts do not choose the same one. The subnets of a default bridge come from another place than those of
+/// user-defined networks.
+pub fn choose_subnets(
+    seed: [u8; 16],
+    taken: &[(IpAddr, u8)],
+    user_defined: bool,
+) -> Result<Subnets, NetError> {
+    let mut used: Vec<_> = routes()?.into_iter().map(|r| (r.address, r.prefix)).collect();
+    used.extend_from_slice(taken);
+    choose_among(&used, seed, crate::sysctl::has_ipv6(), user_defined)
+}
+
+fn choose_among(
+    used: &[(IpAddr, u8)],
+    seed: [u8; 16],
+    ipv6: bool,
+    user_defined: bool,
+) -> Result<Subnets, NetError> {
+    let free = |&(net, prefix): &(Ipv4Addr, u8)| {
         !used.iter().any(|&(a, p)| matches!(a, IpAddr::V4(a) if same4(a, net, p.min(prefix))))
     };
-    let &(net, prefix4) = CANDIDATES.iter().find(free).ok_or(NetError::NoFreeSubnet)?;
+    let found =
+        if user_defined { pool().find(free) } else { CANDIDATES.into_iter().chain(pool()).find(free) };
+    let (net, prefix4) = found.ok_or(NetError::NoFreeSubnet)?;
     Ok(Subnets {
         gateway4: Ipv4Addr::from(u32::from(net) + 1),
         prefix4,
         gateway6: ipv6.then(|| unique_local(used, seed)),
         prefix6: 64,
+    })
+}
+
+/// Every piece of [`POOL`].
+fn pool() -> impl Iterator<Item = (Ipv4Addr, u8)> {
+    POOL.into_iter().flat_map(|(block, from, to)| {
+        (0..1u32 << (to - from)).map(move |n| (Ipv4Addr::from(u32::from(block) + (n << (32 - to))), to))
     })
 }
 
@@ -81,24 +130,21 @@ pub(crate) fn same6(a: Ipv6Addr, b: Ipv6Addr, prefix: u8) -> bool {
     (u128::from(a) ^ u128::from(b)).checked_shr(u32::from(128u8.saturating_sub(prefix))).unwrap_or(0) == 0
 }
 
-/// The next free address of the gateway's subnet, going round after `last` (the address given out most recently), so
-/// that an address rests as long as possible before it serves again. `None` if all are used.
-///
-/// Network, broadcast and gateway addresses are never given out.
-pub fn next_free_v4(
-    gateway: Ipv4Addr,
-    prefix: u8,
-    last: Option<Ipv4Addr>,
-    used: &dyn Fn(Ipv4Addr) -> bool,
-) -> Option<Ipv4Addr> {
-    let size = 1u64 << 32u8.saturating_sub(prefix);
-    let net = u64::from(u32::from(gateway)) & !(size - 1);
-    let start = last.filter(|l| same4(*l, gateway, prefix)).map_or(0, |l| u64::from(u32::from(l)) - net);
-    (1..=size)
-        .map(|i| (start + i) % size)
-        .filter(|host| (1..size - 1).contains(host))
-        .filter_map(|host| u32::try_from(net + host).ok().map(Ipv4Addr::from))
-        .find(|a| *a != gateway && !used(*a))
+/// The most addresses that are looked at for a free one.
+const LOOKED_AT: u128 = 1 << 24;
+
+/// The next free address of those from `first` to `last`, going round after `after` (the one given out most recently),
+/// so that an address rests as long as possible before it serves again. `None` if all are used. Addresses are numbers
+/// here, of either family.
+pub fn next_free(
+    first: u128,
+    last: u128,
+    after: Option<u128>,
+    mut used: impl FnMut(u128) -> bool,
+) -> Option<u128> {
+    let size = last.checked_sub(first)?.saturating_add(1);
+    let begin = after.filter(|a| (first..last).contains(a)).map_or(0, |a| a - first + 1);
+    (0..size.min(LOOKED_AT)).map(|i| first + (begin + i) % size).find(|a| !used(*a))
 }
 
 /// The IPv6 address that goes with an IPv4 address: the bridge's /64 and the IPv4 address as its last 32 bits, so
@@ -147,39 +193,44 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-
     #[test]
     fn addresses_go_round() {
-        let next = |last, used: &[u8]| {
-            let used = |a: Ipv4Addr| used.contains(&a.octets()[3]);
-            next_free_v4(GATEWAY, 29, last, &used).map(|a| a.octets()[3])
-        };
+        let next = |last, used: &[u128]| next_free(2, 6, last, |a| used.contains(&a));
         assert_eq!(next(None, &[]), Some(2));
-        assert_eq!(next(Some(Ipv4Addr::new(10, 0, 0, 2)), &[]), Some(3));
-        assert_eq!(next(Some(Ipv4Addr::new(10, 0, 0, 6)), &[]), Some(2));
-        assert_eq!(next(Some(Ipv4Addr::new(10, 0, 0, 4)), &[5, 6, 2]), Some(3));
-        assert_eq!(next(Some(Ipv4Addr::new(9, 9, 9, 9)), &[2]), Some(3));
+        assert_eq!(next(Some(2), &[]), Some(3));
+        assert_eq!(next(Some(6), &[]), Some(2));
+        assert_eq!(next(Some(4), &[5, 6, 2]), Some(3));
+        assert_eq!(next(Some(9), &[2]), Some(3));
         assert_eq!(next(None, &[2, 3, 4, 5, 6]), None);
-        assert_eq!(next_free_v4(GATEWAY, 32, None, &|_| false), None);
-        assert_eq!(next_free_v4(GATEWAY, 31, None, &|_| false), None);
+        assert_eq!(next_free(3, 2, None, |_| false), None);
+        assert_eq!(next_free(0, u128::MAX, Some(7), |_| false), Some(8));
+    }
+
+    #[test]
+    fn user_defined_networks_have_a_pool() {
+        assert_eq!(pool().next(), Some((Ipv4Addr::new(10, 214, 0, 0), 20)));
+        assert!(pool().count() > 200);
+        let of = |used: &[(IpAddr, u8)]| choose_among(used, [7; 16], false, true).unwrap().gateway4;
+        assert_eq!(of(&[]), Ipv4Addr::new(10, 214, 0, 1));
+        assert_eq!(of(&[(Ipv4Addr::new(10, 214, 3, 0).into(), 24)]), Ipv4Addr::new(10, 214, 16, 1));
+        assert_eq!(of(&[(Ipv4Addr::new(10, 0, 0, 0).into(), 8)]), Ipv4Addr::new(172, 24, 0, 1));
     }
 
     #[test]
     fn subnets_keep_clear_of_routes() {
         let seed = [7; 16];
-        let free = choose_among(&[], seed, true).unwrap();
+        let free = choose_among(&[], seed, true, false).unwrap();
         assert_eq!(free.gateway4, Ipv4Addr::new(172, 30, 0, 1));
         let used6 = free.gateway6.unwrap();
         assert_eq!(used6.octets()[0], 0xfd);
         let used = [("172.16.0.0".parse().unwrap(), 12), (used6.into(), 64)];
-        let other = choose_among(&used, seed, true).unwrap();
+        let other = choose_among(&used, seed, true, false).unwrap();
         assert_eq!(other.gateway4, Ipv4Addr::new(10, 213, 0, 1));
         assert!(!same6(other.gateway6.unwrap(), used6, 64));
-        assert_eq!(choose_among(&[], seed, false).unwrap().gateway6, None);
+        assert_eq!(choose_among(&[], seed, false, false).unwrap().gateway6, None);
         let all = [(IpAddr::from(Ipv4Addr::UNSPECIFIED), 1), (Ipv4Addr::new(128, 0, 0, 0).into(), 1)];
-        assert!(matches!(choose_among(&all, seed, false), Err(NetError::NoFreeSubnet)));
-        assert!(choose_subnets(seed, &[]).is_ok());
+        assert!(matches!(choose_among(&all, seed, false, false), Err(NetError::NoFreeSubnet)));
+        assert!(choose_subnets(seed, &[], true).is_ok());
     }
 
     #[test]
@@ -199,11 +250,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_address_given_is_in_the_subnet_and_free(gateway: u32, prefix in 16u8..=32, last: u32, taken: u8) {
-            let gateway = Ipv4Addr::from(gateway);
-            let used = |a: Ipv4Addr| a.octets()[3] % 7 == taken % 7;
-            if let Some(a) = next_free_v4(gateway, prefix, Some(last.into()), &used) {
-                prop_assert!(same4(a, gateway, prefix) && a != gateway && !used(a));
+        fn an_address_given_is_within_and_free(first: u32, size in 0u32..5000, last: u128, taken in 0u128..7) {
+            let (first, end) = (u128::from(first), u128::from(first) + u128::from(size));
+            let used = |a: u128| a % 7 == taken;
+            match next_free(first, end, Some(last), used) {
+                Some(a) => prop_assert!((first..=end).contains(&a) && !used(a)),
+                None => prop_assert!((first..=end).all(used)),
             }
         }
     }

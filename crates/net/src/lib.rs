@@ -7,11 +7,14 @@
 //! ensure_bridge ─► (namespace made) attach ─► publish ─► configure_inside, in the namespace ─► … ─► detach
 //! ```
 //!
-//! Not here: which addresses are leased (the engine's database), parsing of `-p` (front ends), names (DNS).
+//! Names are served beside it, see [`dns`]. Not here: which addresses are leased (the engine's database), parsing of `-p`
+//! (front ends).
 #![forbid(unsafe_code)]
 
+mod bandwidth;
 mod bridge;
 mod conntrack;
+pub mod dns;
 pub mod egress;
 mod endpoint;
 mod error;
@@ -19,6 +22,8 @@ mod files;
 mod firewall;
 mod ipam;
 mod link;
+pub mod machine;
+mod macvlan;
 mod owner;
 mod proxy;
 mod publish;
@@ -30,10 +35,15 @@ mod sysctl;
 mod tests;
 
 pub use bridge::{ensure_bridge, remove_bridge};
-pub use endpoint::{Left, attach, attach_tap, configure_inside, detach, leave};
+pub use endpoint::{
+    Left, attach, attach_tap, configure_in, configure_inside, connect, detach, disconnect_others,
+    is_attached, join_tap, leave, leave_tap, remove_rest, spare_tap, unlink,
+};
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};
-pub use ipam::{MAX_INTERFACES, Subnets, choose_subnets, host_ifname, ipv6_for, mac_from_ipv4, next_free_v4};
+pub use ipam::{
+    MAX_INTERFACES, Route, Subnets, choose_subnets, host_ifname, ipv6_for, mac_from_ipv4, next_free, routes,
+};
 pub use publish::{Published, publish};
 pub use repair::repair;
 pub use sweep::{Swept, sweep};

@@ -12,6 +12,7 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -19,6 +20,7 @@ const RTM_GETROUTE: u16 = 26;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
@@ -31,6 +33,7 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_MACVLAN_MODE: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
@@ -61,6 +64,7 @@ pub(crate) struct Link {
     pub mtu: u32,
     pub alias: String,
     pub kind: String,
+    pub mac: Option<[u8; 6]>,
 }
 
 pub(crate) fn open() -> io::Result<Socket> {
@@ -92,6 +96,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
             IFLA_IFNAME => link.name = string(value),
             IFLA_MTU => link.mtu = u32_of(value).unwrap_or(0),
             IFLA_MASTER => link.master = u32_of(value).unwrap_or(0),
+            IFLA_ADDRESS => link.mac = value.first_chunk().copied().filter(|_| value.len() == 6),
             IFLA_IFALIAS => link.alias = string(value),
             IFLA_LINKINFO => {
                 link.kind = attributes(value).find(IFLA_INFO_KIND).map(string).unwrap_or_default()
@@ -113,6 +118,16 @@ pub(crate) fn get(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
         Err(e) if errno(&e) == Some(Errno::NODEV) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// All links of the namespace.
+pub(crate) fn all(socket: &mut Socket) -> io::Result<Vec<Link>> {
+    let mut batch = Batch::new();
+    batch.request(RTM_GETLINK, flags::DUMP).fixed(&ifinfo(0, 0));
+    batch.attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    let mut found = Vec::new();
+    socket.query(batch, &mut |m| found.extend(parse_link(m.payload)))?;
+    Ok(found)
 }
 
 /// All ports of a bridge.
@@ -157,6 +172,40 @@ pub(crate) fn add_veth(
     });
 }
 
+/// Makes a link that sends what is redirected to it, down.
+pub(crate) fn add_ifb(batch: &mut Batch, name: &str) {
+    batch.request(RTM_NEWLINK, flags::CREATE | flags::EXCL).fixed(&ifinfo(0, 0));
+    batch.attr_str(IFLA_IFNAME, name);
+    batch.nest(IFLA_LINKINFO, |b| {
+        b.attr_str(IFLA_INFO_KIND, "ifb");
+    });
+}
+
+/// Makes a link on top of another one of this host, down; with a namespace, in there. `kind` is `macvlan` or `macvtap`.
+pub(crate) fn add_macvlan(
+    batch: &mut Batch,
+    (kind, name): (&str, &str),
+    netns: Option<BorrowedFd<'_>>,
+    (parent, mode): (u32, u32),
+    mac: [u8; 6],
+    mtu: u32,
+) {
+    batch.request(RTM_NEWLINK, flags::CREATE | flags::EXCL).fixed(&ifinfo(0, 0));
+    batch
+        .attr_u32(IFLA_LINK, parent)
+        .attr_str(IFLA_IFNAME, name)
+        .attr(IFLA_ADDRESS, &mac)
+        .attr_u32(IFLA_MTU, mtu);
+    if let Some(netns) = netns {
+        batch.attr_u32(IFLA_NET_NS_FD, netns.as_raw_fd() as u32);
+    }
+    batch.nest(IFLA_LINKINFO, |b| {
+        b.attr_str(IFLA_INFO_KIND, kind).nest(IFLA_INFO_DATA, |b| {
+            b.attr_u32(IFLA_MACVLAN_MODE, mode);
+        });
+    });
+}
+
 /// Keeps a link from taking an IPv6 address of its own: a bridge port needs none, and each costs multicast groups
 /// and routes.
 pub(crate) fn no_ipv6_address(batch: &mut Batch, name: &str) {
@@ -173,13 +222,31 @@ pub(crate) fn up(batch: &mut Batch, name: &str) {
     batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(0, IFF_UP)).attr_str(IFLA_IFNAME, name);
 }
 
+/// Brings a link down, by name.
+pub(crate) fn down(batch: &mut Batch, name: &str) {
+    let mut info = ifinfo(0, IFF_UP);
+    info[8..12].copy_from_slice(&0u32.to_ne_bytes());
+    batch.request(RTM_NEWLINK, 0).fixed(&info).attr_str(IFLA_IFNAME, name);
+}
+
+/// Gives a link, which is down, another name.
+pub(crate) fn rename(batch: &mut Batch, index: u32, name: &str) {
+    batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(index, 0)).attr_str(IFLA_IFNAME, name);
+}
+
+/// Gives a link another MAC address.
+pub(crate) fn set_mac(batch: &mut Batch, name: &str, mac: [u8; 6]) {
+    batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(0, 0)).attr_str(IFLA_IFNAME, name);
+    batch.attr(IFLA_ADDRESS, &mac);
+}
+
 /// Sets the greatest packet of a link, bytes.
 pub(crate) fn set_mtu(batch: &mut Batch, name: &str, mtu: u32) {
     batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(0, 0)).attr_str(IFLA_IFNAME, name);
     batch.attr_u32(IFLA_MTU, mtu);
 }
 
-/// Makes a link a port of a bridge.
+/// Makes a link a port of a bridge; of none if that is 0.
 pub(crate) fn enslave(batch: &mut Batch, name: &str, bridge: u32) {
     batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(0, 0)).attr_str(IFLA_IFNAME, name);
     batch.attr_u32(IFLA_MASTER, bridge);
@@ -236,6 +303,28 @@ pub(crate) fn add_address(batch: &mut Batch, index: u32, address: IpAddr, prefix
     }
 }
 
+/// Takes every address from a link.
+pub(crate) fn flush_addresses(socket: &mut Socket, index: u32) -> io::Result<()> {
+    let mut found = Batch::new();
+    for family in [AF_INET, AF_INET6] {
+        let mut batch = Batch::new();
+        batch.request(RTM_GETADDR, flags::DUMP).fixed(&[family, 0, 0, 0, 0, 0, 0, 0]);
+        socket.query(batch, &mut |m| {
+            let Some(&[family, prefix]) = m.payload.first_chunk::<2>() else { return };
+            let all = m.attributes(8);
+            let address = all.find(IFA_LOCAL).or(m.attributes(8).find(IFA_ADDRESS));
+            let Some(address) = address.filter(|_| m.payload.get(4..).and_then(u32_of) == Some(index)) else {
+                return;
+            };
+            let mut fixed = [family, prefix, 0, 0, 0, 0, 0, 0];
+            fixed[4..].copy_from_slice(&index.to_ne_bytes());
+            found.request(RTM_DELADDR, 0).fixed(&fixed).attr(IFA_LOCAL, address);
+        })?;
+    }
+    // What the kernel removed by itself meanwhile.
+    run(socket, found, &[Errno::ADDRNOTAVAIL])
+}
+
 /// A default route through `gateway`.
 pub(crate) fn add_default_route(batch: &mut Batch, index: u32, gateway: IpAddr) {
     let family = if gateway.is_ipv4() { AF_INET } else { AF_INET6 };
@@ -248,8 +337,9 @@ pub(crate) fn add_default_route(batch: &mut Batch, index: u32, gateway: IpAddr) 
     };
 }
 
-/// Every IPv4 and IPv6 prefix that this host has an address in or a route to; default routes excepted.
-pub(crate) fn prefixes(socket: &mut Socket) -> io::Result<Vec<(IpAddr, u8)>> {
+/// Every IPv4 and IPv6 prefix that this host has an address in or a route to, with the index of the interface; default
+/// routes excepted.
+pub(crate) fn prefixes(socket: &mut Socket) -> io::Result<Vec<(IpAddr, u8, u32)>> {
     let mut found = Vec::new();
     for (kind, size, wanted) in [(RTM_GETADDR, 8, IFA_ADDRESS), (RTM_GETROUTE, 12, RTA_DST)] {
         for family in [AF_INET, AF_INET6] {
@@ -260,7 +350,12 @@ pub(crate) fn prefixes(socket: &mut Socket) -> io::Result<Vec<(IpAddr, u8)>> {
             let each = &mut |m: &sys::netlink::Message<'_>| {
                 let Some(&[family, prefix]) = m.payload.first_chunk::<2>() else { return };
                 let address = m.attributes(size).find(wanted).and_then(|v| ip(family, v));
-                found.extend(address.filter(|_| prefix > 0).map(|a| (a, prefix)));
+                let index = if kind == RTM_GETADDR {
+                    m.payload.get(4..).and_then(u32_of)
+                } else {
+                    m.attributes(size).find(RTA_OIF).and_then(u32_of)
+                };
+                found.extend(address.filter(|_| prefix > 0).map(|a| (a, prefix, index.unwrap_or(0))));
             };
             match socket.query(batch, each) {
                 Err(_) if family == AF_INET6 => {}
@@ -282,7 +377,6 @@ fn ip(family: u8, value: &[u8]) -> Option<IpAddr> {
 /// Takes 127.0.0.1 from the loopback interface.
 #[cfg(test)]
 pub(crate) fn remove_loopback_address(batch: &mut Batch) {
-    const RTM_DELADDR: u16 = 21;
     batch.request(RTM_DELADDR, 0).fixed(&[AF_INET, 8, 0, 0, 1, 0, 0, 0]);
     batch.attr(IFA_LOCAL, &[127, 0, 0, 1]);
 }

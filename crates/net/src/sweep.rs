@@ -1,7 +1,7 @@
 //! Removing what the dead left: after a crash, an interface or a published port may outlive its sandbox.
 
 use crate::firewall::{self, Family};
-use crate::{NetError, bridge, link};
+use crate::{NetError, bandwidth, bridge, link};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use sys::netlink::Batch;
@@ -59,6 +59,8 @@ pub fn sweep(plan: &BridgePlan, live: impl FnOnce() -> Vec<Attachment>) -> Resul
     }
     let mut swept = Swept { links: batch.len(), ..Swept::default() };
     link::run(&mut socket, batch, &[Errno::NODEV]).map_err(NetError::link("sweep bridge", &plan.name))?;
+    swept.links += bandwidth::sweep(&mut socket, &plan.name, &names)
+        .map_err(NetError::link("sweep the limits of bridge", &plan.name))?;
     published.retain(|p| bridge::holds(plan, p.target) && !ports.contains(p));
     swept.ports = published.len();
     if let Some(rules) = &mut rules {

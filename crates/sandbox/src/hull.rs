@@ -15,7 +15,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use types::oci;
-use types::{ErrorKind, Kinded, MachinePlan, NetworkPlan};
+use types::{Attachment, ErrorKind, Kinded, MachinePlan, NetworkPlan};
 
 /// What a hull is asked to create.
 pub struct CreateRequest<'a> {
@@ -38,7 +38,8 @@ pub struct CreateRequest<'a> {
     /// Configures the network from outside, given the new network namespace. Not called where the spec has no
     /// new network namespace.
     pub network_outside: &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<(), HullError>,
-    /// Connects tap devices, for a hull whose network begins with them: one for each of the plan's interfaces.
+    /// Connects tap devices, for a hull whose network begins with them: one for each of the plan's interfaces, and then
+    /// those for the machine's spare ones, which are on no network yet, by their slots.
     pub taps: &'a mut dyn FnMut() -> Result<Vec<OwnedFd>, HullError>,
     /// Configures the network from inside; runs in the new process, in its namespaces, with all privileges.
     pub network_inside: &'a dyn Fn() -> Result<(), HullError>,
@@ -147,6 +148,43 @@ pub struct ExecChild {
     pub console: Option<OwnedFd>,
 }
 
+/// Why the engine's part of a sandbox could not be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct HookError {
+    /// Kind of failure.
+    pub kind: ErrorKind,
+    /// One sentence.
+    pub message: String,
+}
+
+impl Kinded for HookError {
+    fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl HookError {
+    /// From any error of a crate below.
+    pub fn new(e: &(impl Kinded + std::fmt::Display)) -> Self {
+        Self { kind: e.kind(), message: e.to_string() }
+    }
+}
+
+/// What the engine does when the networks of a running sandbox change. Without a network namespace it is about the tap
+/// device of that name, whose other end configures itself. Each may be repeated.
+pub trait Wiring {
+    /// Connects an interface to its network, and configures it inside.
+    fn connect(&mut self, attachment: &Attachment, netns: Option<BorrowedFd<'_>>) -> Result<(), HookError>;
+    /// Whether an interface is connected, with all that [`Self::connect`] does.
+    fn is_connected(&self, attachment: &Attachment) -> bool;
+    /// Configures a connected interface anew: the default route may lead there now.
+    fn configure(&mut self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), HookError>;
+    /// Takes an interface from its network.
+    fn disconnect(&mut self, attachment: &Attachment, netns: Option<BorrowedFd<'_>>)
+    -> Result<(), HookError>;
+}
+
 /// A created or running sandbox.
 pub trait Sandbox {
     /// Host pid of the main process.
@@ -165,6 +203,12 @@ pub trait Sandbox {
     fn resume(&self) -> Result<(), HullError>;
     /// Applies limits at once; absent ones stay as they are.
     fn update(&self, resources: &oci::LinuxResources) -> Result<(), HullError>;
+    /// Gives it a further interface while it runs.
+    fn connect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError>;
+    /// Configures an interface that it has anew.
+    fn reconfigure(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError>;
+    /// Takes an interface from it.
+    fn disconnect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError>;
     /// Figures as of now.
     fn stats(&self) -> Result<Stats, HullError>;
     /// Host pids of all processes.
@@ -264,6 +308,9 @@ pub enum HullError {
     /// The network could not be configured.
     #[error("network: {0}")]
     Network(String),
+    /// The engine could not do its part.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The guest refused, with the sentence and the exit code that a container's start would have had.
     #[error(transparent)]
     Guest(#[from] crate::protocol::Failure),
@@ -288,6 +335,7 @@ impl Kinded for HullError {
             Self::CommandNotExecutable { .. } | Self::Invalid(_) => ErrorKind::Invalid,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Step { .. } | Self::Network(_) => ErrorKind::Internal,
+            Self::Hook(e) => e.kind,
             Self::Guest(failure) => failure.kind,
         }
     }

@@ -8,8 +8,6 @@ use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -226,17 +224,9 @@ impl Socket {
         Ok(Self { fd, seq: 0 })
     }
 
-    /// Opens a socket in another network namespace. The calling thread is in that namespace for a moment; should the
-    /// kernel not let it return, which has no known cause, the process is aborted rather than left in the wrong one.
+    /// Opens a socket in another network namespace. The calling thread is in that namespace for a moment.
     pub fn open_in(family: Family, netns: BorrowedFd<'_>) -> io::Result<Self> {
-        let own = File::open("/proc/thread-self/ns/net")?;
-        let network = Some(LinkNameSpaceType::Network);
-        move_into_link_name_space(netns, network)?;
-        let socket = Self::open(family);
-        if move_into_link_name_space(own.as_fd(), network).is_err() {
-            std::process::abort();
-        }
-        socket
+        crate::netns::within(netns, || Self::open(family))?
     }
 
     /// Makes a change of a link's carrier take effect now. It does so on its own, but from a work queue, and until then

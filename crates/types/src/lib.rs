@@ -27,7 +27,10 @@ pub use event::{Event, EventType};
 pub use id::{ContainerId, IdError};
 pub use image::{HistoryEntry, ImageConfig, ImageHealth, ProcessDefaults, RootFs};
 pub use machine::{Hypervisor, MachinePlan};
-pub use network::{Attachment, BridgePlan, Egress, EgressRule, EgressTo, NetworkPlan, PortBinding, Protocol};
+pub use network::{
+    Attachment, Bandwidth, BridgePlan, Egress, EgressRule, EgressTo, MacvlanMode, NetworkPlan, PortBinding,
+    Protocol, Uplink, spare_mac,
+};
 pub use platform::{Platform, PlatformError};
 pub use reference::{ImageRef, ReferenceError};
 pub use rootfs::{IMPLIED_XATTR, LayerFormat, LayerPlan, RootfsPlan};

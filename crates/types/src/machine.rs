@@ -41,4 +41,7 @@ pub struct MachinePlan {
     pub vcpus: u8,
     /// The writable disk, a raw file with an ext4 filesystem.
     pub disk: PathBuf,
+    /// Interfaces beyond those of its networks, for networks that it is connected to while it runs.
+    #[serde(default)]
+    pub spare_interfaces: u8,
 }

@@ -13,7 +13,8 @@ pub enum NetworkPlan {
     None,
     /// The namespace of another running container, by full id.
     Container(String),
-    /// A new namespace with one interface on each of these networks, which are one or more: `eth0`, `eth1` …
+    /// A new namespace with one interface on each of these networks: `eth0`, `eth1` … None is left when it was
+    /// disconnected from its last.
     Networks(Vec<Attachment>),
 }
 
@@ -25,6 +26,53 @@ impl NetworkPlan {
             Self::Host | Self::None | Self::Container(_) => &[],
         }
     }
+
+    /// Numbers of interfaces that are not taken, the lowest first.
+    pub fn free_slots(&self) -> impl Iterator<Item = usize> {
+        (0..).filter(|slot| !self.attachments().iter().any(|a| a.slot() == Some(*slot)))
+    }
+}
+
+/// Limits of an endpoint, bits a second, as its workload sees the directions (CNI's plugin `bandwidth` has the same
+/// names).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Of what it receives.
+    pub ingress: Option<u64>,
+    /// Of what it sends.
+    pub egress: Option<u64>,
+}
+
+impl Bandwidth {
+    /// Nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        self.ingress.is_none() && self.egress.is_none()
+    }
+}
+
+/// How endpoints on one interface of the host see each other (`ip-link(8)`, macvlan).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MacvlanMode {
+    /// Directly.
+    #[default]
+    Bridge,
+    /// By a switch outside that sends frames back where they came from.
+    Vepa,
+    /// Not at all.
+    Private,
+    /// There is but one, which has the interface for itself.
+    Passthru,
+}
+
+/// An interface of the host on which endpoints are made, in the place of a bridge (driver `macvlan`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// Name of the interface.
+    pub parent: String,
+    /// How its endpoints see each other.
+    #[serde(default)]
+    pub mode: MacvlanMode,
 }
 
 /// What a workload may reach beyond its own ports' clients (`--egress`).
@@ -105,6 +153,12 @@ pub struct Attachment {
     /// What may be reached by this network.
     #[serde(default)]
     pub egress: Egress,
+    /// How much may pass.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
+    /// It is on an interface of the host: of `bridge`, which is not made, the addresses and the MTU alone count.
+    #[serde(default)]
+    pub uplink: Option<Uplink>,
     /// This sandbox may reach the host's own services by this network, though others on it may not.
     #[serde(default)]
     pub host_access: bool,
@@ -120,6 +174,18 @@ pub struct Attachment {
     pub ipv6: Option<Ipv6Addr>,
     /// Published ports, with every host port decided.
     pub ports: Vec<PortBinding>,
+}
+
+/// The MAC address that a microVM's spare interface is made with, by which its guest knows the slot.
+pub fn spare_mac(slot: usize) -> [u8; 6] {
+    [0x02, 0x64, 0x68, 0x6f, 0x77, slot as u8]
+}
+
+impl Attachment {
+    /// Number of its interface: 0 for `eth0`.
+    pub fn slot(&self) -> Option<usize> {
+        self.ifname.strip_prefix("eth")?.parse().ok()
+    }
 }
 
 /// Transport protocol of a published port.

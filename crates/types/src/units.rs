@@ -54,6 +54,32 @@ fn human(mut v: f64, base: f64, units: &[&str], digits: i32) -> String {
     s + units[unit]
 }
 
+/// Reads a rate as tc(8) does into bits a second: `10mbit`, `1.5gbit`, `64kibit`, `2mbps` (bytes), `8000` (bits). None if
+/// it is none, or less than one byte a second.
+pub fn parse_rate(s: &str) -> Option<u64> {
+    let s = s.trim().to_ascii_lowercase();
+    let end = s.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(s.len());
+    let (number, unit) = s.split_at(end);
+    let (prefix, bits) = match unit.strip_suffix("bps") {
+        Some(prefix) => (prefix, 8.0),
+        None => (unit.strip_suffix("bit").unwrap_or(unit), 1.0),
+    };
+    let scale = match prefix {
+        "" => 1.0,
+        "k" => 1e3,
+        "ki" => 1024.0,
+        "m" => 1e6,
+        "mi" => 1024.0 * 1024.0,
+        "g" => 1e9,
+        "gi" => 1024.0 * 1024.0 * 1024.0,
+        "t" => 1e12,
+        "ti" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    let rate = number.parse::<f64>().ok()? * scale * bits;
+    (8.0..1e18).contains(&rate).then_some(rate as u64)
+}
+
 /// Reads Go durations, `1h2m3.5s`, `100ms`, into nanoseconds. A bare number is refused, but for `0`.
 pub fn parse_duration(s: &str) -> Option<i64> {
     let (negative, mut rest) = match s.strip_prefix('-') {
@@ -149,6 +175,18 @@ mod tests {
             ("99999999999g", None),
         ] {
             assert_eq!(parse_bytes(s), want, "{s}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        let good =
+            [("10mbit", 10_000_000), ("1.5Gbit", 1_500_000_000), ("64kibit", 65_536), ("2mbps", 16_000_000)];
+        for (text, rate) in good.into_iter().chain([("8000", 8000), ("1bps", 8), ("10m", 10_000_000)]) {
+            assert_eq!(parse_rate(text), Some(rate), "{text}");
+        }
+        for bad in ["", "0", "7bit", "mbit", "-1mbit", "1e3", "10 mbit", "10mb", "9999999999tbit", "1.2.3k"] {
+            assert_eq!(parse_rate(bad), None, "{bad}");
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod egress;
 mod isolation;
+mod live;
 mod repair;
 mod traffic;
 mod walls;
@@ -102,6 +103,8 @@ pub(super) fn attachment_on(bridge: BridgePlan, n: u8, ports: Vec<PortBinding>) 
         names: Vec::new(),
         default_route: true,
         egress: types::Egress::All,
+        bandwidth: types::Bandwidth::default(),
+        uplink: None,
         host_access: false,
         ports,
     }

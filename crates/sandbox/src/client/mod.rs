@@ -18,7 +18,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
-use types::{ErrorKind, Kinded, RestartPolicy, RunState, oci};
+use types::{Attachment, ErrorKind, Kinded, RestartPolicy, RunState, oci};
 
 /// Name of the control socket in a sandbox's run directory.
 pub const SOCKET: &str = "ctl.sock";
@@ -190,6 +190,16 @@ impl Client {
     /// Tells it the container's new name. The caller writes it into the bundle as well.
     pub fn rename(&mut self, name: &str) -> Result<(), ClientError> {
         self.done(Request::Rename { name: name.to_owned() })
+    }
+
+    /// Gives it an interface on a further network. The supervisor writes it into the bundle.
+    pub fn connect_network(&mut self, attachment: &Attachment) -> Result<(), ClientError> {
+        self.done(Request::ConnectNetwork(Box::new(attachment.clone())))
+    }
+
+    /// Takes its interface on the network with this full id away, from the bundle as well.
+    pub fn disconnect_network(&mut self, network: &str) -> Result<(), ClientError> {
+        self.done(Request::DisconnectNetwork { network: network.to_owned() })
     }
 
     /// Resource figures as of now.

@@ -4,14 +4,15 @@ use super::cgroup::Cgroup;
 use super::step::Step;
 use super::wire::{Heard, Wire, Word};
 use super::{exec, hooks};
-use crate::hull::{AdoptRequest, ExecChild, ExecRequest, ExitStatus, HullError, Sandbox, Stats};
+use crate::hull::{AdoptRequest, ExecChild, ExecRequest, ExitStatus, HullError, Sandbox, Stats, Wiring};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 use sys::clone::Child;
-use types::oci;
+use types::{Attachment, oci};
 
 const SIGKILL: i32 = 9;
 
@@ -83,6 +84,18 @@ impl Container {
 }
 
 impl Container {
+    /// Its network namespace.
+    fn network(&self) -> Result<OwnedFd, HullError> {
+        let path = format!("/proc/{}/ns/net", self.pid);
+        let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let netns = opened.step(|| "open the network namespace".into())?;
+        // Not one of a process that got the pid since.
+        if has_ended(&self.pidfd) {
+            return Err(HullError::Invalid("the container's main process has ended".into()));
+        }
+        Ok(netns)
+    }
+
     /// Starts the workload; one that has not begun by then (`TimedOut`) has not started.
     pub(crate) fn start_until(&mut self, until: Option<Instant>) -> Result<(), HullError> {
         let Some(wire) = self.wire.take() else {
@@ -142,8 +155,22 @@ impl Sandbox for Container {
         Cgroup::open(&self.cgroup_path)?.update(resources)
     }
 
+    fn connect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
+        Ok(wiring.connect(attachment, Some(self.network()?.as_fd()))?)
+    }
+
+    fn reconfigure(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
+        Ok(wiring.configure(attachment, self.network()?.as_fd())?)
+    }
+
+    fn disconnect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
+        Ok(wiring.disconnect(attachment, Some(self.network()?.as_fd()))?)
+    }
+
     fn stats(&self) -> Result<Stats, HullError> {
-        self.cgroup.stats()
+        let mut stats = self.cgroup.stats()?;
+        super::counters::add(&mut stats, &self.spec, self.pid);
+        Ok(stats)
     }
 
     fn processes(&self) -> Result<Vec<i32>, HullError> {

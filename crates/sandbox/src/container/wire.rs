@@ -235,6 +235,7 @@ impl From<HullError> for Failure {
             HullError::Unsupported(text) => Self::Unsupported(cut(text)),
             HullError::Step { step, source } => Self::Step(cut(step), source.into()),
             HullError::Network(text) => Self::Network(cut(text)),
+            HullError::Hook(e) => Self::Network(cut(e.message)),
             HullError::Guest(mut failure) => {
                 failure.message = cut(failure.message);
                 Self::Guest(failure)

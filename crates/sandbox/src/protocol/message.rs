@@ -2,7 +2,7 @@
 
 use crate::hull::Stats;
 use serde::{Deserialize, Serialize};
-use types::{ErrorKind, RestartPolicy, RunState, oci};
+use types::{Attachment, ErrorKind, RestartPolicy, RunState, oci};
 
 /// Which streams of the main process a client wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +111,13 @@ pub enum Request {
     Rename {
         /// The new one.
         name: String,
+    },
+    /// Gives it an interface on a further network, now and at its next runs.
+    ConnectNetwork(Box<Attachment>),
+    /// Takes its interface on a network away.
+    DisconnectNetwork {
+        /// Full id of the network.
+        network: String,
     },
     /// Resource figures.
     Stats,

@@ -23,7 +23,7 @@ pub use codec::{Decoder, Frame, ProtocolError, header};
 pub use message::{AttachOptions, ExecInfo, ExecOptions, Failure, Request, Response, WaitCondition};
 
 /// Version of this protocol; both sides must have the same.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Most bytes of a control frame's payload.
 pub const MAX_CONTROL: usize = 1 << 20;
 /// Most bytes of a data frame's payload.

@@ -22,15 +22,17 @@ mod core;
 mod exec;
 mod health;
 mod lifecycle;
+mod networks;
 mod output;
 mod policy;
 mod requests;
 
-use crate::hull::Hull;
+pub use crate::hull::HookError;
+use crate::hull::{Hull, Wiring};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use types::{Bundle, ErrorKind, PortBinding, RunState};
+use types::{Bundle, PortBinding, RunState};
 
 /// What a supervisor is given.
 pub struct Supervise {
@@ -50,31 +52,8 @@ pub struct Supervise {
     pub adopt: Option<RunState>,
 }
 
-/// Why the engine's part of a start failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct HookError {
-    /// Kind of failure.
-    pub kind: ErrorKind,
-    /// One sentence.
-    pub message: String,
-}
-
-impl types::Kinded for HookError {
-    fn kind(&self) -> ErrorKind {
-        self.kind
-    }
-}
-
-impl HookError {
-    /// From any error of a crate below.
-    pub fn new(e: &(impl types::Kinded + std::fmt::Display)) -> Self {
-        Self { kind: e.kind(), message: e.to_string() }
-    }
-}
-
 /// What the engine does around a container's runs.
-pub trait Hooks {
+pub trait Hooks: Wiring {
     /// The root filesystem as a detached mount; called before each start.
     fn rootfs(&mut self, bundle: &Bundle) -> Result<OwnedFd, HookError>;
     /// Attaches the network from outside and publishes ports; the decided ports go to `RunState::ports`.
@@ -84,10 +63,13 @@ pub trait Hooks {
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<PortBinding>, HookError>;
     /// Tap devices in the place of [`Hooks::network_outside`], for a hull that wants them: one for each interface of the
-    /// plan.
+    /// plan, and then the machine's spare ones.
     fn taps(&mut self, bundle: &Bundle) -> Result<(Vec<OwnedFd>, Vec<PortBinding>), HookError>;
     /// Configures the network from inside; runs in the new process.
     fn network_inside(&self, bundle: &Bundle) -> Result<(), HookError>;
+    /// The bundle has another attachment, or one less, since a moment ago: publishes ports, tells of names. The ports that
+    /// are published now go to `RunState::ports`.
+    fn networks_changed(&mut self, bundle: &Bundle) -> Result<Vec<PortBinding>, HookError>;
     /// Readable when [`Hooks::serve`] has work (an epoll descriptor will do); asked for after each start.
     fn poll_fd(&self) -> Option<BorrowedFd<'_>>;
     /// Does what is due on it, without waiting: the userland port proxy.

@@ -11,7 +11,7 @@ use types::{ErrorKind, RestartPolicy, Status, oci};
 const SIGKILL: i32 = 9;
 
 /// What becomes of a request.
-enum Outcome {
+pub(super) enum Outcome {
     Now(Response),
     /// The answer comes at the end.
     Later,
@@ -99,9 +99,11 @@ impl Core<'_> {
             Request::Resume => self.resume(),
             Request::Update { resources, restart } => self.update(resources, restart),
             Request::Rename { name } => {
-                self.bundle.name = name;
-                Ok(Outcome::Now(Response::Done))
+                let old = std::mem::replace(&mut self.bundle.name, name);
+                self.renamed(&old)
             }
+            Request::ConnectNetwork(attachment) => self.connect_network(*attachment),
+            Request::DisconnectNetwork { network } => self.disconnect_network(&network),
             Request::Stats => self.ask_sandbox(|s| s.stats().map(|stats| Response::Stats(Box::new(stats)))),
             Request::Processes => {
                 self.ask_sandbox(|s| s.processes().map(|pids| Response::Processes { pids }))
@@ -147,7 +149,7 @@ impl Core<'_> {
     }
 
     /// A guest that is paused.
-    fn is_deaf(&self) -> bool {
+    pub(super) fn is_deaf(&self) -> bool {
         self.state.status == Status::Paused && self.grace().is_some()
     }
 

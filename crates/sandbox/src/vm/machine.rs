@@ -3,12 +3,12 @@
 use super::connect;
 use crate::client::{Client, ClientError};
 use crate::container::running::Container;
-use crate::hull::{ExecChild, ExecRequest, ExitStatus, HullError, Sandbox, Stats};
+use crate::hull::{ExecChild, ExecRequest, ExitStatus, HullError, Sandbox, Stats, Wiring};
 use std::io::Read;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use types::oci;
+use types::{Attachment, oci};
 
 /// How long a guest may take to start a workload that it has prepared.
 const START_WAIT: Duration = Duration::from_secs(60);
@@ -82,6 +82,23 @@ impl Sandbox for MicroVm {
             inside.set_pids(*resources.pids());
             self.agent()?.update(Some(&inside), None)?;
         }
+        Ok(())
+    }
+
+    fn connect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
+        // The host's part says that it is done, to a supervisor that adopts.
+        self.agent()?.connect_network(attachment)?;
+        Ok(wiring.connect(attachment, None)?)
+    }
+
+    fn reconfigure(&mut self, attachment: &Attachment, _: &mut dyn Wiring) -> Result<(), HullError> {
+        Ok(self.agent()?.connect_network(attachment)?)
+    }
+
+    fn disconnect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
+        wiring.disconnect(attachment, None)?;
+        // Whatever the guest says: it has no part in the network any more.
+        let _ = self.agent().and_then(|mut agent| Ok(agent.disconnect_network(&attachment.network)?));
         Ok(())
     }
 

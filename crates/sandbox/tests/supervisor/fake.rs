@@ -6,7 +6,7 @@ use rustix::process::{
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
-use types::oci;
+use types::{Attachment, oci};
 
 pub struct FakeHull;
 
@@ -116,6 +116,16 @@ impl Sandbox for FakeSandbox {
     }
     fn update(&self, _: &oci::LinuxResources) -> Result<(), HullError> {
         Ok(())
+    }
+    fn connect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
+        Ok(wiring.connect(attachment, None)?)
+    }
+    fn reconfigure(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
+        let netns = std::fs::File::open("/proc/self/ns/net").unwrap();
+        Ok(wiring.configure(attachment, netns.as_fd())?)
+    }
+    fn disconnect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
+        Ok(wiring.disconnect(attachment, None)?)
     }
     fn stats(&self) -> Result<Stats, HullError> {
         Ok(Stats { pids: 1, ..Stats::default() })

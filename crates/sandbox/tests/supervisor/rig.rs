@@ -2,6 +2,7 @@
 
 use crate::fake::FakeHull;
 use dhow_sandbox::client::*;
+use dhow_sandbox::hull::Wiring;
 use dhow_sandbox::logs;
 use dhow_sandbox::supervisor::{HookError, Hooks, Supervise, supervise};
 use rustix::io::fcntl_setfd;
@@ -11,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use types::{Bundle, PortBinding, RunState};
+use types::{Attachment, Bundle, PortBinding, RunState};
 
 pub const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -144,6 +145,27 @@ struct FakeHooks {
     events: std::fs::File,
 }
 
+impl Wiring for FakeHooks {
+    fn connect(&mut self, a: &Attachment, _: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
+        writeln!(self.events, "(connect {} default={})", a.ifname, a.default_route).unwrap();
+        match a.ifname.as_str() {
+            "eth9" => Err(HookError { kind: types::ErrorKind::Exhausted, message: "no wire left".into() }),
+            _ => Ok(()),
+        }
+    }
+    fn is_connected(&self, a: &Attachment) -> bool {
+        a.ifname != "eth7"
+    }
+    fn configure(&mut self, a: &Attachment, _: BorrowedFd<'_>) -> Result<(), HookError> {
+        writeln!(self.events, "(configure {} default={})", a.ifname, a.default_route).unwrap();
+        Ok(())
+    }
+    fn disconnect(&mut self, a: &Attachment, _: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
+        writeln!(self.events, "(disconnect {})", a.ifname).unwrap();
+        Ok(())
+    }
+}
+
 impl Hooks for FakeHooks {
     fn rootfs(&mut self, _: &Bundle) -> Result<OwnedFd, HookError> {
         Ok(std::fs::File::open("/").unwrap().into())
@@ -157,6 +179,10 @@ impl Hooks for FakeHooks {
 
     fn network_inside(&self, _: &Bundle) -> Result<(), HookError> {
         Ok(())
+    }
+    fn networks_changed(&mut self, bundle: &Bundle) -> Result<Vec<PortBinding>, HookError> {
+        let ports = bundle.network.attachments().iter().find(|a| !a.ports.is_empty());
+        Ok(ports.map(|a| a.ports.clone()).unwrap_or_default())
     }
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         None

@@ -1,0 +1,162 @@
+//! Networks that come and go while the container is there: the sandbox gets or loses an interface, and the bundle says so,
+//! for restarts and for a supervisor that adopts.
+//!
+//! Where the default route and the published ports lead is decided here: they stay where they are, and when their network
+//! goes, the next one that leads outside has them. Not here: addresses and names, which the engine decides.
+
+use super::core::{Core, internal};
+use super::requests::Outcome;
+use crate::hull::{HookError, HullError, Sandbox, Wiring};
+use crate::protocol::{Failure, Response};
+use types::{Attachment, ErrorKind, NetworkPlan};
+
+impl From<HookError> for Failure {
+    fn from(e: HookError) -> Self {
+        Self { kind: e.kind, message: e.message, exit_code: 125 }
+    }
+}
+
+impl Core<'_> {
+    pub(super) fn connect_network(&mut self, mut new: Attachment) -> Result<Outcome, Failure> {
+        self.is_reachable()?;
+        let mut list = self.attachments()?;
+        let known = list.iter().position(|a| a.network == new.network);
+        match known {
+            // A guest is told of what it has when its default route moves.
+            Some(place) if cfg!(not(feature = "host")) => drop(list.remove(place)),
+            Some(_) => {
+                let message = format!(
+                    "Container {} is already connected to network {}",
+                    self.bundle.id.as_str(),
+                    new.network_name
+                );
+                return Err(Failure { kind: ErrorKind::Conflict, message, exit_code: 1 });
+            }
+            None => {}
+        }
+        let routed = list.iter().any(|a| a.default_route);
+        new.default_route |= !routed && !new.bridge.internal;
+        let old_route = list.iter_mut().filter(|a| a.default_route && new.default_route);
+        old_route.for_each(|a| a.default_route = false);
+        list.push(new.clone());
+        list.sort_by_key(Attachment::slot);
+        let before = std::mem::replace(&mut self.bundle.network, NetworkPlan::Networks(list));
+        let connect = |core: &mut Self| {
+            // First, so that who adopts half of this finishes it.
+            core.note_networks()?;
+            core.with_wiring(|sandbox, wiring| sandbox.connect(&new, wiring))?;
+            core.networks_changed()
+        };
+        let done = connect(self);
+        if done.is_err() {
+            // As if nobody had asked.
+            self.bundle.network = before;
+            let _ = self.note_networks();
+            let _ = self.with_wiring(|sandbox, wiring| sandbox.disconnect(&new, wiring));
+            let _ = self.networks_changed();
+        }
+        done
+    }
+
+    pub(super) fn disconnect_network(&mut self, network: &str) -> Result<Outcome, Failure> {
+        self.is_reachable()?;
+        let mut list = self.attachments()?;
+        let place = list.iter().position(|a| a.network == network).ok_or_else(|| {
+            let id = self.bundle.id.as_str();
+            let message = format!("container {id} is not connected to the network {network}");
+            Failure { kind: ErrorKind::NotFound, message, exit_code: 1 }
+        })?;
+        let gone = list.remove(place);
+        let heir = list.iter_mut().find(|a| !a.bridge.internal).map(|heir| {
+            heir.default_route |= gone.default_route;
+            if heir.uplink.is_none() {
+                heir.ports.extend(gone.ports.clone());
+            }
+            heir.clone()
+        });
+        let before = std::mem::replace(&mut self.bundle.network, NetworkPlan::Networks(list));
+        self.note_networks()?;
+        if let Err(e) = self.with_wiring(|sandbox, wiring| sandbox.disconnect(&gone, wiring)) {
+            self.bundle.network = before;
+            let _ = self.note_networks();
+            return Err(e);
+        }
+        let rerouted = match heir.filter(|_| gone.default_route) {
+            Some(heir) => self.with_wiring(|sandbox, wiring| sandbox.reconfigure(&heir, wiring)),
+            None => Ok(()),
+        };
+        self.networks_changed().and_then(|done| rerouted.map(|()| done))
+    }
+
+    /// Of one who died while it connected the sandbox.
+    pub(super) fn finish_connecting(&mut self) {
+        for attachment in self.bundle.network.attachments().to_vec() {
+            if !self.hooks.is_connected(&attachment) {
+                // What cannot be connected stays in the plan, for the next start.
+                let _ = self.with_wiring(|sandbox, wiring| sandbox.connect(&attachment, wiring));
+            }
+        }
+    }
+
+    /// The container has another name: so others find it by that one.
+    pub(super) fn renamed(&mut self, old: &str) -> Result<Outcome, Failure> {
+        if let NetworkPlan::Networks(list) = &mut self.bundle.network {
+            let names = list.iter_mut().flat_map(|a| &mut a.names).filter(|name| *name == old);
+            names.for_each(|name| name.clone_from(&self.bundle.name));
+            self.note_networks()?;
+        }
+        self.networks_changed()
+    }
+
+    /// Runs something that the sandbox does together with the engine; nothing has to be done while it does not run.
+    fn with_wiring(
+        &mut self,
+        change: impl FnOnce(&mut dyn Sandbox, &mut dyn Wiring) -> Result<(), HullError>,
+    ) -> Result<(), Failure> {
+        match self.main.as_mut().filter(|main| !main.is_draining()) {
+            Some(main) => Ok(change(&mut *main.sandbox, &mut *self.hooks)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Its own networks; with those of others nothing can be done.
+    fn attachments(&self) -> Result<Vec<Attachment>, Failure> {
+        let what = match &self.bundle.network {
+            NetworkPlan::Networks(list) => return Ok(list.clone()),
+            NetworkPlan::Host => "the host's network",
+            NetworkPlan::None => "no network (none)",
+            NetworkPlan::Container(_) => "the network of another container",
+        };
+        let id = self.bundle.id.as_str();
+        let message =
+            format!("container {id} has {what}: it cannot be connected to others, nor disconnected");
+        Err(Failure { kind: ErrorKind::Invalid, message, exit_code: 1 })
+    }
+
+    fn is_reachable(&self) -> Result<(), Failure> {
+        if self.is_deaf() { Err(self.not_running()) } else { Ok(()) }
+    }
+
+    /// Ports and names follow.
+    fn networks_changed(&mut self) -> Result<Outcome, Failure> {
+        if self.main.as_ref().is_some_and(|main| !main.is_draining()) {
+            self.state.ports = self.hooks.networks_changed(&self.bundle)?;
+            self.save();
+        }
+        Ok(Outcome::Now(Response::Done))
+    }
+
+    /// Writes them into the bundle, and leaves all else there as it was. A guest has no bundle to keep.
+    fn note_networks(&self) -> Result<(), Failure> {
+        if cfg!(not(feature = "host")) {
+            return Ok(());
+        }
+        let path = self.dir.join("bundle.json");
+        let note = || -> std::io::Result<()> {
+            let mut bundle: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+            bundle["network"] = serde_json::to_value(&self.bundle.network)?;
+            sys::file::replace(&path, &serde_json::to_vec(&bundle)?, false)
+        };
+        note().map_err(|e| internal(format!("cannot note the networks in {}: {e}", path.display())))
+    }
+}
