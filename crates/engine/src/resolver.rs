@@ -63,7 +63,7 @@ impl NameService {
             run: self.run.clone(),
             attachments: attachments.to_vec(),
             servers: bundle.name_servers.clone(),
-            permit: |_, _, _| Ok(()),
+            permit: net::egress::permit,
         };
         self.both = None;
         self.server = Some(match at {

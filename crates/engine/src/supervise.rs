@@ -113,6 +113,7 @@ fn prepare(
         published: None,
         published_on: None,
         withdrawn: None,
+        left: None,
         names: NameService::new(&paths.run),
         aside: Vec::new(),
         _program: program,
@@ -152,6 +153,8 @@ struct EngineHooks {
     published_on: Option<String>,
     /// Of the run before, its ports given back: the kernel frees its rules slowly, and nobody should wait for that.
     withdrawn: Option<net::Published>,
+    /// What the firewall held for the run before, taken back.
+    left: Option<net::Left>,
     names: NameService,
     /// Directories of the removed container, still to be deleted.
     aside: Vec<PathBuf>,
@@ -222,7 +225,7 @@ impl EngineHooks {
         attach: impl Fn(&Attachment) -> Result<T, net::NetError>,
     ) -> Result<(Vec<T>, Vec<PortBinding>), HookError> {
         // A restart needs the ports again.
-        self.withdrawn = None;
+        (self.withdrawn, self.left) = (None, None);
         let connect = || {
             let mut ends = Vec::new();
             for attachment in plan.attachments() {
@@ -448,6 +451,7 @@ impl Hooks for EngineHooks {
         for attachment in bundle.network.attachments() {
             let _ = net::remove_rest(attachment);
         }
+        self.left = net::leave(bundle.network.attachments()).ok();
         self.let_go = self.layers.take();
     }
 

@@ -35,6 +35,22 @@ pub enum NetError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// This kernel cannot hold a sandbox to its egress policy, so the sandbox does not start.
+    #[error("the egress policy of {id} cannot be enforced on this kernel: {source}")]
+    EgressUnsupported {
+        /// Full id of the sandbox.
+        id: String,
+        /// What it lacks.
+        source: Box<Self>,
+    },
+    /// This kernel cannot shut an internal network in.
+    #[error("the internal network of bridge {bridge} cannot be isolated on this kernel: {source}")]
+    InternalUnsupported {
+        /// Name of the bridge.
+        bridge: String,
+        /// What it lacks.
+        source: Box<Self>,
+    },
     /// Somebody has that port.
     #[error(
         "Bind for {address} failed: port is already allocated{}",
@@ -68,6 +84,14 @@ pub enum NetError {
     #[error("the network's parent interface {parent} is not on this host")]
     NoParent {
         /// Its name.
+        parent: String,
+    },
+    /// What passes by an interface of the host is not seen by its firewall.
+    #[error(
+        "an egress policy cannot be enforced on a macvlan network (parent {parent}), as its traffic does not pass this host's firewall: use a bridge network"
+    )]
+    UplinkUnconfined {
+        /// The host's interface.
         parent: String,
     },
     /// A network that a running microVM cannot be connected to.
@@ -113,9 +137,14 @@ impl Kinded for NetError {
     fn kind(&self) -> ErrorKind {
         let source = match self {
             Self::PortInUse { .. } => return ErrorKind::Conflict,
+            Self::EgressUnsupported { .. } | Self::InternalUnsupported { .. } => {
+                return ErrorKind::Unsupported;
+            }
             Self::NoFreePort { .. } | Self::NoFreeSubnet => return ErrorKind::Exhausted,
             Self::NoParent { .. } => return ErrorKind::NotFound,
-            Self::NotLive { .. } | Self::NoSpare { .. } => return ErrorKind::Unsupported,
+            Self::NotLive { .. } | Self::NoSpare { .. } | Self::UplinkUnconfined { .. } => {
+                return ErrorKind::Unsupported;
+            }
             Self::Link { source, .. }
             | Self::Sysctl { source, .. }
             | Self::Firewall { source, .. }

@@ -15,6 +15,7 @@ mod bandwidth;
 mod bridge;
 mod conntrack;
 pub mod dns;
+pub mod egress;
 mod endpoint;
 mod error;
 mod files;
@@ -26,6 +27,7 @@ mod macvlan;
 mod owner;
 mod proxy;
 mod publish;
+mod repair;
 mod sweep;
 mod sysctl;
 
@@ -34,8 +36,8 @@ mod tests;
 
 pub use bridge::{ensure_bridge, remove_bridge};
 pub use endpoint::{
-    attach, attach_tap, configure_in, configure_inside, connect, detach, disconnect_others, is_attached,
-    join_tap, leave_tap, remove_rest, spare_tap, unlink,
+    Left, attach, attach_tap, configure_in, configure_inside, connect, detach, disconnect_others,
+    is_attached, join_tap, leave, leave_tap, remove_rest, spare_tap, unlink,
 };
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};
@@ -43,4 +45,5 @@ pub use ipam::{
     MAX_INTERFACES, Route, Subnets, choose_subnets, host_ifname, ipv6_for, mac_from_ipv4, next_free, routes,
 };
 pub use publish::{Published, publish};
+pub use repair::repair;
 pub use sweep::{Swept, sweep};

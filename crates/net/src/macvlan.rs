@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use sys::netlink::{Batch, Family, Socket, errno};
-use types::{Attachment, MacvlanMode, Uplink};
+use types::{Attachment, Egress, MacvlanMode, Uplink};
 
 /// As `IFLA_MACVLAN_MODE` has it (include/uapi/linux/if_link.h).
 fn number(mode: MacvlanMode) -> u32 {
@@ -21,12 +21,21 @@ fn number(mode: MacvlanMode) -> u32 {
     }
 }
 
+/// Refuses what only the host's firewall could hold an endpoint to.
+fn check(a: &Attachment, up: &Uplink) -> Result<(), NetError> {
+    match a.egress {
+        Egress::All => Ok(()),
+        Egress::Only(_) => Err(NetError::UplinkUnconfined { parent: up.parent.clone() }),
+    }
+}
+
 fn add(
     socket: &mut Socket,
     (a, up): (&Attachment, &Uplink),
     (kind, name): (&str, &str),
     netns: Option<BorrowedFd<'_>>,
 ) -> Result<(), NetError> {
+    check(a, up)?;
     let parent = link::get(socket, &up.parent).map_err(NetError::link("find interface", &up.parent))?;
     let parent = parent.ok_or_else(|| NetError::NoParent { parent: up.parent.clone() })?;
     let mut batch = Batch::new();

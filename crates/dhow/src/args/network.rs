@@ -33,7 +33,7 @@ pub fn parse_network(s: &str) -> Result<NetworkFlag, String> {
         let Some((key, value)) = field.split_once('=') else {
             match (place, field) {
                 (0, name) if !name.is_empty() => n.name = name.into(),
-                (_, "host-access") => drop(n.options.insert("dhow.host-access".into(), "true".into())),
+                (_, "host-access") => drop(n.options.insert(engine::HOST_ACCESS.into(), "true".into())),
                 _ => return Err(format!("invalid field {field} in --network {s}")),
             }
             continue;

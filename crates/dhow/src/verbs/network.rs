@@ -245,7 +245,7 @@ pub struct Connect {
 impl Verb for Connect {
     fn run(self, cx: &Context, words: Vec<String>) -> Outcome {
         let mut options = lists::option_map("driver-opt", &self.driver_opt)?;
-        options.extend(self.host_access.then(|| ("dhow.host-access".to_owned(), "true".to_owned())));
+        options.extend(self.host_access.then(|| (engine::HOST_ACCESS.to_owned(), "true".to_owned())));
         let flag = args::NetworkFlag {
             name: words[0].clone(),
             aliases: self.alias,

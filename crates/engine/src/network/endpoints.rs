@@ -124,13 +124,14 @@ impl Engine {
             attachment.default_route = true;
             publish(&mut attachment, ports::ports(container)?);
         }
-        match self.client(container)?.connect_network(&attachment) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == ErrorKind::Conflict => Ok(false),
-            Err(e) => match self.refused(container, e) {
-                EngineError::NotRunning(_) => Ok(true),
-                other => Err(other),
-            },
+        let Err(e) = self.client(container)?.connect_network(&attachment) else { return Ok(true) };
+        // Another command was faster.
+        if self.read_bundle(container)?.network.attachments().iter().any(|a| a.network == network.id) {
+            return Ok(false);
+        }
+        match self.refused(container, e) {
+            EngineError::NotRunning(_) => Ok(true),
+            other => Err(other),
         }
     }
 

@@ -248,15 +248,17 @@ impl Engine {
 
     /// Makes every bridge and all rules of this store's networks anew. Answers with their names.
     pub fn repair_networks(&self) -> Result<Vec<String>> {
-        let mut mended = Vec::new();
         self.sweep_networks()?;
+        let (mut names, mut ids, mut plans) = (Vec::new(), Vec::new(), Vec::new());
         for network in rows::all(&self.db)?.into_iter().filter(|n| n.config.driver == Driver::Bridge) {
             if let Some(bridge) = self.plan_of(&network)? {
-                net::ensure_bridge(&bridge)?;
-                mended.push(network.name);
+                plans.push(bridge);
+                names.push(network.name);
+                ids.push(network.id);
             }
         }
-        Ok(mended)
+        net::repair(&plans, || ids.iter().flat_map(|id| self.live_attachments(id)).collect())?;
+        Ok(names)
     }
 
     /// Removes all bridges: the store is being removed.

@@ -10,10 +10,11 @@ use crate::{Engine, EngineError, Result};
 use types::docker::EndpointSettings;
 use types::{Attachment, Bandwidth, Egress, EgressTo, NetworkPlan};
 
-/// Keys of an endpoint's options beyond Docker's.
-pub(super) const HOST_ACCESS: &str = "dhow.host-access";
-pub(super) const RATE_IN: &str = "dhow.ingress-rate";
-pub(super) const RATE_OUT: &str = "dhow.egress-rate";
+/// The option of an endpoint that lets a container reach the host's own services by its network (`true`).
+pub const HOST_ACCESS: &str = "dhow.host-access";
+/// How much it may receive, and send.
+const RATE_IN: &str = "dhow.ingress-rate";
+const RATE_OUT: &str = "dhow.egress-rate";
 
 impl Engine {
     /// Decides the network of a container that is about to start.
