@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use sys::netlink::{Batch, Family, Socket, errno};
 use sys::netns::within;
-use types::{Attachment, NetworkPlan};
+use types::{Attachment, Egress, NetworkPlan};
 
 const ENTER: &str = "work in the sandbox's network namespace";
 
@@ -33,6 +33,7 @@ fn attach_with(
     configure: &dyn Fn(&mut Socket) -> Result<(), NetError>,
 ) -> Result<(), NetError> {
     if let Some(uplink) = &attachment.uplink {
+        refuse_policy(attachment)?;
         return configure(&mut macvlan::attach(attachment, uplink, netns)?);
     }
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
@@ -110,6 +111,14 @@ pub fn disconnect_others(id: &str, plan: &NetworkPlan) -> Result<(), NetError> {
     link::run(&mut socket, batch, &[Errno::NODEV]).map_err(NetError::system("disconnect what is not planned"))
 }
 
+/// What a sandbox sends by an interface of the host's passes none of our rules: a policy there would be a promise only.
+fn refuse_policy(a: &Attachment) -> Result<(), NetError> {
+    match a.egress {
+        Egress::All => Ok(()),
+        Egress::Only(_) => Err(NetError::EgressOnUplink { network: a.network_name.clone() }),
+    }
+}
+
 /// Takes the sandbox's policy back if it did not get its interface.
 fn entered<T>(a: &Attachment, done: Result<T, NetError>) -> Result<T, NetError> {
     if done.is_err() {
@@ -123,6 +132,7 @@ fn entered<T>(a: &Attachment, done: Result<T, NetError>) -> Result<T, NetError> 
 /// interface the attachment's MAC, and runs [`configure_inside`] itself.
 pub fn attach_tap(attachment: &Attachment) -> Result<OwnedFd, NetError> {
     if let Some(uplink) = &attachment.uplink {
+        refuse_policy(attachment)?;
         return macvlan::attach_tap(attachment, uplink);
     }
     let a = attachment;

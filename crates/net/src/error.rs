@@ -35,6 +35,14 @@ pub enum NetError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// What leaves by an interface of the host's passes none of our rules.
+    #[error(
+        "an egress policy cannot be enforced on network {network}, which is not a bridge: use a bridge network"
+    )]
+    EgressOnUplink {
+        /// Its name.
+        network: String,
+    },
     /// This kernel cannot hold a sandbox to its egress policy, so the sandbox does not start.
     #[error("the egress policy of {id} cannot be enforced on this kernel: {source}")]
     EgressUnsupported {
@@ -137,7 +145,9 @@ impl Kinded for NetError {
     fn kind(&self) -> ErrorKind {
         let source = match self {
             Self::PortInUse { .. } => return ErrorKind::Conflict,
-            Self::EgressUnsupported { .. } | Self::InternalUnsupported { .. } => {
+            Self::EgressUnsupported { .. }
+            | Self::EgressOnUplink { .. }
+            | Self::InternalUnsupported { .. } => {
                 return ErrorKind::Unsupported;
             }
             Self::NoFreePort { .. } | Self::NoFreeSubnet => return ErrorKind::Exhausted,
