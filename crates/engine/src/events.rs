@@ -34,7 +34,7 @@ impl Engine {
         self.tell(EventType::Image, action, id, [("name".to_owned(), name.to_owned())].into());
     }
 
-    fn tell(&self, kind: EventType, action: &str, id: &str, attributes: BTreeMap<String, String>) {
+    pub(crate) fn tell(&self, kind: EventType, action: &str, id: &str, attributes: BTreeMap<String, String>) {
         let event = Event {
             kind,
             action: action.to_owned(),

@@ -8,10 +8,6 @@ use sandbox::client::{AttachOptions, ClientError, Launch, Stream};
 use std::collections::HashMap;
 use types::{Bundle, LayerPlan, NetworkPlan, RootfsPlan};
 
-/// Annotation with the volumes that an image's files are copied into on first use: a JSON list of targets, as a path
-/// may contain any character.
-pub(crate) const COPY_UP: &str = "dhow.copy-up";
-
 impl Engine {
     /// Starts a container. With `attach`, its streams come back, complete from their first byte. One that runs already
     /// is left alone (and attached to).
@@ -56,9 +52,15 @@ impl Engine {
 
     /// All that a supervisor needs, decided now.
     fn bundle(&self, container: &Container) -> Result<Bundle> {
-        let machine = self.machine_plan(container)?;
+        let mut machine = self.machine_plan(container)?;
         let mounts = &container.mounts[..];
         self.prepare_volumes(container)?;
+        self.make_writable(container)?;
+        let volumes = self.volume_plans(container)?;
+        self.admit_disks(container, &volumes)?;
+        if let Some(machine) = &mut machine {
+            machine.volumes = volumes.iter().filter(|v| v.disk().is_some()).cloned().collect();
+        }
         let network = self.plan_network(container)?;
         let joined = self.joined(container)?;
         let own_names = matches!(network, NetworkPlan::Bridge(_) | NetworkPlan::None);
@@ -66,6 +68,7 @@ impl Engine {
         let cx = spec::Context {
             container,
             mounts,
+            volumes: &volumes,
             paths: &self.paths,
             joined: &joined,
             own_names: names,
@@ -74,11 +77,13 @@ impl Engine {
         let mut spec = spec::build(&cx)?.spec;
         let copy_up: Vec<_> = mounts
             .iter()
-            .filter(|m| m.kind == crate::mounts::Kind::Volume && !m.no_copy)
+            .filter(|m| m.kind == crate::mounts::Kind::Volume && !m.no_copy && m.subpath.is_empty())
             .map(|m| m.target.to_string_lossy())
             .collect();
         if !copy_up.is_empty() {
-            spec.annotations_mut().get_or_insert_default().insert(COPY_UP.into(), store::json(&copy_up));
+            spec.annotations_mut()
+                .get_or_insert_default()
+                .insert(types::COPY_UP.into(), store::json(&copy_up));
         }
         let rootfs = self.rootfs_plan(container)?;
         self.paths.ensure_sandbox(&container.id)?;
@@ -96,6 +101,7 @@ impl Engine {
             spec,
             rootfs,
             machine,
+            volumes,
             network,
             cgroup: self.cgroup(container)?,
             open_stdin: container.config.open_stdin.unwrap_or(false),
@@ -136,13 +142,14 @@ impl Engine {
     /// Layers of the container's image and the directory of its changes.
     pub(crate) fn rootfs_plan(&self, container: &Container) -> Result<RootfsPlan> {
         let image = self.images.resolve(&container.image_id, None)?;
+        let disk = self.writable_plan(container)?;
         Ok(RootfsPlan {
             layers: image
                 .layers
                 .into_iter()
                 .map(|l| LayerPlan { diff_id: l.diff_id, path: l.path, format: l.format })
                 .collect(),
-            writable: self.paths.sandbox(&container.id),
+            writable: disk.map_or_else(|| self.paths.sandbox(&container.id), |disk| disk.mountpoint()),
             layer_mounts: self.paths.layer_mounts(),
         })
     }

@@ -10,7 +10,8 @@ use state::rusqlite::{OptionalExtension, Row, Transaction, params};
 use types::{ContainerId, docker};
 
 /// Migration steps, see [`Db::migrate`].
-pub(crate) const SCHEMA: &[&str] = &["
+pub(crate) const SCHEMA: &[&str] = &[
+    "
     CREATE TABLE containers(
         id TEXT PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -43,7 +44,12 @@ pub(crate) const SCHEMA: &[&str] = &["
     ) WITHOUT ROWID;
     CREATE INDEX container_volumes_by_volume ON container_volumes(volume);
     CREATE TABLE settings(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"];
+",
+    "
+    ALTER TABLE volumes ADD COLUMN driver TEXT NOT NULL DEFAULT 'local';
+    ALTER TABLE volumes ADD COLUMN options TEXT NOT NULL DEFAULT '{}';
+",
+];
 
 /// One container as it was created.
 #[derive(Clone, Debug)]
@@ -182,7 +188,10 @@ pub(crate) fn delete(db: &Db, id: &ContainerId, volumes: bool) -> Result<(bool, 
 
 /// Names of the containers that were made from an image.
 pub(crate) fn users_of_image(db: &Db, image_id: &str) -> Result<Vec<(String, String)>> {
-    let mut statement = db.conn().prepare_cached("SELECT id, name FROM containers WHERE image_id = ?1")?;
+    // Also those that have its files mounted.
+    let mut statement = db.conn().prepare_cached(
+        "SELECT id, name FROM containers WHERE image_id = ?1 OR instr(mounts, '\"volume\":\"' || ?1 || '\"') > 0",
+    )?;
     let rows = statement.query_map([image_id], |r| Ok((r.get(0)?, r.get(1)?)))?;
     Ok(rows.collect::<state::rusqlite::Result<_>>()?)
 }

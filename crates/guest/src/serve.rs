@@ -76,12 +76,14 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
     if boot.shares {
         shares::mount_all()?;
     }
-    let root = disks::mount_root(boot.layers)?;
+    let root = disks::mount_root(boot.layers, &boot.volumes)?;
+    disks::mount_volumes(&boot.volumes)?;
     let mut spec = boot.spec.clone();
     if !boot.files_only {
         net::configure_inside(&boot.network).told("configure the network")?;
         let files = sys::Root::from_fd(root.try_clone().told("duplicate a descriptor")?);
         process::named::resolve_in(&files, &mut spec).told("find the user")?;
+        disks::fill_volumes(&files, &spec, &boot.volumes)?;
     }
     let id = ContainerId::parse(&boot.id).told("read the id")?;
     let bundle = Bundle {
@@ -91,6 +93,7 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
         spec,
         rootfs: RootfsPlan { layers: Vec::new(), writable: PathBuf::new(), layer_mounts: PathBuf::new() },
         machine: None,
+        volumes: Vec::new(),
         network: boot.network.clone(),
         cgroup: format!("/dhow/{id}"),
         open_stdin: boot.open_stdin,

@@ -1,7 +1,7 @@
 //! All that a supervisor needs to run one container, written by the engine as
 //! `sandboxes/<id>/bundle.json` before each start.
 
-use crate::{ContainerId, MachinePlan, NetworkPlan, RootfsPlan};
+use crate::{ContainerId, MachinePlan, NetworkPlan, RootfsPlan, VolumePlan};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -24,6 +24,9 @@ pub struct Bundle {
     /// The microVM that it runs in; none for a container.
     #[serde(default)]
     pub machine: Option<MachinePlan>,
+    /// What has to be mounted, or given to the microVM, for the specification's mounts to be there.
+    #[serde(default)]
+    pub volumes: Vec<VolumePlan>,
     /// Network.
     pub network: NetworkPlan,
     /// Path of the cgroup below the root of each hierarchy: `/dhow/<id>`.

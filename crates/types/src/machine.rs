@@ -1,5 +1,6 @@
 //! The microVM that a sandbox is to run in: decided by the engine, carried out by the microVM hull.
 
+use crate::VolumePlan;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -41,4 +42,7 @@ pub struct MachinePlan {
     pub vcpus: u8,
     /// The writable disk, a raw file with an ext4 filesystem.
     pub disk: PathBuf,
+    /// Volumes that are disks.
+    #[serde(default)]
+    pub volumes: Vec<VolumePlan>,
 }
