@@ -31,7 +31,9 @@ impl Engine {
         let plan = self.rootfs_plan(&container);
         let made = plan.and_then(|plan| {
             let pack = |out: &mut dyn Write| Ok(rootfs::archive_changes(&plan, out)?);
-            self.commit_frozen(&container, options, reference.as_ref(), pack)
+            self.with_writable(&container, || {
+                self.commit_frozen(&container, options, reference.as_ref(), pack)
+            })
         });
         if let Some(client) = &mut client {
             client.resume()?;

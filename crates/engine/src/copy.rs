@@ -84,9 +84,19 @@ impl Engine {
         self.prepare_volumes(c)?;
         let source = match mount.kind {
             mounts::Kind::Tmpfs => return Ok(None),
-            mounts::Kind::Volume => self.paths.volume(&mount.volume),
+            mounts::Kind::Volume if self.volume_row(&mount.volume)?.is_directory() => {
+                self.paths.volume(&mount.volume)
+            }
+            mounts::Kind::Volume | mounts::Kind::Image => {
+                return Err(EngineError::Conflict(format!(
+                    "{} is a volume that is mounted while the container runs: start {} first",
+                    mount.target.display(),
+                    c.name
+                )));
+            }
             mounts::Kind::Bind => mount.source.clone(),
         };
+        let whole = Root::open(&source).map_err(EngineError::io("cannot open", &source));
         if !source.is_dir() {
             return Ok(None);
         }
@@ -97,7 +107,13 @@ impl Engine {
             )));
         }
         let rest = path.strip_prefix(&mount.target).unwrap_or(&path);
-        let root = Root::open(&source).map_err(EngineError::io("cannot open", &source))?;
+        let whole = whole?;
+        let root = match mount.subpath.is_empty() {
+            true => whole,
+            false => {
+                Root::from_fd(whole.handle(&mount.subpath).map_err(EngineError::io("cannot open", &source))?)
+            }
+        };
         Ok(Some((root, Path::new("/").join(rest))))
     }
 
@@ -108,14 +124,16 @@ impl Engine {
         work: impl FnOnce(&Root) -> Result<T>,
     ) -> Result<T> {
         let plan = self.rootfs_plan(c)?;
-        rootfs::prepare(&plan)?;
-        let mounted = rootfs::mount(&plan, &MountOptions { access, ..Default::default() })?;
-        let fd = mounted.fd().try_clone_to_owned();
-        let root = Root::from_fd(fd.map_err(EngineError::io("cannot open", &plan.writable))?);
-        let out = work(&root);
-        drop(root);
-        mounted.release()?;
-        out
+        self.with_writable(c, || {
+            rootfs::prepare(&plan)?;
+            let mounted = rootfs::mount(&plan, &MountOptions { access, ..Default::default() })?;
+            let fd = mounted.fd().try_clone_to_owned();
+            let root = Root::from_fd(fd.map_err(EngineError::io("cannot open", &plan.writable))?);
+            let out = work(&root);
+            drop(root);
+            mounted.release()?;
+            out
+        })
     }
 
     /// Looks at a path inside, without following a link at its end.
@@ -165,7 +183,7 @@ impl Engine {
             return self.with_guest(&container, |files| Ok(files.changes()?));
         }
         let plan = self.rootfs_plan(&container)?;
-        Ok(rootfs::changes(&plan)?)
+        self.with_writable(&container, || Ok(rootfs::changes(&plan)?))
     }
 
     /// Writes all files of a container as a tar.

@@ -103,7 +103,11 @@ impl Engine {
             }
         }
         let mut new_name = || Ok(new_id()?.as_str().to_owned());
-        mounts::gather(config, host, from, &self.paths, &mut new_name)
+        let mut all = mounts::gather(config, host, from, &self.paths, &mut new_name)?;
+        for mount in all.iter_mut().filter(|m| m.kind == mounts::Kind::Image) {
+            mount.volume = self.images.id(&mount.volume)?.to_string();
+        }
+        Ok(all)
     }
 
     /// Builds what a start would build, so that a wrong request fails now and not at the start.
@@ -140,6 +144,7 @@ impl Engine {
             let cx = crate::spec::Context {
                 container,
                 mounts: &[],
+                volumes: &[],
                 paths: &self.paths,
                 joined: &HashMap::new(),
                 names_of: &container.id,
@@ -166,13 +171,22 @@ impl Engine {
             let done = self.db.write(|tx| {
                 // It may have been removed since it was resolved; within this transaction it cannot be.
                 self.images.id(&image.id.to_string())?;
+                for mount in container.mounts.iter().filter(|m| m.kind == mounts::Kind::Image) {
+                    self.images.id(&mount.volume)?;
+                }
                 container.insert(tx)?;
                 endpoints.iter().try_for_each(|e| e.insert(tx))?;
                 crate::volumes::claim(tx, container)
             });
             match done {
                 Err(EngineError::NameInUse { .. }) if made_up => {}
-                other => return other,
+                Ok(new) => {
+                    for volume in new {
+                        self.volume_event("create", &self.volume_row(&volume)?);
+                    }
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
             }
         }
         Err(EngineError::Conflict("no free name was found: give one with --name".into()))

@@ -38,7 +38,7 @@ impl Engine {
         }
         let mut volumes = Usage { kind: "Local Volumes", ..Usage::default() };
         for volume in self.volumes()? {
-            let size = rootfs::usage(&self.paths.volume(&volume.name))?;
+            let size = self.volume_usage(&volume)?;
             volumes.total += 1;
             volumes.size += size;
             if volume.users.is_empty() {

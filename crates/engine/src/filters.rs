@@ -15,9 +15,9 @@ pub(crate) fn check(filters: &Filters, known: &[&str]) -> Result<()> {
 }
 
 /// `label=key`, `label=key=value`; with `!` the other way round.
-pub(crate) fn label_matches<'a>(wanted: &str, get: impl Fn(&str) -> Option<&'a String>) -> bool {
+pub(crate) fn label_matches<T: AsRef<str>>(wanted: &str, get: impl Fn(&str) -> Option<T>) -> bool {
     match wanted.split_once('=') {
-        Some((key, value)) => get(key).is_some_and(|v| v == value),
+        Some((key, value)) => get(key).is_some_and(|v| v.as_ref() == value),
         None => get(wanted).is_some(),
     }
 }

@@ -64,7 +64,7 @@ pub use request::{
     Pruned, PullPolicy, RemoveOptions,
 };
 pub use supervise::supervise;
-pub use volumes::VolumeInfo;
+pub use volumes::{CreateVolume, Driver, VolumeFormat, VolumeInfo};
 
 use state::{Db, EventLog};
 use std::cell::RefCell;

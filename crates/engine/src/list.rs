@@ -95,7 +95,13 @@ impl Engine {
 
     /// Bytes of the writable layer, and of it and the image together.
     pub(crate) fn sizes(&self, c: &Container) -> Result<(i64, i64)> {
-        let rw = rootfs::usage(&self.paths.sandbox(&c.id).join("upper"))? as i64;
+        let rw = match self.writable_plan(c)? {
+            None => rootfs::usage(&self.paths.sandbox(&c.id).join("upper"))?,
+            Some(disk) => {
+                let upper = disk.mountpoint().join("upper");
+                self.with_writable(c, || Ok(rootfs::usage(&upper)?))?
+            }
+        } as i64;
         let image = self.images.resolve(&c.image_id, None).map_or(0, |i| i.size as i64);
         Ok((rw, rw + image))
     }

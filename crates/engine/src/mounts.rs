@@ -4,7 +4,7 @@
 use crate::paths::Paths;
 use crate::{EngineError, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 use types::docker::{self, MountType};
 
@@ -15,15 +15,40 @@ pub(crate) enum Kind {
     Bind,
     Volume,
     Tmpfs,
+    Image,
+}
+
+/// What a volume is to be made as, if it is not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Wanted {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Wanted {
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One mount, with nothing left to decide but what the source is at the moment of start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UserMount {
     pub kind: Kind,
-    /// Name of a volume; empty for the others.
+    /// Name of a volume, or id of an image; empty for the others.
     #[serde(default)]
     pub volume: String,
+    /// The part of the volume or image that is mounted, a path beneath it; empty for all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub subpath: String,
+    /// Of a volume.
+    #[serde(default, skip_serializing_if = "Wanted::is_nothing")]
+    pub wanted: Wanted,
     /// Directory or file of the host (bind).
     #[serde(default)]
     pub source: PathBuf,
@@ -55,11 +80,18 @@ pub(crate) struct UserMount {
 
 impl UserMount {
     fn new(kind: Kind, target: &str) -> Result<Self> {
-        Ok(Self {
-            kind,
+        Ok(Self { kind, target: clean_target(target)?, ..Self::bind(PathBuf::new()) })
+    }
+
+    /// A binding of this, wherever it goes.
+    pub(crate) fn bind(source: PathBuf) -> Self {
+        Self {
+            kind: Kind::Bind,
             volume: String::new(),
-            source: PathBuf::new(),
-            target: clean_target(target)?,
+            subpath: String::new(),
+            wanted: Wanted::default(),
+            source,
+            target: PathBuf::new(),
             read_only: false,
             non_recursive: false,
             propagation: String::new(),
@@ -68,7 +100,7 @@ impl UserMount {
             anonymous: false,
             create_source: false,
             mode: String::new(),
-        })
+        }
     }
 
     /// As `inspect` and `ps` show it.
@@ -76,6 +108,7 @@ impl UserMount {
         let source = match self.kind {
             Kind::Bind => self.source.clone(),
             Kind::Volume => paths.volume(&self.volume),
+            Kind::Image => PathBuf::from(&self.volume),
             Kind::Tmpfs => PathBuf::new(),
         };
         docker::MountPoint {
@@ -83,11 +116,14 @@ impl UserMount {
                 Kind::Bind => "bind".into(),
                 Kind::Volume => "volume".into(),
                 Kind::Tmpfs => "tmpfs".into(),
+                Kind::Image => "image".into(),
             }),
             name: (self.kind == Kind::Volume).then(|| self.volume.clone()),
             source: Some(source.to_string_lossy().into_owned()),
             destination: Some(self.target.to_string_lossy().into_owned()),
-            driver: (self.kind == Kind::Volume).then(|| "local".into()),
+            driver: (self.kind == Kind::Volume).then(|| {
+                self.wanted.driver.clone().filter(|d| !d.is_empty()).unwrap_or_else(|| "local".into())
+            }),
             mode: Some(self.mode.clone()),
             rw: Some(!self.read_only),
             propagation: Some(match self.kind {
@@ -109,8 +145,13 @@ pub(crate) fn gather(
 ) -> Result<Vec<UserMount>> {
     let mut all: Vec<UserMount> = Vec::new();
     let mut taken = HashSet::new();
+    // `--volume-driver` is for the volumes of `-v` and the image's.
+    let driver = host.volume_driver.clone().filter(|d| !d.is_empty());
+    let wanted = || Wanted { driver: driver.clone(), ..Wanted::default() };
     for spec in host.binds.iter().flatten() {
-        all.push(parse_bind(spec)?);
+        let mount = parse_bind(spec)?;
+        let wanted = if mount.kind == Kind::Volume { wanted() } else { Wanted::default() };
+        all.push(UserMount { wanted, ..mount });
     }
     for mount in host.mounts.iter().flatten() {
         all.push(from_docker(mount)?);
@@ -130,7 +171,7 @@ pub(crate) fn gather(
         }
     }
     for target in config.volumes.iter().flatten() {
-        let mount = UserMount::new(Kind::Volume, target)?;
+        let mount = UserMount { wanted: wanted(), ..UserMount::new(Kind::Volume, target)? };
         if taken.insert(mount.target.clone()) {
             all.push(mount);
         }
@@ -205,15 +246,15 @@ fn from_docker(m: &docker::Mount) -> Result<UserMount> {
         }
         MountType::VOLUME => {
             let options = m.volume_options.clone().unwrap_or_default();
-            if options.subpath.is_some_and(|s| !s.is_empty()) {
-                return Err(wrong("volume-subpath is not supported"));
-            }
-            let driver = options.driver_config.and_then(|d| d.name).unwrap_or_default();
-            if !matches!(driver.as_str(), "" | "local") {
-                return Err(wrong(&format!("there is no volume driver {driver:?}")));
-            }
+            let driver = options.driver_config.unwrap_or_default();
             UserMount {
                 volume: volume_name(source)?,
+                subpath: subpath(options.subpath)?,
+                wanted: Wanted {
+                    driver: driver.name.filter(|d| !d.is_empty()),
+                    options: driver.options.into_iter().flatten().collect(),
+                    labels: options.labels.into_iter().flatten().collect(),
+                },
                 no_copy: options.no_copy.unwrap_or(false),
                 ..UserMount::new(Kind::Volume, target)?
             }
@@ -235,10 +276,37 @@ fn from_docker(m: &docker::Mount) -> Result<UserMount> {
             }
             UserMount { options, ..UserMount::new(Kind::Tmpfs, target)? }
         }
+        MountType::IMAGE => {
+            if source.is_empty() {
+                return Err(wrong("an image mount has an image as its source"));
+            }
+            let options = m.image_options.clone().unwrap_or_default();
+            let subpath = subpath(options.subpath)?;
+            // Resolved to an id when all are gathered.
+            return Ok(UserMount {
+                volume: source.to_owned(),
+                subpath,
+                read_only: true,
+                ..UserMount::new(Kind::Image, target)?
+            });
+        }
         other => return Err(wrong(&format!("mounts of type {other} are not supported"))),
     };
     mount.read_only = m.read_only.unwrap_or(false);
     Ok(mount)
+}
+
+/// A path beneath a volume or an image: relative, and not upwards by its letters. Links on the way are the kernel's
+/// business, when it is mounted.
+fn subpath(path: Option<String>) -> Result<String> {
+    let path = path.unwrap_or_default();
+    let fine = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    match Path::new(&path).components().all(fine) && !path.contains(['\0', ',']) {
+        true => Ok(path),
+        false => Err(EngineError::Invalid(format!(
+            "invalid subpath {path:?}: it is a relative path inside the volume, without \"..\""
+        ))),
+    }
 }
 
 fn is_propagation(word: &str) -> bool {

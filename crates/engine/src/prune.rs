@@ -4,6 +4,7 @@ use crate::images::{list_filters, until};
 use crate::recover::remove_tree;
 use crate::request::{Filters, Pruned, RemoveOptions};
 use crate::store;
+use crate::volumes::place;
 use crate::{Engine, EngineError, Result, filters};
 use std::collections::HashSet;
 
@@ -51,26 +52,6 @@ impl Engine {
         Ok(Pruned { images: items.collect(), reclaimed: pruned.reclaimed, ..Pruned::default() })
     }
 
-    /// Removes anonymous volumes that no container names; with `all` named ones too.
-    pub fn prune_volumes(&self, all: bool) -> Result<Pruned> {
-        let mut out = Pruned::default();
-        for volume in self.volumes()? {
-            if !volume.users.is_empty() || !(all || volume.anonymous) {
-                continue;
-            }
-            let size = rootfs::usage(&self.paths.volume(&volume.name)).unwrap_or(0);
-            match self.remove_volume(&volume.name) {
-                Ok(()) => {
-                    out.reclaimed += size;
-                    out.volumes.push(volume.name);
-                }
-                Err(EngineError::Conflict(_) | EngineError::NoSuchVolume(_)) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(out)
-    }
-
     /// All of these, after a recovery of whatever a crash left.
     pub fn prune_system(&self, all_images: bool, volumes: bool, filter: &Filters) -> Result<Pruned> {
         let images = || Ok::<u64, EngineError>(self.images.disk_usage(&HashSet::new())?.bytes);
@@ -80,7 +61,9 @@ impl Engine {
         let mut out = self.prune_containers(filter)?;
         out.networks = self.prune_networks(filter)?;
         if volumes {
-            let pruned = self.prune_volumes(false)?;
+            let labels = filter.iter().filter(|(key, _)| key.starts_with("label"));
+            let labels = labels.map(|(k, v)| (k.clone(), v.clone())).collect();
+            let pruned = self.prune_volumes(false, &labels)?;
             out.volumes = pruned.volumes;
             out.reclaimed += pruned.reclaimed;
         }
@@ -103,16 +86,22 @@ impl Engine {
         self.remove_bridges()?;
         sandbox::container::cgroup::Cgroup::clean(&format!("/{}", self.cgroup_parent()))
             .map_err(|e| EngineError::Conflict(e.to_string()))?;
+        for volume in self.volumes()? {
+            self.discard_volume(&volume.name)?;
+        }
+        place::sweep(&self.places());
+        refuse_mounted(&self.places())?;
         let paths = self.paths.clone();
         drop(self);
         // Only what is ours: the directories themselves may have been made by somebody else.
-        for name in ["sandboxes", "volumes", "layers", "content", "run"] {
+        for name in ["sandboxes", "volumes", "layers", "content", "templates", "run"] {
             remove_tree(&paths.root.join(name))?;
         }
         for name in ["state.db", "state.db-wal", "state.db-shm"] {
             remove_file(&paths.root.join(name))?;
         }
         remove_tree(&paths.run.join("sandboxes"))?;
+        remove_tree(&paths.run.join("volumes"))?;
         remove_layer_mounts(&paths.layer_mounts())?;
         for name in ["events.jsonl", "events.jsonl.1", "layer-format"] {
             remove_file(&paths.run.join(name))?;
@@ -121,6 +110,19 @@ impl Engine {
         let _ = std::fs::remove_dir(&paths.root);
         Ok(())
     }
+}
+
+/// Nothing is deleted beneath what is still mounted.
+fn refuse_mounted(places: &std::path::Path) -> Result<()> {
+    for entry in std::fs::read_dir(places).into_iter().flatten().flatten() {
+        if place::is_mounted(&entry.path().join("mnt"))? {
+            return Err(EngineError::Conflict(format!(
+                "{} is still mounted and in use: end what uses it, and try again",
+                entry.path().join("mnt").display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Supervisors that have answered already may still be unmounting.

@@ -12,6 +12,7 @@
 
 use crate::remove::ASIDE;
 use crate::store::{self, Container};
+use crate::volumes::place;
 use crate::{Engine, EngineError, Result};
 use sandbox::client::{Client, ClientError};
 use sandbox::container::ContainerHull;
@@ -177,6 +178,9 @@ impl Engine {
             net::detach(attachment)?;
             net::dns::withdraw(&self.paths.run, attachment)?;
         }
+        for plan in bundle.iter().flat_map(|b| &b.volumes) {
+            place::clear(&plan.place)?;
+        }
         rootfs::sweep(&self.paths.layer_mounts())?;
         Ok(())
     }
@@ -271,6 +275,8 @@ impl Engine {
             }
         };
         note(self.sweep_directories());
+        place::sweep(&self.places());
+        note(self.sweep_volumes());
         note(rootfs::sweep(&self.paths.layer_mounts()).map(drop).map_err(Into::into));
         note(self.sweep_networks());
         self.sweep_names();
@@ -323,6 +329,24 @@ impl Engine {
                 }
             }
         });
+    }
+
+    /// Volumes without a row: a removal that was cut short.
+    fn sweep_volumes(&self) -> Result<()> {
+        for entry in std::fs::read_dir(self.paths.root.join("volumes")).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            // One that is on its way has the pid of who makes it; and rows come with what is made, in one transaction.
+            let maker = name.strip_prefix(crate::volumes::ASIDE);
+            if maker.is_some_and(|pid| std::path::Path::new("/proc").join(pid).exists()) {
+                continue;
+            }
+            self.db.write(|tx| match crate::volumes::find(tx, name)? {
+                Some(_) => Ok(()),
+                None => self.discard_volume(name),
+            })?;
+        }
+        Ok(())
     }
 
     fn exists(&self, id: &ContainerId) -> Result<bool> {

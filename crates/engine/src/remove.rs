@@ -3,6 +3,7 @@
 use crate::lifecycle::ATTEMPTS;
 use crate::recover::{Liveness, remove_tree};
 use crate::request::RemoveOptions;
+use crate::volumes::place;
 use crate::{Engine, EngineError, Result, store};
 use sandbox::client::ClientError;
 use std::path::PathBuf;
@@ -87,6 +88,7 @@ impl Engine {
             return Err(EngineError::NoSuchContainer(id.to_string()));
         }
         self.event(&container, "destroy", &[]);
+        place::clear(&self.writable_place(id))?;
         for volume in gone {
             self.discard_volume(&volume)?;
         }

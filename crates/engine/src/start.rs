@@ -8,10 +8,6 @@ use sandbox::client::{AttachOptions, ClientError, Launch, Stream};
 use std::collections::HashMap;
 use types::{Bundle, ContainerId, LayerPlan, NetworkPlan, RootfsPlan};
 
-/// Annotation with the volumes that an image's files are copied into on first use: a JSON list of targets, as a path
-/// may contain any character.
-pub(crate) const COPY_UP: &str = "dhow.copy-up";
-
 impl Engine {
     /// Starts a container. With `attach`, its streams come back, complete from their first byte. One that runs already
     /// is left alone (and attached to).
@@ -59,6 +55,12 @@ impl Engine {
         let mut machine = self.machine_plan(container)?;
         let mounts = &container.mounts[..];
         self.prepare_volumes(container)?;
+        self.make_writable(container)?;
+        let volumes = self.volume_plans(container)?;
+        self.admit_disks(container, &volumes)?;
+        if let Some(machine) = &mut machine {
+            machine.volumes = volumes.iter().filter(|v| v.disk().is_some()).cloned().collect();
+        }
         let network = self.plan_network(container)?;
         if let Some(machine) = &mut machine {
             machine.spare_interfaces = crate::machine::spare_interfaces(&network);
@@ -71,6 +73,7 @@ impl Engine {
         let cx = spec::Context {
             container,
             mounts,
+            volumes: &volumes,
             paths: &self.paths,
             joined: &joined,
             names_of: other.as_ref().unwrap_or(&container.id),
@@ -79,11 +82,13 @@ impl Engine {
         let mut spec = spec::build(&cx)?.spec;
         let copy_up: Vec<_> = mounts
             .iter()
-            .filter(|m| m.kind == crate::mounts::Kind::Volume && !m.no_copy)
+            .filter(|m| m.kind == crate::mounts::Kind::Volume && !m.no_copy && m.subpath.is_empty())
             .map(|m| m.target.to_string_lossy())
             .collect();
         if !copy_up.is_empty() {
-            spec.annotations_mut().get_or_insert_default().insert(COPY_UP.into(), store::json(&copy_up));
+            spec.annotations_mut()
+                .get_or_insert_default()
+                .insert(types::COPY_UP.into(), store::json(&copy_up));
         }
         let rootfs = self.rootfs_plan(container)?;
         self.paths.ensure_sandbox(&container.id)?;
@@ -101,6 +106,7 @@ impl Engine {
             spec,
             rootfs,
             machine,
+            volumes,
             network,
             name_servers: crate::network::names::servers(container)?,
             cgroup: self.cgroup(container)?,
@@ -142,13 +148,14 @@ impl Engine {
     /// Layers of the container's image and the directory of its changes.
     pub(crate) fn rootfs_plan(&self, container: &Container) -> Result<RootfsPlan> {
         let image = self.images.resolve(&container.image_id, None)?;
+        let disk = self.writable_plan(container)?;
         Ok(RootfsPlan {
             layers: image
                 .layers
                 .into_iter()
                 .map(|l| LayerPlan { diff_id: l.diff_id, path: l.path, format: l.format })
                 .collect(),
-            writable: self.paths.sandbox(&container.id),
+            writable: disk.map_or_else(|| self.paths.sandbox(&container.id), |disk| disk.mountpoint()),
             layer_mounts: self.paths.layer_mounts(),
         })
     }

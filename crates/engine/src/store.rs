@@ -47,6 +47,7 @@ pub(crate) const SCHEMA: &[&str] = &[
     CREATE TABLE settings(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 ",
     NETWORKS,
+    VOLUME_DRIVERS,
 ];
 
 /// Networks, and the containers' places on them. What was a container's only place, on the default bridge, with its
@@ -86,6 +87,12 @@ const NETWORKS: &str = "
     DROP TABLE addresses;
     DELETE FROM settings WHERE key = 'last-address';
     CREATE TABLE dead_bridges(name TEXT PRIMARY KEY, plan TEXT NOT NULL) WITHOUT ROWID;
+";
+
+/// Volumes of more kinds than one.
+const VOLUME_DRIVERS: &str = "
+    ALTER TABLE volumes ADD COLUMN driver TEXT NOT NULL DEFAULT 'local';
+    ALTER TABLE volumes ADD COLUMN options TEXT NOT NULL DEFAULT '{}';
 ";
 
 /// One container as it was created.
@@ -222,7 +229,10 @@ pub(crate) fn delete(db: &Db, id: &ContainerId, volumes: bool) -> Result<(bool, 
 
 /// Names of the containers that were made from an image.
 pub(crate) fn users_of_image(db: &Db, image_id: &str) -> Result<Vec<(String, String)>> {
-    let mut statement = db.conn().prepare_cached("SELECT id, name FROM containers WHERE image_id = ?1")?;
+    // Also those that have its files mounted.
+    let mut statement = db.conn().prepare_cached(
+        "SELECT id, name FROM containers WHERE image_id = ?1 OR instr(mounts, '\"volume\":\"' || ?1 || '\"') > 0",
+    )?;
     let rows = statement.query_map([image_id], |r| Ok((r.get(0)?, r.get(1)?)))?;
     Ok(rows.collect::<state::rusqlite::Result<_>>()?)
 }

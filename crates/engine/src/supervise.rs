@@ -2,7 +2,8 @@
 
 use crate::paths::Paths;
 use crate::resolver::{At, NameService};
-use crate::{Engine, EngineError, Result, events, record, recover, start};
+use crate::volumes::place::{self, Held};
+use crate::{Engine, EngineError, Result, events, record, recover};
 use rustix::fs::{Mode, OFlags};
 use sandbox::container::ContainerHull;
 use sandbox::hull::{Hull, Wiring};
@@ -108,6 +109,7 @@ fn prepare(
         paths: paths.clone(),
         hello,
         layers: None,
+        volumes: Vec::new(),
         let_go: None,
         prepared: None,
         published: None,
@@ -143,6 +145,8 @@ struct EngineHooks {
     events: EventLog,
     hello: &'static [u8],
     layers: Option<rootfs::Layers>,
+    /// What is mounted for it.
+    volumes: Vec<Held>,
     /// Of the run before. Unmounting waits for all of the kernel's readers, so it comes after the answers; and the
     /// next run need not mount them again.
     let_go: Option<rootfs::Layers>,
@@ -166,6 +170,7 @@ impl EngineHooks {
     /// Mounts the root filesystem and fills in what only it can tell: the user's numbers, `HOME`, the files that
     /// new volumes begin with.
     fn complete(&mut self, bundle: &mut Bundle) -> Result<OwnedFd, HookError> {
+        self.hold_volumes(bundle)?;
         let apart = bundle.spec.linux().as_ref().is_some_and(|l| l.uid_mappings().is_some());
         if apart && !volumes_to_fill(bundle)?.is_empty() {
             // Owners as they are on the disk, for volumes keep them so too.
@@ -185,7 +190,8 @@ impl EngineHooks {
 
     /// The same for a microVM, which has its files on disks: for new volumes alone the image is mounted here, and not for
     /// long.
-    fn fill_volumes(&self, bundle: &Bundle) -> Result<(), HookError> {
+    fn fill_volumes(&mut self, bundle: &Bundle) -> Result<(), HookError> {
+        self.hold_volumes(bundle)?;
         let is_empty = |dir: &PathBuf| std::fs::read_dir(dir).is_ok_and(|mut list| list.next().is_none());
         if !volumes_to_fill(bundle)?.iter().any(|(_, dir)| is_empty(dir)) {
             return Ok(());
@@ -195,6 +201,22 @@ impl EngineHooks {
         let root = image.fd().try_clone_to_owned().map_err(|e| io("duplicate a descriptor", e))?;
         let done = copy_up(&sys::Root::from_fd(root), bundle);
         image.release().map_err(|e| HookError::new(&e)).and(done)
+    }
+
+    /// Mounts what the specification's mounts are to be had from. Disks of a microVM are its own business.
+    fn hold_volumes(&mut self, bundle: &Bundle) -> Result<(), HookError> {
+        self.release_volumes();
+        for plan in bundle.volumes.iter().filter(|p| bundle.machine.is_none() || p.disk().is_none()) {
+            self.volumes.push(place::hold(plan).map_err(|e| HookError::new(&e))?);
+        }
+        Ok(())
+    }
+
+    fn release_volumes(&mut self) {
+        for held in self.volumes.drain(..) {
+            // What stays mounted is swept by the next command that recovers.
+            let _ = held.release();
+        }
     }
 
     fn mount(&mut self, bundle: &Bundle) -> Result<OwnedFd, HookError> {
@@ -261,6 +283,8 @@ impl EngineHooks {
         if bundle.machine.is_none() {
             self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
         }
+        let mounted = bundle.volumes.iter().filter(|p| bundle.machine.is_none() || p.disk().is_none());
+        self.volumes = mounted.filter_map(place::adopt).collect();
         if let Some(attachment) = publisher(&bundle.network) {
             self.published_on = Some(attachment.network.clone());
             let ports = record::read_state(&self.paths, &bundle.id).ports;
@@ -334,15 +358,11 @@ fn io(what: &str, source: std::io::Error) -> HookError {
 
 /// The volumes that an image's files are copied into while they are empty: targets, and where they lie on this host.
 fn volumes_to_fill(bundle: &Bundle) -> Result<Vec<(PathBuf, PathBuf)>, HookError> {
-    let list = bundle.spec.annotations().as_ref().and_then(|all| all.get(start::COPY_UP));
-    let Some(list) = list else { return Ok(Vec::new()) };
-    let targets: Vec<PathBuf> = serde_json::from_str(list).map_err(|e| io("read the volumes", e.into()))?;
-    let lies = |target: PathBuf| {
-        // The last one: the standard mounts, which come first, may have the same target.
-        let last = bundle.spec.mounts().iter().flatten().rfind(|m| *m.destination() == target)?;
-        last.source().clone().map(|source| (target, source))
-    };
-    Ok(targets.into_iter().filter_map(lies).collect())
+    let all = types::volumes_to_fill(&bundle.spec).map_err(|e| io("read the volumes", e.into()))?;
+    // A guest fills its disks itself: this host does not mount them.
+    let disks = bundle.machine.iter().flat_map(|m| &m.volumes).map(types::VolumePlan::mountpoint);
+    let disks: Vec<PathBuf> = disks.collect();
+    Ok(all.into_iter().filter(|(_, source)| !disks.contains(source)).collect())
 }
 
 fn copy_up(root: &sys::Root, bundle: &Bundle) -> Result<(), HookError> {
@@ -389,7 +409,10 @@ impl Hooks for EngineHooks {
     fn rootfs(&mut self, bundle: &Bundle) -> Result<OwnedFd, HookError> {
         match self.prepared.take() {
             Some(first) => first,
-            None => self.mount(bundle),
+            None => {
+                self.hold_volumes(bundle)?;
+                self.mount(bundle)
+            }
         }
     }
 
@@ -453,6 +476,7 @@ impl Hooks for EngineHooks {
         }
         self.left = net::leave(bundle.network.attachments()).ok();
         self.let_go = self.layers.take();
+        self.release_volumes();
     }
 
     fn event(&mut self, bundle: &Bundle, action: &str, attributes: &[(&str, String)]) {

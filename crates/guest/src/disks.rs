@@ -1,10 +1,13 @@
-//! The workload's root filesystem: the layers' partitions, the writable disk, an overlay over both.
+//! The workload's root filesystem: the layers' partitions, the writable disk, an overlay over both. And the volumes that
+//! are disks.
 
 use crate::{Error, Result, Told};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use sandbox::boot::{VOLUMES, Volume};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use types::oci;
 
 /// Short paths, as all lower directories must fit into one page of options (before Linux 6.8).
 const LAYERS: &str = "/mnt";
@@ -15,8 +18,8 @@ pub const UPPER: &str = "/mnt/w/upper";
 pub const LOWERS: &str = "/run/dhow/lowers";
 
 /// Mounts everything and returns the overlay, detached.
-pub fn mount_root(layers: usize) -> Result<OwnedFd> {
-    let disks = Disks::find()?;
+pub fn mount_root(layers: usize, volumes: &[Volume]) -> Result<OwnedFd> {
+    let disks = Disks::find(volumes)?;
     fs::create_dir_all(WRITABLE).told("make a directory")?;
     let disk = disks.writable.as_ref().ok_or_else(|| Error("the writable disk is missing".into()))?;
     // Discarded at once: what the workload deletes is given back to the host's sparse file.
@@ -51,6 +54,67 @@ pub fn mount_root(layers: usize) -> Result<OwnedFd> {
         .told("mount the overlay of the layers")
 }
 
+fn virtio_disks() -> Result<impl Iterator<Item = fs::DirEntry>> {
+    let all = fs::read_dir("/sys/block").told("list the disks")?.flatten();
+    Ok(all.filter(|entry| entry.file_name().to_string_lossy().starts_with("vd")))
+}
+
+/// By which a disk is known; empty if it has none.
+fn serial(entry: &fs::DirEntry) -> String {
+    fs::read_to_string(entry.path().join("serial")).unwrap_or_default().trim().to_owned()
+}
+
+/// Mounts the volumes that are disks where nobody sees them, for the specification to bind.
+pub fn mount_volumes(volumes: &[Volume]) -> Result<()> {
+    for (number, volume) in volumes.iter().enumerate() {
+        let disk = virtio_disks()?.find(|entry| serial(entry) == volume.serial);
+        let disk = disk.ok_or_else(|| Error(format!("the disk of volume {} is missing", volume.name)))?;
+        let (device, target) = (Path::new("/dev").join(disk.file_name()), format!("{VOLUMES}/{number}"));
+        fs::create_dir_all(&target).told("make a directory")?;
+        let (flags, data) = match volume.read_only {
+            true => (MountFlags::NODEV | MountFlags::RDONLY, c"errors=remount-ro"),
+            // What is deleted is given back to the host.
+            false => (MountFlags::NODEV, c"errors=remount-ro,discard"),
+        };
+        mount(device, &target, "ext4", flags, Some(data))
+            .told(format!("mount the disk of volume {}, which may be damaged", volume.name))?;
+        if !volume.read_only {
+            grow(&disk, &target);
+        }
+    }
+    Ok(())
+}
+
+/// Lets a filesystem have all of its disk, which may have grown; one that cannot stays as it is.
+fn grow(disk: &fs::DirEntry, target: &str) {
+    let sectors: Option<u64> =
+        fs::read_to_string(disk.path().join("size")).ok().and_then(|text| text.trim().parse().ok());
+    let block = rustix::fs::statvfs(target).map(|st| st.f_bsize);
+    if let (Some(sectors), Ok(block @ 1..), Ok(dir)) = (sectors, block, fs::File::open(target)) {
+        let _ = sys::fsctl::grow_ext4(dir, sectors * 512 / block);
+    }
+}
+
+/// What the image has at the target of a volume that is still empty goes into it.
+pub fn fill_volumes(root: &sys::Root, spec: &oci::Spec, volumes: &[Volume]) -> Result<()> {
+    for (target, source) in types::volumes_to_fill(spec).told("read the volumes")? {
+        let number = source.strip_prefix(VOLUMES).ok().and_then(|n| n.to_str()?.parse::<usize>().ok());
+        if number.and_then(|n| volumes.get(n)).is_some_and(|v| !v.read_only) {
+            rootfs::copy_up(root, &target, &source).told("fill a volume")?;
+        }
+    }
+    Ok(())
+}
+
+/// Before the machine ends, so that the next one finds their journals empty.
+pub fn unmount_volumes() {
+    for entry in fs::read_dir(VOLUMES).into_iter().flatten().flatten() {
+        if unmount(entry.path(), UnmountFlags::empty()).is_err() {
+            let _ = mount_remount(entry.path(), MountFlags::RDONLY, c"");
+        }
+    }
+}
+
 /// The disks by what they are: the read-only one has the layers.
 struct Disks {
     layers: Option<PathBuf>,
@@ -58,11 +122,12 @@ struct Disks {
 }
 
 impl Disks {
-    fn find() -> Result<Self> {
+    fn find(volumes: &[Volume]) -> Result<Self> {
         let mut disks = Self { layers: None, writable: None };
-        for entry in fs::read_dir("/sys/block").told("list the disks")?.flatten() {
+        for entry in virtio_disks()? {
             let name = entry.file_name();
-            if !name.to_string_lossy().starts_with("vd") {
+            let serial = serial(&entry);
+            if volumes.iter().any(|v| v.serial == serial) {
                 continue;
             }
             let read_only = fs::read_to_string(entry.path().join("ro")).is_ok_and(|v| v.trim() == "1");

@@ -34,6 +34,7 @@ fn main() {
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
         std::process::exit(code);
     }
+    disks::unmount_volumes();
     rustix::fs::sync();
     let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
     // Nothing is left to do, and PID 1 must not return.

@@ -76,7 +76,8 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
     if boot.shares {
         shares::mount_all()?;
     }
-    let root = disks::mount_root(boot.layers)?;
+    let root = disks::mount_root(boot.layers, &boot.volumes)?;
+    disks::mount_volumes(&boot.volumes)?;
     let mut spec = boot.spec.clone();
     if !boot.files_only {
         net::machine::name_devices(&boot.network).told("tell the network devices apart")?;
@@ -84,6 +85,7 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
         dns::start(&boot.network)?;
         let files = sys::Root::from_fd(root.try_clone().told("duplicate a descriptor")?);
         process::named::resolve_in(&files, &mut spec).told("find the user")?;
+        disks::fill_volumes(&files, &spec, &boot.volumes)?;
     }
     let id = ContainerId::parse(&boot.id).told("read the id")?;
     let bundle = Bundle {
@@ -93,6 +95,7 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
         spec,
         rootfs: RootfsPlan { layers: Vec::new(), writable: PathBuf::new(), layer_mounts: PathBuf::new() },
         machine: None,
+        volumes: Vec::new(),
         network: boot.network.clone(),
         name_servers: Vec::new(),
         cgroup: format!("/dhow/{id}"),

@@ -34,3 +34,4 @@ pub use pull::{PullOptions, Pulled};
 pub use push::{PushOptions, Pushed, login, logout};
 pub use remove::{ImageUser, Pruned};
 pub use store::{Image, ImageStore};
+pub use unpack::{Compression, decompress};

@@ -18,15 +18,18 @@ const MAX_UNCHECKED: u64 = 4 << 30;
 
 /// How a stream is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Compression {
+pub enum Compression {
+    /// Not at all.
     None,
+    /// gzip(1).
     Gzip,
+    /// zstd(1).
     Zstd,
 }
 
 impl Compression {
     /// Tells by the first bytes.
-    pub fn detect(head: &[u8]) -> Result<Self, ImageError> {
+    pub(crate) fn detect(head: &[u8]) -> Result<Self, ImageError> {
         let refuse = |name: &str| {
             Err(ImageError::Unsupported(format!("{name} compression is not supported; use gzip or zstd")))
         };
@@ -42,7 +45,7 @@ impl Compression {
     }
 
     /// OCI media type of a layer that is compressed so.
-    pub fn layer_type(self) -> &'static str {
+    pub(crate) fn layer_type(self) -> &'static str {
         match self {
             Self::None => "application/vnd.oci.image.layer.v1.tar",
             Self::Gzip => OCI_LAYER_GZIP,
@@ -52,7 +55,7 @@ impl Compression {
 }
 
 /// Decompresses whatever comes.
-pub(crate) fn decompress<'a>(
+pub fn decompress<'a>(
     source: impl Read + Send + 'a,
 ) -> Result<(Compression, Box<dyn Read + Send + 'a>), io::Error> {
     // The head may come in pieces.

@@ -14,7 +14,6 @@
 #![forbid(unsafe_code)]
 
 mod base;
-#[cfg(feature = "mount")]
 mod copy;
 mod create;
 mod diff;
@@ -32,7 +31,6 @@ mod tree;
 mod unpack;
 
 pub use base::{fresh_upper, make_base};
-#[cfg(feature = "mount")]
 pub use copy::copy_up;
 #[cfg(feature = "mount")]
 pub use diff::{archive_changes, changes};

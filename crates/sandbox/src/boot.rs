@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use types::{NetworkPlan, oci};
 
 /// Version of this conversation; an agent of another one refuses.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// Port of the host to which the agent connects when it is up.
 pub const READY_PORT: u32 = 1024;
 /// Port of the guest on which the agent serves [`crate::protocol`].
@@ -16,6 +16,8 @@ pub const CONTROL_PORT: u32 = 1025;
 pub const SHARES_TAG: &str = "dhow-shares";
 /// Where the agent mounts it, for the specification to bind its entries.
 pub const SHARES: &str = "/run/dhow/shares";
+/// Where the agent mounts the volumes that are disks, by their numbers, for the specification to bind.
+pub const VOLUMES: &str = "/run/dhow/volumes";
 /// Most bytes of a document.
 const MAX: usize = 4 << 20;
 
@@ -33,6 +35,9 @@ pub struct Boot {
     pub files: Vec<(String, String)>,
     /// The specification binds entries of [`SHARES`], which is to be mounted.
     pub shares: bool,
+    /// Volumes that are disks, to be mounted below [`VOLUMES`] by their place in this list.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
     /// The network to configure.
     pub network: NetworkPlan,
     /// How many partitions of the read-only disk are layers; base first.
@@ -47,6 +52,17 @@ pub struct Boot {
     pub console_size: Option<(u16, u16)>,
     /// Nanoseconds since the epoch, when this is sent.
     pub now_ns: i64,
+}
+
+/// A disk with a volume's filesystem.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// As the user knows it, for errors.
+    pub name: String,
+    /// By which the disk is told from others.
+    pub serial: String,
+    /// It cannot be written.
+    pub read_only: bool,
 }
 
 impl Boot {

@@ -68,6 +68,11 @@ impl Lock {
         Self::take(path, FlockOperation::LockShared).map(|l| l.expect("a blocking lock is never busy"))
     }
 
+    /// A lock that many may share, if nobody holds it alone.
+    pub fn try_shared(path: &Path) -> io::Result<Option<Self>> {
+        Self::take(path, FlockOperation::NonBlockingLockShared)
+    }
+
     /// Turns the lock into an exclusive one if nobody else holds it.
     pub fn try_upgrade(&self) -> io::Result<bool> {
         match flock(&self.0, FlockOperation::NonBlockingLockExclusive) {
@@ -98,6 +103,29 @@ impl Lock {
                 Ok(_) | Err(Errno::NOENT) => continue,
                 Err(e) => return Err(e.into()),
             }
+        }
+    }
+}
+
+/// Opens a file and locks it (`flock(2)`): to write, alone; or to read, with others that do. `None` if others hold it so
+/// that it cannot be. Held until the last duplicate of the descriptor is closed, the kernel's own included (a loop
+/// device's), and whoever inherits it holds it, too.
+pub fn open_locked(path: &Path, read_only: bool) -> io::Result<Option<File>> {
+    let how = match read_only {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    loop {
+        let file = File::options().read(true).write(!read_only).open(path)?;
+        match flock(&file, how) {
+            Ok(()) => {}
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+        // Another one may have been put in its place in between.
+        let (mine, now) = (rustix::fs::fstat(&file)?, rustix::fs::stat(path)?);
+        if (mine.st_dev, mine.st_ino) == (now.st_dev, now.st_ino) {
+            return Ok(Some(file));
         }
     }
 }

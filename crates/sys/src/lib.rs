@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod clone;
 pub mod exe;
 pub mod file;
+pub mod fsctl;
 pub mod fsids;
 pub mod host;
 pub mod inspect;

@@ -1,4 +1,5 @@
-//! Loop devices (`loop(4)`), for kernels that mount EROFS from block devices only (before 6.12).
+//! Loop devices (`loop(4)`): for kernels that mount EROFS from block devices only (before 6.12), and for disks that are
+//! files.
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
 const LOOP_SET_DIRECT_IO: libc::Ioctl = 0x4C08;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
@@ -40,18 +42,24 @@ struct LoopConfig {
     reserved: [u64; 8],
 }
 
-/// A loop device that shows one file read-only. It frees itself when its last user, this handle or a mount,
-/// is gone (`LO_FLAGS_AUTOCLEAR`).
+/// A loop device that shows one file. It frees itself when its last user, this handle or a mount, is gone
+/// (`LO_FLAGS_AUTOCLEAR`), and until then it keeps the file's open description: a `flock(2)` on that is held as long.
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
-    _device: OwnedFd,
+    device: OwnedFd,
 }
 
 impl LoopDevice {
-    /// Attaches a free device to `backing`, past the page cache where the file system allows.
+    /// Attaches a free device to `backing`, read-only, past the page cache where the file system allows.
     pub fn attach(backing: impl AsFd) -> io::Result<Self> {
+        Self::attach_as(backing, false)
+    }
+
+    /// The same; with `writable` what is written goes to the file, which must be open for that.
+    pub fn attach_as(backing: impl AsFd, writable: bool) -> io::Result<Self> {
         let backing = backing.as_fd();
+        let read_only = if writable { 0 } else { LO_FLAGS_READ_ONLY };
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let control = rustix::fs::open("/dev/loop-control", flags, Mode::empty())?;
         // Between asking for a free device and configuring it another process may take it: EBUSY.
@@ -62,9 +70,10 @@ impl LoopDevice {
                 return Err(io::Error::last_os_error());
             }
             let path = PathBuf::from(format!("/dev/loop{number}"));
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let access = if writable { OFlags::RDWR } else { OFlags::RDONLY };
+            let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let device = rustix::fs::open(&path, flags, Mode::empty())?;
-            let direct = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
+            let direct = read_only | LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
             let outcome = match configure(&device, backing.as_raw_fd() as u32, direct) {
                 Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
                     configure(&device, backing.as_raw_fd() as u32, direct & !LO_FLAGS_DIRECT_IO)
@@ -74,13 +83,35 @@ impl LoopDevice {
             match outcome {
                 Ok(()) => {
                     buffer_if_needed(&device);
-                    return Ok(Self { path, _device: device });
+                    return Ok(Self { path, device: device });
                 }
                 Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => continue,
                 Err(e) => return Err(e),
             }
         }
         Err(Errno::BUSY.into())
+    }
+
+    /// The device with this number that is attached already: `/dev/loop<minor>`.
+    pub fn of(minor: u32) -> io::Result<Self> {
+        let path = PathBuf::from(format!("/dev/loop{minor}"));
+        let device =
+            rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+        Ok(Self { path, device: device })
+    }
+
+    /// Takes the size anew from a file that has grown.
+    pub fn take_size(&self) -> io::Result<()> {
+        // SAFETY: LOOP_SET_CAPACITY takes no argument that is used; the descriptor is open.
+        match unsafe { libc::ioctl(self.device.as_raw_fd(), LOOP_SET_CAPACITY, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Bytes that it has.
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(rustix::fs::seek(&self.device, rustix::fs::SeekFrom::End(0))?)
     }
 
     /// The device node, to be mounted while this handle lives.

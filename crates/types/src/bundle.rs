@@ -1,7 +1,7 @@
 //! All that a supervisor needs to run one container, written by the engine as
 //! `sandboxes/<id>/bundle.json` before each start.
 
-use crate::{ContainerId, MachinePlan, NetworkPlan, RootfsPlan};
+use crate::{ContainerId, MachinePlan, NetworkPlan, RootfsPlan, VolumePlan};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,6 +25,9 @@ pub struct Bundle {
     /// The microVM that it runs in; none for a container.
     #[serde(default)]
     pub machine: Option<MachinePlan>,
+    /// What has to be mounted, or given to the microVM, for the specification's mounts to be there.
+    #[serde(default)]
+    pub volumes: Vec<VolumePlan>,
     /// Network.
     pub network: NetworkPlan,
     /// `--dns`: who is asked for names outside; the host's own servers if empty.

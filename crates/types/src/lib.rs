@@ -19,6 +19,7 @@ mod reference;
 mod rootfs;
 mod run_state;
 pub mod units;
+mod volume;
 
 pub use bundle::{Bundle, HealthCheck, LogConfig, LogDriver, RestartPolicy};
 pub use digest::{Digest, DigestError};
@@ -35,6 +36,7 @@ pub use platform::{Platform, PlatformError};
 pub use reference::{ImageRef, ReferenceError};
 pub use rootfs::{IMPLIED_XATTR, LayerFormat, LayerPlan, RootfsPlan};
 pub use run_state::{HealthLogEntry, HealthState, HealthStatus, RunState, Status};
+pub use volume::{COPY_UP, SUBPATH, VolumePlan, VolumeSource, volumes_to_fill};
 
 /// Docker Engine API models, generated from Docker's own specification.
 pub use bollard_stubs::models as docker;

@@ -1,5 +1,6 @@
 //! The microVM that a sandbox is to run in: decided by the engine, carried out by the microVM hull.
 
+use crate::VolumePlan;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -44,4 +45,7 @@ pub struct MachinePlan {
     /// Interfaces beyond those of its networks, for networks that it is connected to while it runs.
     #[serde(default)]
     pub spare_interfaces: u8,
+    /// Volumes that are disks.
+    #[serde(default)]
+    pub volumes: Vec<VolumePlan>,
 }

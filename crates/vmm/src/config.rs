@@ -45,6 +45,10 @@ pub struct Disk {
     pub content: DiskContent,
     /// The guest cannot write.
     pub read_only: bool,
+    /// Its raw file is one that others may want, too: it is locked as long as the machine lives, alone or, if it is
+    /// read-only, with others that read. This is its name for errors.
+    #[serde(default)]
+    pub lock: Option<String>,
     /// Limits of throughput.
     #[serde(default)]
     pub rate: DiskRate,

@@ -87,7 +87,7 @@ pub fn fs(fs: &config::Fs) -> Result<Fs, VmmError> {
 /// A disk of the configuration; `number` counts from 0.
 pub fn disk(disk: &Disk, number: usize) -> Result<Block, VmmError> {
     let storage = match &disk.content {
-        DiskContent::Raw(path) => raw(path, disk.read_only).map_err(failed("the disk", path))?,
+        DiskContent::Raw(path) => raw(path, disk).map_err(failed("the disk", path))?,
         DiskContent::Partitions(paths) => {
             let mut files = Vec::with_capacity(paths.len());
             let mut sizes = Vec::with_capacity(paths.len());
@@ -105,8 +105,15 @@ pub fn disk(disk: &Disk, number: usize) -> Result<Block, VmmError> {
 }
 
 /// Seeking tells the size of block devices, too.
-fn raw(path: &Path, read_only: bool) -> io::Result<Storage> {
-    let mut file = OpenOptions::new().read(true).write(!read_only).open(path)?;
+fn raw(path: &Path, disk: &Disk) -> io::Result<Storage> {
+    let mut file = match &disk.lock {
+        None => OpenOptions::new().read(true).write(!disk.read_only).open(path)?,
+        Some(name) => sys::file::open_locked(path, disk.read_only)?.ok_or_else(|| {
+            io::Error::other(format!(
+                "volume {name} is in use by another container, and a disk has one user that writes, or several that read"
+            ))
+        })?,
+    };
     let size = file.seek(SeekFrom::End(0))?;
     Ok(Storage::Raw { file, size: size - size % SECTOR })
 }

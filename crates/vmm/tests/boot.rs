@@ -166,7 +166,7 @@ fn a_guest_finds_its_processors_and_disks_and_powers_off() {
         fs::write(at("second"), "second file").unwrap();
         fs::write(at("disk"), vec![0; 1 << 20]).unwrap();
         let partitions = DiskContent::Partitions(vec![at("first"), at("second")]);
-        let disk = |content, read_only| Disk { content, read_only, rate: Default::default() };
+        let disk = |content, read_only| Disk { content, read_only, lock: None, rate: Default::default() };
         config.disks = vec![disk(partitions, true), disk(DiskContent::Raw(at("disk")), false)];
         fs::set_permissions(at("disk"), fs::Permissions::from_mode(0o600)).unwrap();
     });

@@ -2,8 +2,8 @@
 //! [`super::resolve`]; whether a source exists is the engine's question.
 
 use types::docker::{
-    Mount, MountBindOptions, MountBindOptionsPropagationEnum as Propagation, MountTmpfsOptions, MountType,
-    MountVolumeOptions,
+    Mount, MountBindOptions, MountBindOptionsPropagationEnum as Propagation, MountImageOptions,
+    MountTmpfsOptions, MountType, MountVolumeOptions,
 };
 use types::units;
 
@@ -123,6 +123,7 @@ pub fn parse_mount(s: &str) -> Result<Mount, String> {
     let mut m = Mount { typ: Some(MountType::VOLUME), ..Mount::default() };
     let (mut bind, mut volume, mut tmpfs) =
         (MountBindOptions::default(), MountVolumeOptions::default(), MountTmpfsOptions::default());
+    let mut image = MountImageOptions::default();
     let mut readonly_mode = None;
     for field in csv_fields(s)? {
         let (key, value) = match field.split_once('=') {
@@ -149,6 +150,7 @@ pub fn parse_mount(s: &str) -> Result<Mount, String> {
                 bind.create_mountpoint = Some(flag(&key, v)?);
             }
             ("volume-subpath", Some(v)) => volume.subpath = Some(v.into()),
+            ("image-subpath", Some(v)) => image.subpath = Some(v.into()),
             ("volume-label", Some(v)) => {
                 let (k, v) = v.split_once('=').unwrap_or((v, ""));
                 volume.labels.get_or_insert_default().insert(k.into(), v.into());
@@ -173,6 +175,13 @@ pub fn parse_mount(s: &str) -> Result<Mount, String> {
             }
             _ => return Err(format!("unexpected key '{key}' in '{field}'")),
         }
+    }
+    if image != MountImageOptions::default() {
+        if m.typ != Some(MountType::IMAGE) {
+            let typ = m.typ.unwrap_or(MountType::VOLUME);
+            return Err(format!("cannot mix 'image-*' options with mount type '{typ}'"));
+        }
+        m.image_options = Some(image);
     }
     finish(m, bind, volume, tmpfs, readonly_mode)
 }
@@ -218,6 +227,9 @@ fn finish(
         MountType::BIND if m.source.as_deref().unwrap_or("").is_empty() => {
             return Err("source is required for a bind mount".into());
         }
+        MountType::IMAGE if m.source.as_deref().unwrap_or("").is_empty() => {
+            return Err("source is required for an image mount".into());
+        }
         MountType::TMPFS if m.source.is_some() => {
             return Err("source must not be specified for a tmpfs mount".into());
         }
@@ -240,7 +252,8 @@ fn mount_type(s: &str) -> Result<MountType, String> {
         "bind" => Ok(MountType::BIND),
         "volume" => Ok(MountType::VOLUME),
         "tmpfs" => Ok(MountType::TMPFS),
-        _ => Err(format!("invalid mount type {s:?}: use bind, tmpfs or volume")),
+        "image" => Ok(MountType::IMAGE),
+        _ => Err(format!("invalid mount type {s:?}: use bind, image, tmpfs or volume")),
     }
 }
 
@@ -344,6 +357,8 @@ mod tests {
             "type=tmpfs,dst=/b,tmpfs-size=x",
             "type=bind,src=/a,dst=/b,readonly=maybe",
             "type=bind,src=/a,dst=/b,nonsense",
+            "type=image,dst=/b",
+            "type=volume,src=v1,dst=/b,image-subpath=x",
             "type=bind,src=/a,dst=/b,bind-recursive=readonly",
             "\"type=bind",
         ] {

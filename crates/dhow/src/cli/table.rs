@@ -312,6 +312,31 @@ pub const VERBS: &[Verb] = &[
         NONE,
         "Make the bridges and the firewall's rules of all networks anew",
     ),
+    Verb::new::<volume::Create>(&["volume create"], "[OPTIONS] [VOLUME]", (0, Some(1)), "Create a volume"),
+    Verb::new::<volume::Export>(
+        &["volume export"],
+        "[OPTIONS] VOLUME",
+        ONE,
+        "Write a volume's files as a tar, or its disk as an image (streamed to STDOUT by default)",
+    ),
+    Verb::new::<volume::Import>(
+        &["volume import"],
+        "[OPTIONS] VOLUME [file|-]",
+        (1, Some(2)),
+        "Create a volume from a tar or a disk image",
+    ),
+    Verb::new::<volume::Clone>(
+        &["volume clone"],
+        "[OPTIONS] VOLUME NEW_VOLUME",
+        (2, Some(2)),
+        "Create a volume with what another one holds",
+    ),
+    Verb::new::<volume::Resize>(
+        &["volume resize"],
+        "VOLUME SIZE",
+        (2, Some(2)),
+        "Make a disk volume larger, also while it is in use",
+    ),
     Verb::new::<volume::List>(&["volume ls", "volume list"], "[OPTIONS]", NONE, "List volumes"),
     Verb::new::<volume::Inspect>(
         &["volume inspect"],

@@ -1,4 +1,4 @@
-//! The writable disk of a microVM: a sparse file with an ext4 filesystem of its own.
+//! Disks: sparse files, each with an ext4 filesystem of its own. A microVM's writable one, and those of volumes.
 
 use crate::{EngineError, Result};
 use rustix::fs::{SeekFrom, ftruncate, seek};
@@ -8,17 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Size where nobody says one.
-pub(super) const DEFAULT_SIZE: u64 = 10 << 30;
+pub(crate) const DEFAULT_SIZE: u64 = 10 << 30;
 /// Below this there is no room for a journal and some files.
-pub(super) const MIN_SIZE: u64 = 16 << 20;
+pub(crate) const MIN_SIZE: u64 = 16 << 20;
 /// ext4 with blocks of 4 KiB ends here.
-pub(super) const MAX_SIZE: u64 = 16 << 40;
+pub(crate) const MAX_SIZE: u64 = 16 << 40;
 
 /// Makes the disk, unless it is there: then its size may only grow, which the guest's filesystem is told of.
 ///
 /// The filesystem is made once for each size, and copied from then on: a copy takes its few blocks of metadata only.
 pub(super) fn ensure(path: &Path, size: u64, templates: &Path) -> Result<()> {
-    let io = |what| EngineError::io(what, path);
     match std::fs::metadata(path) {
         Ok(meta) if meta.len() == size => return Ok(()),
         Ok(meta) => {
@@ -29,18 +28,53 @@ pub(super) fn ensure(path: &Path, size: u64, templates: &Path) -> Result<()> {
             )));
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(io("cannot look at the disk")(e)),
+        Err(e) => return Err(EngineError::io("cannot look at the disk", path)(e)),
     }
-    let template = template(size, templates)?;
+    make(path, size, templates, Use::Machine)
+}
+
+/// What a disk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// One microVM, whose end it does not outlive.
+    Machine,
+    /// Data that stays: it is on the host's disk when it is made, and has no directory `lost+found`, which would be
+    /// the volume's own.
+    Volume,
+}
+
+/// The size of a disk, as a user writes it; `what` has it.
+pub(crate) fn parse_size(text: &str, what: &str) -> Result<u64> {
+    let size = types::units::parse_bytes(text).and_then(|s| u64::try_from(s).ok());
+    let size = size.ok_or_else(|| {
+        EngineError::Invalid(format!("invalid disk size {text:?}: write it as 512m, 10g or 1t"))
+    })?;
+    let size = size.min(MAX_SIZE + 1).next_multiple_of(1 << 20);
+    if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
+        return Err(EngineError::Invalid(format!("{what} has 16 MiB to 16 TiB: {text} were asked for")));
+    }
+    Ok(size)
+}
+
+/// Makes a disk, whole or not at all.
+pub(crate) fn make(path: &Path, size: u64, templates: &Path, of: Use) -> Result<()> {
+    let template = template(size, templates, of)?;
     let half = path.with_extension("new");
     let copy = || -> std::io::Result<()> {
         let (from, to) = (File::open(&template)?, File::create(&half)?);
         copy_sparse(&from, &to, size)?;
-        std::fs::rename(&half, path)
+        if of == Use::Volume {
+            to.sync_all()?;
+        }
+        std::fs::rename(&half, path)?;
+        match path.parent() {
+            Some(dir) if of == Use::Volume => File::open(dir)?.sync_all(),
+            _ => Ok(()),
+        }
     };
     copy().map_err(|e| {
         let _ = std::fs::remove_file(&half);
-        io("cannot make the disk")(e)
+        EngineError::io("cannot make the disk", path)(e)
     })
 }
 
@@ -48,8 +82,11 @@ pub(super) fn ensure(path: &Path, size: u64, templates: &Path) -> Result<()> {
 const HALF: &str = ".ext4-";
 
 /// The empty filesystem of this size.
-fn template(size: u64, dir: &Path) -> Result<PathBuf> {
-    let path = dir.join(format!("ext4-{size}.img"));
+fn template(size: u64, dir: &Path, of: Use) -> Result<PathBuf> {
+    let path = dir.join(match of {
+        Use::Machine => format!("ext4-{size}.img"),
+        Use::Volume => format!("volume-{size}.img"),
+    });
     if path.exists() {
         return Ok(path);
     }
@@ -60,29 +97,41 @@ fn template(size: u64, dir: &Path) -> Result<PathBuf> {
     let make = || -> Result<()> {
         let file = File::create(&half).map_err(io("cannot make"))?;
         ftruncate(&file, size).map_err(|e| io("cannot make")(e.into()))?;
-        let made = Command::new("mke2fs")
+        let mut mke2fs = Command::new("mke2fs");
+        mke2fs
             .args(["-q", "-F", "-t", "ext4", "-m", "0", "-L", "dhow"])
             // What is not written now is written by the guest when it has nothing else to do.
             .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
-            .arg(&half)
-            .stdin(Stdio::null())
-            .output();
-        match made {
-            Ok(out) if out.status.success() => Ok(()),
-            Ok(out) => Err(EngineError::Invalid(format!(
-                "mke2fs cannot make a filesystem of {size} bytes: {}",
-                String::from_utf8_lossy(&out.stderr).trim()
-            ))),
-            Err(_) => Err(EngineError::Unsupported(
-                "mke2fs is not installed: a microVM's disk needs the package e2fsprogs".into(),
-            )),
+            .arg(&half);
+        tool(&mut mke2fs, &format!("make a filesystem of {size} bytes"))?;
+        if of == Use::Volume {
+            tool(
+                Command::new("debugfs").args(["-w", "-R", "rmdir lost+found"]).arg(&half),
+                "prepare a volume",
+            )?;
         }
+        Ok(())
     };
     let done = make().and_then(|()| std::fs::rename(&half, &path).map_err(io("cannot make")));
     if done.is_err() {
         let _ = std::fs::remove_file(&half);
     }
     done.map(|()| path)
+}
+
+/// Runs one of e2fsprogs.
+pub(crate) fn tool(command: &mut Command, what: &str) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    match command.stdin(Stdio::null()).output() {
+        Ok(out) if out.status.success() => Ok(()),
+        Ok(out) => Err(EngineError::Invalid(format!(
+            "{program} cannot {what}: {}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        ))),
+        Err(_) => Err(EngineError::Unsupported(format!(
+            "{program} is not installed: disks of microVMs and of volumes need the package e2fsprogs"
+        ))),
+    }
 }
 
 /// Removes what commands that were killed left half-made.
@@ -97,7 +146,7 @@ fn sweep(dir: &Path) {
 }
 
 /// Copies the data, leaves the holes.
-fn copy_sparse(from: &File, to: &File, size: u64) -> std::io::Result<()> {
+pub(crate) fn copy_sparse(from: &File, to: &File, size: u64) -> std::io::Result<()> {
     ftruncate(to, size)?;
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());

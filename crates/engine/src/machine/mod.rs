@@ -3,7 +3,7 @@
 //! A container is asked to be one by its runtime, `dhow-vm`. Its other wishes are annotations of its own
 //! ([`KERNEL`], [`HYPERVISOR`]) and Docker's `--storage-opt size=`.
 
-mod disk;
+pub(crate) mod disk;
 pub(crate) mod files;
 mod initrd;
 pub mod kernels;
@@ -12,7 +12,7 @@ mod plan;
 mod virtualization;
 
 pub use files::appliance;
-pub(crate) use plan::{check, spare_interfaces};
+pub(crate) use plan::{check, layer_size, spare_interfaces};
 pub use virtualization::{Virtualization, virtualization};
 
 use crate::store::Container;

@@ -8,7 +8,7 @@ use crate::store::Container;
 use crate::{Engine, EngineError, Result};
 use std::path::PathBuf;
 use types::docker::HostConfig;
-use types::{Attachment, Hypervisor, MachinePlan, NetworkPlan, units};
+use types::{Attachment, Hypervisor, MachinePlan, NetworkPlan};
 
 /// MiB of memory where `--memory` says nothing.
 const DEFAULT_MEMORY: u64 = 512;
@@ -61,34 +61,32 @@ fn vcpus(host: &HostConfig) -> Result<u8> {
 }
 
 fn disk_size(host: &HostConfig) -> Result<u64> {
-    let Some(text) = host.storage_opt.as_ref().and_then(|o| o.get("size")) else {
-        return Ok(disk::DEFAULT_SIZE);
-    };
-    let size = units::parse_bytes(text).and_then(|s| u64::try_from(s).ok());
-    let size =
-        size.ok_or_else(|| invalid(format!("invalid disk size {text:?}: write it as 512m, 10g or 1t")))?;
-    let size = size.min(disk::MAX_SIZE + 1).next_multiple_of(1 << 20);
-    if !(disk::MIN_SIZE..=disk::MAX_SIZE).contains(&size) {
-        return Err(invalid(format!("a microVM's disk has 16 MiB to 16 TiB: {text} were asked for")));
-    }
-    Ok(size)
+    Ok(layer_size(host)?.unwrap_or(disk::DEFAULT_SIZE))
+}
+
+/// The size that a workload's own changes may have, if it is to have one.
+pub(crate) fn layer_size(host: &HostConfig) -> Result<Option<u64>> {
+    let text = host.storage_opt.as_ref().and_then(|o| o.get("size"));
+    text.map(|text| disk::parse_size(text, "the disk of a container")).transpose()
 }
 
 /// Refuses what a microVM cannot have, before there is one.
 pub(crate) fn check(container: &Container) -> Result<()> {
     let host = &container.host;
-    if !container.is_vm() {
-        if host.storage_opt.as_ref().is_some_and(|s| !s.is_empty()) {
-            return Err(EngineError::Unsupported(
-                "--disk-size and --storage-opt are for microVMs (--vm): a container's layer has no size"
-                    .into(),
-            ));
-        }
-        return Ok(());
-    }
     let unknown = host.storage_opt.iter().flatten().find(|(key, _)| *key != "size");
     if let Some((key, _)) = unknown {
-        return Err(invalid(format!("unknown storage option {key:?}: a microVM's disk has a size only")));
+        return Err(invalid(format!(
+            "unknown storage option {key:?}: what a container writes has a size only"
+        )));
+    }
+    if layer_size(host)?.is_some() && !container.is_vm() && host.userns_mode.as_deref() == Some("private") {
+        return Err(EngineError::Unsupported(
+            "a size for what a container writes and --userns private do not go together yet: leave one out"
+                .into(),
+        ));
+    }
+    if !container.is_vm() {
+        return Ok(());
     }
     asked(host)?;
     memory_mib(host)?;
@@ -163,6 +161,7 @@ impl Engine {
             vcpus: vcpus(host)?,
             disk,
             spare_interfaces: 0,
+            volumes: Vec::new(),
         }))
     }
 

@@ -19,14 +19,16 @@ use crate::store::Container;
 use crate::{EngineError, Result};
 use process::named::{GROUPS, USER};
 use std::collections::HashMap;
-use types::ContainerId;
 use types::docker::HostConfig;
 use types::oci::{self, LinuxBuilder, ProcessBuilder, RootBuilder, SpecBuilder};
+use types::{ContainerId, VolumePlan};
 
 /// What the specification is made from.
 pub(crate) struct Context<'a> {
     pub container: &'a Container,
     pub mounts: &'a [UserMount],
+    /// Of these mounts, what is mounted on the host for them.
+    pub volumes: &'a [VolumePlan],
     pub paths: &'a Paths,
     /// Host pids of the containers whose namespaces are joined, by the name they were given.
     pub joined: &'a HashMap<String, i32>,

@@ -5,6 +5,7 @@ use crate::spec::namespaces::private_ids;
 use crate::spec::{Context, invalid, is_privileged};
 use crate::{EngineError, Result};
 use std::path::Path;
+use types::SUBPATH;
 use types::oci::{Mount, MountBuilder};
 
 /// Docker's default size of `/dev/shm`.
@@ -75,7 +76,10 @@ fn of_user(cx: &Context<'_>, user: &UserMount) -> Result<Mount> {
             }
             return mount(&target, "tmpfs", "tmpfs", &options);
         }
-        Kind::Volume => cx.paths.volume(&user.volume),
+        Kind::Volume | Kind::Image => match cx.volumes.iter().find(|v| v.name == user.volume) {
+            Some(mounted) => mounted.mountpoint(),
+            None => cx.paths.volume(&user.volume),
+        },
         // A link of the host's user is followed here, once: the hull gets the real path.
         Kind::Bind => {
             // Checked again: what it was at the container's creation may be a link into our own state by now.
@@ -88,9 +92,12 @@ fn of_user(cx: &Context<'_>, user: &UserMount) -> Result<Mount> {
     let propagation = if user.propagation.is_empty() { "rprivate" } else { &user.propagation };
     // What is read-only is so all the way down, mounts below the source included.
     let mode = if mode == "ro" && !user.non_recursive { "rro" } else { mode };
-    let mount = mount(&target, "bind", &source.to_string_lossy(), &[bind, propagation, mode])?;
+    let subpath = format!("{SUBPATH}{}", user.subpath);
+    let words = [bind, propagation, mode, &subpath];
+    let count = if user.subpath.is_empty() { words.len() - 1 } else { words.len() };
+    let mount = mount(&target, "bind", &source.to_string_lossy(), words.get(..count).unwrap_or(&words))?;
     match user.kind {
-        Kind::Volume => translated(cx, mount),
+        Kind::Volume | Kind::Image => translated(cx, mount),
         // Belongs to the host, whose owners are to be told from the container's.
         _ => Ok(mount),
     }

@@ -18,7 +18,7 @@ mod exec;
 mod hooks;
 mod init;
 mod labels;
-mod mounts;
+pub(crate) mod mounts;
 mod namespaces;
 pub(crate) mod options;
 mod paths;

@@ -14,7 +14,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use sys::Root;
-use sys::mount::{Change, attach, attr, clone_path, new_filesystem, set_attributes};
+use sys::mount::{Change, attach, attr, clone_handle, clone_path, new_filesystem, set_attributes};
 use types::oci;
 
 /// `PROC_SUPER_MAGIC`, linux/magic.h.
@@ -144,7 +144,7 @@ fn bind(source: &Path, recursive: bool, options: &Options) -> Result<What, HullE
         return Err(HullError::Invalid(format!("bind mount of {source:?}: unknown option {word:?}")));
     }
     let named = || format!("bind {}", source.display());
-    let tree = clone_path(source, recursive).step(named)?;
+    let tree = tree(source, options, recursive)?;
     let (to, all) = options.propagation.unwrap_or((sys::mount::propagation::PRIVATE, true));
     set_attributes(&tree, all && recursive, Change::propagation(to)).step(named)?;
     for (change, all) in [(options.change, false), (options.recursive, true)] {
@@ -155,6 +155,23 @@ fn bind(source: &Path, recursive: bool, options: &Options) -> Result<What, HullE
     let meta = fstat(&tree).step(named)?;
     let directory = FileType::from_raw_mode(meta.st_mode).is_dir();
     Ok(What::Tree { tree, directory })
+}
+
+/// A copy of a tree of the host's, or of a part of it. What lies in a volume may be in hostile hands: its links lead
+/// nowhere but to its own.
+pub(crate) fn tree(source: &Path, options: &Options, recursive: bool) -> Result<OwnedFd, HullError> {
+    let Some(part) = &options.subpath else {
+        return clone_path(source, recursive).step(|| format!("bind {}", source.display()));
+    };
+    let copy = || clone_handle(Root::open(source)?.handle(part)?, recursive);
+    copy().map_err(|e| match e.kind() {
+        ErrorKind::NotFound => HullError::Invalid(format!(
+            "cannot access path {} of the volume at {}: no such file or directory",
+            part.display(),
+            source.display()
+        )),
+        _ => HullError::Step { step: format!("bind {} of {}", part.display(), source.display()), source: e },
+    })
 }
 
 impl Planned {

@@ -1,5 +1,6 @@
 //! Mount options of the specification, as mount(8) names them, in the kernel's terms.
 
+use std::path::PathBuf;
 use sys::mount::{Change, attr, propagation};
 
 /// The options of one mount.
@@ -15,6 +16,8 @@ pub(crate) struct Options {
     pub bind: Option<bool>,
     /// Whether user ids are translated, and those of all below the source too.
     pub idmap: Option<bool>,
+    /// The part of the source that is bound, a path beneath it.
+    pub subpath: Option<PathBuf>,
     /// What the filesystem itself is told.
     pub data: Vec<String>,
 }
@@ -56,7 +59,10 @@ impl Options {
             "unbindable" | "runbindable" => self.propagate(propagation::UNBINDABLE, word),
             _ if attribute(&mut self.change, word) => {}
             _ if word.strip_prefix('r').is_some_and(|w| attribute(&mut self.recursive, w)) => {}
-            _ => self.data.push(word.to_owned()),
+            _ => match word.strip_prefix(types::SUBPATH) {
+                Some(path) => self.subpath = Some(path.into()),
+                None => self.data.push(word.to_owned()),
+            },
         }
     }
 
@@ -101,7 +107,8 @@ mod tests {
 
     #[test]
     fn words_become_bits() {
-        let o = parse(&["rbind", "ro", "nosuid", "rslave", "rnodev", "size=64k", "rw"]);
+        let o = parse(&["rbind", "ro", "nosuid", "rslave", "rnodev", "size=64k", "rw", "dhow.subpath=a/b"]);
+        assert_eq!(o.subpath, Some("a/b".into()));
         assert_eq!(o.bind, Some(true));
         assert_eq!(o.change, Change { set: attr::NOSUID, clear: attr::RDONLY, propagation: 0 });
         assert_eq!(o.recursive.set, attr::NODEV);

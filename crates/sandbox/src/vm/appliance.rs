@@ -99,6 +99,7 @@ impl Order {
             spec: oci::Spec::default(),
             files: Vec::new(),
             shares: false,
+            volumes: Vec::new(),
             network: NetworkPlan::None,
             layers: self.layers.len(),
             files_only: true,

@@ -58,10 +58,17 @@ fn config(of: &Monitor<'_>, dir: &Path, shares: Option<&OwnedFd>) -> Config {
     let mut disks = Vec::new();
     if !of.layers.is_empty() {
         let content = DiskContent::Partitions(of.layers.to_vec());
-        disks.push(Disk { content, read_only: true, rate: of.rate });
+        disks.push(Disk { content, read_only: true, lock: None, rate: of.rate });
     }
     let content = DiskContent::Raw(of.plan.disk.clone());
-    disks.push(Disk { content, read_only: false, rate: of.rate });
+    disks.push(Disk { content, read_only: false, lock: None, rate: of.rate });
+    for volume in &of.plan.volumes {
+        if let Some(file) = volume.disk() {
+            let content = DiskContent::Raw(file.clone());
+            let lock = Some(volume.name.clone());
+            disks.push(Disk { content, read_only: volume.read_only, lock, rate: of.rate });
+        }
+    }
     let mut nets = Vec::new();
     for (tap, mac) in of.interfaces() {
         let _ = fcntl_setfd(tap, FdFlags::CLOEXEC);

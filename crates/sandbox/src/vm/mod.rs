@@ -65,7 +65,7 @@ impl Hull for VmHull {
         let Rootfs::Machine { plan, layers, network } = request.rootfs else {
             return Err(HullError::Invalid("a microVM needs a machine plan".into()));
         };
-        let (boot, shares) = spec::boot(&request, network, layers.len())?;
+        let (boot, shares) = spec::boot(&request, network, plan, layers.len())?;
         let resources = spec::host_resources(request.resources(), plan);
         let make = Make {
             plan,

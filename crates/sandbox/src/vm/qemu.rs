@@ -1,6 +1,7 @@
 //! QEMU's microvm machine, in software, where the CPU lacks virtualisation.
 
 use super::monitor::{KERNEL_CMDLINE, Monitor};
+use super::spec;
 use super::walls::{self, Program};
 use crate::boot::SHARES_TAG;
 use crate::container::step::Step;
@@ -93,6 +94,23 @@ pub(super) fn start(
         ])
         // Of a full disk of the host the guest is told: QEMU would stop it, for somebody to start it again.
         .args(["-device", &format!("virtio-blk-device,drive={DISK},werror=report,rerror=report")]);
+    for (number, volume) in of.plan.volumes.iter().enumerate() {
+        let Some(file) = volume.disk() else { continue };
+        let file = given.open_locked(&volume.name, file, volume.read_only)?;
+        let read_only = if volume.read_only { "on" } else { "off" };
+        let serial = spec::serial(of.layers.len(), number);
+        given
+            .args([
+                "-drive",
+                &format!(
+                    "id=volume{number},if=none,format=raw,readonly={read_only},cache=writeback,discard=unmap,file={file}{throttling}"
+                ),
+            ])
+            .args([
+                "-device",
+                &format!("virtio-blk-device,drive=volume{number},serial={serial},werror=report,rerror=report"),
+            ]);
+    }
     let mut fds = vec![vsock.as_fd(), orders.as_fd()];
     fds.extend(shares.map(AsFd::as_fd));
     for (n, (tap, mac)) in of.interfaces().enumerate() {
@@ -132,8 +150,11 @@ fn start_program(
         let readable = std::fs::Permissions::from_mode(0o644);
         std::fs::set_permissions(file, readable).step(|| format!("make {} readable", file.display()))?;
     }
-    let disk = std::fs::metadata(&of.plan.disk).step(|| format!("look at {}", of.plan.disk.display()))?;
-    let largest = disk.len().max(of.plan.memory_mib << 20);
+    let mut largest = of.plan.memory_mib << 20;
+    for disk in of.plan.volumes.iter().filter_map(|v| v.disk()).chain([&of.plan.disk]) {
+        let meta = std::fs::metadata(disk).step(|| format!("look at {}", disk.display()))?;
+        largest = largest.max(meta.len());
+    }
     Program { path, args, fds, output, files, user: of.user(), largest }.start()
 }
 
@@ -162,6 +183,31 @@ impl Given {
         }
         Ok(format!("/dev/fdset/{set}"))
     }
+}
+
+impl Given {
+    /// The same of a volume's disk, which is locked by a descriptor that QEMU has: it is free again when QEMU is gone.
+    fn open_locked(&mut self, name: &str, path: &Path, read_only: bool) -> Result<String, HullError> {
+        let named = || format!("open the disk {}", path.display());
+        let locked = sys::file::open_locked(path, read_only).step(named)?.ok_or_else(|| in_use(name))?;
+        let set = self.files.len();
+        let mut fds = vec![OwnedFd::from(locked)];
+        if !read_only {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            fds.push(rustix::fs::open(path, flags, Mode::empty()).step(named)?);
+        }
+        for fd in fds {
+            self.args(["-add-fd", &format!("fd={},set={set}", fd.as_raw_fd())]);
+            self.files.push(fd);
+        }
+        Ok(format!("/dev/fdset/{set}"))
+    }
+}
+
+fn in_use(volume: &str) -> HullError {
+    HullError::Invalid(format!(
+        "volume {volume} is in use by another container, and a disk has one user that writes, or several that read"
+    ))
 }
 
 /// The layers as one disk with a partition for each: a VMDK descriptor of extents, of which all but the partition

@@ -8,6 +8,7 @@
 //! The server is root, as files of the host get owners and modes: so what it cannot name, it cannot reach. The mounts
 //! themselves are read-only where they shall be, and follow no links and open no devices. [`vmm::fs`] does the rest.
 
+use crate::container::mounts::tree;
 use crate::container::options::Options;
 use crate::container::running;
 use crate::container::step::Step;
@@ -18,7 +19,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use sys::clone::{Child, ns};
-use sys::mount::{Change, attach, attr, clone_path, new_filesystem, propagation, set_attributes};
+use sys::mount::{Change, attach, attr, new_filesystem, propagation, set_attributes};
 use types::oci;
 
 /// All that the server runs in, of its own.
@@ -33,19 +34,20 @@ pub(super) struct Share {
     /// With what is mounted below.
     recursive: bool,
     read_only: bool,
+    options: Options,
 }
 
 impl Share {
     /// What a binding of the specification asks for.
     pub(super) fn of(source: PathBuf, mount: &oci::Mount) -> Self {
         let options = Options::parse(mount.options().as_deref().unwrap_or_default());
-        Self { source, recursive: options.bind.unwrap_or(false), read_only: options.readonly() }
+        Self { source, recursive: options.bind.unwrap_or(false), read_only: options.readonly(), options }
     }
 
     /// A copy of the mount, as the server is to have it, and whether it is a directory.
     fn tree(&self) -> Result<(OwnedFd, bool), HullError> {
         let named = || format!("bind {}", self.source.display());
-        let tree = clone_path(&self.source, self.recursive).step(named)?;
+        let tree = tree(&self.source, &self.options, self.recursive)?;
         let kind = FileType::from_raw_mode(fstat(&tree).step(named)?.st_mode);
         if !matches!(kind, FileType::Directory | FileType::RegularFile) {
             return Err(HullError::Unsupported(format!(

@@ -1,12 +1,12 @@
 //! What of a container's specification is carried out inside, and what on the host.
 
 use super::shares::Share;
-use crate::boot::{Boot, SHARES, VERSION};
+use crate::boot::{Boot, SHARES, VERSION, VOLUMES, Volume};
 use crate::container::step::Step;
 use crate::hull::{CreateRequest, HullError};
 use std::io::Read;
 use std::path::Path;
-use types::{Hypervisor, MachinePlan, NetworkPlan, oci};
+use types::{Hypervisor, MachinePlan, NetworkPlan, VolumePlan, oci};
 use vmm::config::{DiskRate, RateLimit};
 
 /// Most bytes of a file that is handed over by its contents.
@@ -30,10 +30,11 @@ const TABLES: i64 = 128;
 pub(super) fn boot(
     request: &CreateRequest<'_>,
     network: &NetworkPlan,
+    plan: &MachinePlan,
     layers: usize,
 ) -> Result<(Boot, Vec<Share>), HullError> {
     let mut spec = request.spec.clone();
-    let (files, shares) = take_bindings(&mut spec)?;
+    let (files, shares) = take_bindings(&mut spec, &plan.volumes)?;
     if let Some(linux) = spec.linux_mut() {
         confine(linux)?;
     }
@@ -50,6 +51,7 @@ pub(super) fn boot(
         spec,
         files,
         shares: !shares.is_empty(),
+        volumes: volumes(plan, layers),
         network: network.clone(),
         layers,
         files_only: false,
@@ -98,11 +100,23 @@ type Files = Vec<(String, String)>;
 
 /// Replaces the sources of bindings by what the guest has in their place: the small files of names by their contents, all
 /// else by what is shared.
-fn take_bindings(spec: &mut oci::Spec) -> Result<(Files, Vec<Share>), HullError> {
+fn take_bindings(spec: &mut oci::Spec, volumes: &[VolumePlan]) -> Result<(Files, Vec<Share>), HullError> {
     let (mut files, mut shares) = (Vec::new(), Vec::new());
     for mount in spec.mounts_mut().iter_mut().flatten() {
         let bound = mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind");
         let Some(source) = mount.source().clone().filter(|_| bound) else { continue };
+        if let Some(number) = volumes.iter().position(|v| v.mountpoint() == source) {
+            mount.set_source(Some(format!("{VOLUMES}/{number}").into()));
+            // What the mount namespace of the host would have of it.
+            mount
+                .options_mut()
+                .iter_mut()
+                .flatten()
+                .filter(|o| *o == "rbind")
+                .for_each(|o| *o = "bind".into());
+            mount.options_mut().iter_mut().flatten().filter(|o| *o == "rro").for_each(|o| *o = "ro".into());
+            continue;
+        }
         let target = mount.destination().to_string_lossy().into_owned();
         let place = if NAME_FILES.contains(&target.as_str()) && is_small_file(&source) {
             let place = format!("{FILES}/{}", files.len());
@@ -115,6 +129,22 @@ fn take_bindings(spec: &mut oci::Spec) -> Result<(Files, Vec<Share>), HullError>
         mount.set_source(Some(place.into()));
     }
     Ok((files, shares))
+}
+
+/// The disks that are volumes, as the agent finds them.
+fn volumes(plan: &MachinePlan, layers: usize) -> Vec<Volume> {
+    let of = |(number, volume): (usize, &VolumePlan)| Volume {
+        name: volume.name.clone(),
+        serial: serial(layers, number),
+        read_only: volume.read_only,
+    };
+    plan.volumes.iter().enumerate().map(of).collect()
+}
+
+/// What the guest is told by a disk that is the volume of this number: `dhow-` and its place among all disks, which begin
+/// with that of the layers, if there are any, and the writable one.
+pub(super) fn serial(layers: usize, volume: usize) -> String {
+    format!("dhow-{}", usize::from(layers > 0) + 1 + volume)
 }
 
 fn is_small_file(path: &Path) -> bool {
