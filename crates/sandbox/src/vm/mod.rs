@@ -23,6 +23,7 @@ mod kvm;
 mod limits;
 mod machine;
 mod monitor;
+mod patience;
 mod pump;
 mod qemu;
 mod qmp;
