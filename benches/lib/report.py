@@ -47,6 +47,12 @@ class Result:
         return cls(what, figures, f"at most {megabytes(limit)}", megabytes(seen[ours]), seen[ours] <= limit)
 
     @classmethod
+    def often(cls, what, seen, ours, theirs, times):
+        ratio = seen[ours] / seen[theirs]
+        figures = {name: f"{value:.0f} a second" for name, value in seen.items()}
+        return cls(what, figures, f"at least {times} x {theirs}", f"{ratio:.1f} x", ratio >= times)
+
+    @classmethod
     def throughput(cls, what, seen, ours, theirs, times):
         ratio = seen[ours] / seen[theirs]
         figures = {name: rate(value) for name, value in seen.items()}

@@ -172,4 +172,35 @@ def stdout(bench):
     return results
 
 
-ALL = {"run": run, "exec": exec_, "pull": pull, "hundred": hundred, "stdout": stdout}
+def dns(bench):
+    """Answers for the name of another container on a user-defined network."""
+    client = bench.output / "names"
+    source = Path(__file__).resolve().parent / "names.c"
+    subprocess.run(["gcc", "-O2", "-static", "-o", client, source], check=True)
+    # Podman's names are a daemon of another package's.
+    engines = [bench.dhow, bench.docker]
+    try:
+        for engine in engines:
+            bench.have_tiny(engine)
+            engine("network", "create", "bench-names")
+            engine("run", "-d", "--name", "asked", "--network", "bench-names", fixtures.TINY, "sleep", "600")
+            engine("run", "-d", "--name", "asks", "--network", "bench-names", "-v", f"{client}:/names:ro", fixtures.TINY, "sleep", "600")
+        results = []
+        for outstanding, what in ((1, "one question at a time"), (32, "32 questions at a time")):
+            rates = {engine.name: [] for engine in engines}
+            for _ in range(ROUNDS):
+                machine.settle()
+                for engine in engines:
+                    said = engine("exec", "asks", "/names", "127.0.0.11", "asked", "3", str(outstanding))
+                    rates[engine.name].append(float(said.split()[0]))
+            medians = {name: statistics.median(values) for name, values in rates.items()}
+            bench.raw[f"dns-{outstanding}"] = {"rates": rates, "medians": medians}
+            results.append(Result.often(f"answers for a container's name, {what}", medians, "dhow", "docker", 3))
+        return results
+    finally:
+        for engine in engines:
+            engine("rm", "-f", "asked", "asks", check=False)
+            engine("network", "rm", "bench-names", check=False)
+
+
+ALL = {"run": run, "exec": exec_, "pull": pull, "hundred": hundred, "stdout": stdout, "dns": dns}

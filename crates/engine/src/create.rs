@@ -46,11 +46,11 @@ impl Engine {
             image: request.image,
             config,
             host,
-            networking: request.networking.unwrap_or_default(),
             mounts,
         };
         self.check(&container, &mut warnings)?;
-        self.commit_new(&mut container, &image, request.name.is_none())?;
+        let endpoints = self.new_endpoints(&container, request.networks)?;
+        self.commit_new(&mut container, &endpoints, &image, request.name.is_none())?;
         self.event(&container, "create", &[]);
         Ok(Created { id: container.id, warnings })
     }
@@ -116,13 +116,6 @@ impl Engine {
         crate::users::check(&container.host)?;
         crate::machine::check(container)?;
         self.cgroup(container)?;
-        let ipam =
-            container.networking.endpoints_config.iter().flatten().find_map(|(_, e)| e.ipam_config.as_ref());
-        if ipam.is_some_and(|i| i.ipv4_address.is_some() || i.ipv6_address.is_some()) {
-            return Err(invalid(
-                "--ip and --ip6 need a user-defined network: leave them out on the default one",
-            ));
-        }
         crate::spec::resources_of(&container.host)?;
         crate::spec::arguments(&container.config)?;
         if let Some(dir) = container.config.working_dir.as_deref().filter(|d| !d.is_empty())
@@ -149,7 +142,7 @@ impl Engine {
                 mounts: &[],
                 paths: &self.paths,
                 joined: &HashMap::new(),
-                own_names: true,
+                names_of: &container.id,
                 user_ids: Some(crate::users::FIRST_ID),
             };
             warnings.extend(crate::spec::build(&cx)?.warnings);
@@ -157,8 +150,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Commits the container with its volumes; finds a free name if none was given.
-    fn commit_new(&self, container: &mut Container, image: &Image, made_up: bool) -> Result<()> {
+    /// Commits the container with its places on networks and its volumes; finds a free name if none was given.
+    fn commit_new(
+        &self,
+        container: &mut Container,
+        endpoints: &[crate::network::Endpoint],
+        image: &Image,
+        made_up: bool,
+    ) -> Result<()> {
         for attempt in 0..NAME_ATTEMPTS {
             if made_up {
                 let random = sys::host::random().map_err(EngineError::io("getrandom", "".as_ref()))?;
@@ -168,6 +167,7 @@ impl Engine {
                 // It may have been removed since it was resolved; within this transaction it cannot be.
                 self.images.id(&image.id.to_string())?;
                 container.insert(tx)?;
+                endpoints.iter().try_for_each(|e| e.insert(tx))?;
                 crate::volumes::claim(tx, container)
             });
             match done {

@@ -135,9 +135,11 @@ impl From<state::rusqlite::Error> for EngineError {
 impl Kinded for EngineError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSuchContainer(_) | Self::NoSuchVolume(_) | Self::NoSuchNetwork(_) | Self::NoSuchObject(_) | Self::NoKernel(_) => {
-                ErrorKind::NotFound
-            }
+            Self::NoSuchContainer(_)
+            | Self::NoSuchVolume(_)
+            | Self::NoSuchNetwork(_)
+            | Self::NoSuchObject(_)
+            | Self::NoKernel(_) => ErrorKind::NotFound,
             Self::Ambiguous(_) | Self::Invalid(_) => ErrorKind::Invalid,
             Self::NameInUse { .. } | Self::NotRunning(_) | Self::Conflict(_) => ErrorKind::Conflict,
             Self::Unsupported(_) => ErrorKind::Unsupported,

@@ -6,7 +6,7 @@ use crate::store::Container;
 use crate::{Engine, EngineError, Result};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use types::{Event, EventType};
+use types::{Bundle, Event, EventType};
 
 /// Attributes that events carry of a container.
 pub(crate) fn event_attributes(
@@ -18,6 +18,33 @@ pub(crate) fn event_attributes(
     out.insert("name".into(), name.to_owned());
     out.insert("image".into(), image.to_owned());
     out
+}
+
+/// What the start or the end of a container means for its networks; of the default network nobody is told, as that would
+/// cost each start a write.
+pub(crate) fn of_networks<'a>(bundle: &'a Bundle, action: &str) -> impl Iterator<Item = Event> + 'a {
+    let action = match action {
+        "start" => Some("connect"),
+        "die" => Some("disconnect"),
+        _ => None,
+    };
+    let user_defined =
+        bundle.network.attachments().iter().filter(|a| a.network_name != crate::network::DEFAULT);
+    user_defined.filter_map(move |a| {
+        let driver = if a.uplink.is_some() { "macvlan" } else { "bridge" };
+        let attributes = [
+            ("name".to_owned(), a.network_name.clone()),
+            ("type".to_owned(), driver.to_owned()),
+            ("container".to_owned(), bundle.id.to_string()),
+        ];
+        Some(Event {
+            kind: EventType::Network,
+            action: action?.to_owned(),
+            id: a.network.clone(),
+            attributes: attributes.into(),
+            time_ns: sys::host::now_ns(),
+        })
+    })
 }
 
 impl Engine {
@@ -34,7 +61,7 @@ impl Engine {
         self.tell(EventType::Image, action, id, [("name".to_owned(), name.to_owned())].into());
     }
 
-    fn tell(&self, kind: EventType, action: &str, id: &str, attributes: BTreeMap<String, String>) {
+    pub(crate) fn tell(&self, kind: EventType, action: &str, id: &str, attributes: BTreeMap<String, String>) {
         let event = Event {
             kind,
             action: action.to_owned(),

@@ -15,7 +15,7 @@ pub(crate) fn check(filters: &Filters, known: &[&str]) -> Result<()> {
 }
 
 /// `label=key`, `label=key=value`; with `!` the other way round.
-fn label_matches<'a>(wanted: &str, get: impl Fn(&str) -> Option<&'a String>) -> bool {
+pub(crate) fn label_matches<'a>(wanted: &str, get: impl Fn(&str) -> Option<&'a String>) -> bool {
     match wanted.split_once('=') {
         Some((key, value)) => get(key).is_some_and(|v| v == value),
         None => get(wanted).is_some(),
@@ -102,7 +102,7 @@ impl Engine {
             "before" => c.created_ns < self.find(value)?.created_ns,
             "since" => c.created_ns > self.find(value)?.created_ns,
             "volume" => c.mounts.iter().any(|m| m.volume == value || m.target.to_str() == Some(value)),
-            "network" => c.host.network_mode.as_deref() == Some(value),
+            "network" => self.is_on(c, value)?,
             "publish" => ports_match(value, c.host.port_bindings.iter().flatten().map(|(p, _)| p)),
             "expose" => ports_match(value, c.config.exposed_ports.iter().flatten()),
             "health" => match &state.health {

@@ -43,7 +43,7 @@ impl Engine {
             docker_root_dir: Some(self.paths.root.to_string_lossy().into_owned()),
             plugins: Some(PluginsInfo {
                 volume: Some(vec!["local".into()]),
-                network: Some(vec!["bridge".into(), "host".into(), "none".into()]),
+                network: Some(vec!["bridge".into(), "host".into(), "macvlan".into(), "null".into()]),
                 authorization: None,
                 log: Some(vec!["json-file".into(), "local".into(), "none".into()]),
             }),

@@ -5,8 +5,8 @@ use crate::store::Container;
 use crate::{Engine, Result};
 use std::collections::HashMap;
 use types::docker::{
-    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as State, DriverData,
-    EndpointSettings, Health, HealthStatusEnum, HealthcheckResult, NetworkSettings, PortBinding, PortMap,
+    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as State, DriverData, Health,
+    HealthStatusEnum, HealthcheckResult, NetworkSettings, PortBinding, PortMap,
 };
 use types::units::rfc3339;
 use types::{HealthState, HealthStatus, RunState, Status};
@@ -77,7 +77,7 @@ impl Engine {
                     String::new()
                 }),
                 ports: Some(port_map(&c, &state)),
-                networks: self.endpoints(&c, &state),
+                networks: Some(self.endpoints(&c, &state)?),
             }),
             ..Default::default()
         })
@@ -96,39 +96,6 @@ impl Engine {
         let c = self.find(name)?;
         let state = self.state(&c)?;
         Ok(if state.status.is_active() { port_map(&c, &state) } else { PortMap::new() })
-    }
-
-    /// The networks of a container as `inspect` and `ps` show them.
-    pub(crate) fn endpoints(
-        &self,
-        c: &Container,
-        state: &RunState,
-    ) -> Option<HashMap<String, EndpointSettings>> {
-        let mode = c.host.network_mode.as_deref().unwrap_or("bridge");
-        if mode.starts_with("container:") {
-            return Some(HashMap::new());
-        }
-        let mut endpoint = EndpointSettings::default();
-        if state.status.is_active()
-            && mode == "bridge"
-            && let Ok(bundle) = self.read_bundle(c)
-            && let Some(a) = bundle.network.attachments().first().cloned()
-        {
-            let mac: Vec<String> = a.mac.iter().map(|b| format!("{b:02x}")).collect();
-            endpoint = EndpointSettings {
-                mac_address: Some(mac.join(":")),
-                network_id: Some(a.bridge.name.clone()),
-                endpoint_id: Some(a.host_ifname),
-                gateway: Some(a.bridge.gateway4.to_string()),
-                ip_address: Some(a.ipv4.to_string()),
-                ip_prefix_len: Some(a.bridge.prefix4.into()),
-                ipv6_gateway: a.bridge.gateway6.map(|g| g.to_string()),
-                global_ipv6_address: a.ipv6.map(|i| i.to_string()),
-                global_ipv6_prefix_len: a.ipv6.map(|_| a.bridge.prefix6.into()),
-                ..Default::default()
-            };
-        }
-        Some(HashMap::from([(mode.to_owned(), endpoint)]))
     }
 }
 

@@ -40,6 +40,7 @@ mod record;
 mod recover;
 mod remove;
 mod request;
+mod resolver;
 mod signals;
 mod spec;
 mod start;
@@ -55,6 +56,7 @@ pub use error::{EngineError, Result};
 pub use footprint::Footprint;
 pub use info::{BuildInfo, version};
 pub use inside::inside;
+pub use network::{EGRESS, HOST_ACCESS, parse_egress};
 pub use paths::Paths;
 pub use reach::{MOST_FILES, Reach};
 pub use request::{

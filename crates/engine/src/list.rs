@@ -54,8 +54,7 @@ impl Engine {
         } else {
             (None, None)
         };
-        let networks =
-            self.endpoints(c, state).map(|n| ContainerSummaryNetworkSettings { networks: Some(n) });
+        let networks = ContainerSummaryNetworkSettings { networks: Some(self.endpoints(c, state)?) };
         Ok(ContainerSummary {
             id: Some(c.id.to_string()),
             names: Some(vec![format!("/{}", c.name)]),
@@ -80,7 +79,7 @@ impl Engine {
                 network_mode: c.host.network_mode.clone(),
                 annotations: c.host.annotations.clone(),
             }),
-            network_settings: networks,
+            network_settings: Some(networks),
             mounts: Some(c.mounts.iter().map(|m| m.point(&self.paths)).collect()),
             health: state.health.as_ref().map(|h| ContainerSummaryHealth {
                 status: Some(match h.status {

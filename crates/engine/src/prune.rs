@@ -3,7 +3,7 @@
 use crate::images::{list_filters, until};
 use crate::recover::remove_tree;
 use crate::request::{Filters, Pruned, RemoveOptions};
-use crate::store::{self, Container};
+use crate::store;
 use crate::{Engine, EngineError, Result, filters};
 use std::collections::HashSet;
 
@@ -16,7 +16,10 @@ impl Engine {
         filters::check(filter, &["until", "label", "label!"])?;
         let mut out = Pruned::default();
         for container in store::all(&self.db)? {
-            if !prunable(filter, &container)? || self.state(&container)?.status.is_active() {
+            let labels = container.config.labels.clone().unwrap_or_default();
+            if !prunable(filter, container.created_ns, |k| labels.get(k))?
+                || self.state(&container)?.status.is_active()
+            {
                 continue;
             }
             // All of its directory, as `system df` counts it.
@@ -75,6 +78,7 @@ impl Engine {
         let before = images()?;
         self.recover()?;
         let mut out = self.prune_containers(filter)?;
+        out.networks = self.prune_networks(filter)?;
         if volumes {
             let pruned = self.prune_volumes(false)?;
             out.volumes = pruned.volumes;
@@ -96,9 +100,7 @@ impl Engine {
             }
         }
         self.recover()?;
-        if let Some(bridge) = self.stored_bridge()? {
-            net::remove_bridge(&bridge)?;
-        }
+        self.remove_bridges()?;
         sandbox::container::cgroup::Cgroup::clean(&format!("/{}", self.cgroup_parent()))
             .map_err(|e| EngineError::Conflict(e.to_string()))?;
         let paths = self.paths.clone();
@@ -140,18 +142,19 @@ fn remove_file(path: &std::path::Path) -> Result<()> {
     }
 }
 
-fn prunable(filter: &Filters, c: &Container) -> Result<bool> {
-    let labels = c.config.labels.clone().unwrap_or_default();
-    let has = |wanted: &String| match wanted.split_once('=') {
-        Some((key, value)) => labels.get(key).is_some_and(|v| v == value),
-        None => labels.contains_key(wanted),
-    };
+/// Whether something of that age, with these labels, may be taken.
+pub(crate) fn prunable<'a>(
+    filter: &Filters,
+    created_ns: i64,
+    label: impl Fn(&str) -> Option<&'a String>,
+) -> Result<bool> {
+    let has = |wanted: &String| filters::label_matches(wanted, &label);
     for (key, values) in filter {
         let ok = match key.as_str() {
             "until" => {
                 let mut ok = true;
                 for value in values {
-                    ok &= c.created_ns < until(value)?;
+                    ok &= created_ns < until(value)?;
                 }
                 ok
             }

@@ -175,6 +175,7 @@ impl Engine {
         }
         for attachment in bundle.iter().flat_map(|b| b.network.attachments()) {
             net::detach(attachment)?;
+            net::dns::withdraw(&self.paths.run, attachment)?;
         }
         rootfs::sweep(&self.paths.layer_mounts())?;
         Ok(())
@@ -271,7 +272,8 @@ impl Engine {
         };
         note(self.sweep_directories());
         note(rootfs::sweep(&self.paths.layer_mounts()).map(drop).map_err(Into::into));
-        note(self.sweep_network());
+        note(self.sweep_networks());
+        self.sweep_names();
         note(self.images.collect(&|id| self.users_of(id)).map(drop).map_err(Into::into));
     }
 
@@ -301,37 +303,30 @@ impl Engine {
         Ok(())
     }
 
+    /// Names of what is gone, or of networks that it left as its supervisor died.
+    fn sweep_names(&self) {
+        net::dns::sweep_names(&self.paths.run, |network, container| {
+            let Ok(id) = ContainerId::parse(container) else { return Some(None) };
+            let path = self.paths.lock(&id);
+            if !path.exists() {
+                return Some(None);
+            }
+            match Lock::try_exclusive(&path) {
+                // Nobody can start it as long as this is held.
+                Ok(Some(lock)) => Some(Some(lock)),
+                _ => {
+                    let bundle = std::fs::read(self.paths.bundle(&id)).ok();
+                    let bundle: Option<types::Bundle> = bundle.and_then(|b| serde_json::from_slice(&b).ok());
+                    let left =
+                        |b: &types::Bundle| b.network.attachments().iter().all(|a| a.network != network);
+                    bundle.filter(left).map(|_| None)
+                }
+            }
+        });
+    }
+
     fn exists(&self, id: &ContainerId) -> Result<bool> {
         Ok(self.db.conn().prepare_cached("SELECT 1 FROM containers WHERE id = ?1")?.exists([id.as_str()])?)
-    }
-
-    fn sweep_network(&self) -> Result<()> {
-        let Some(bridge) = self.stored_bridge()? else { return Ok(()) };
-        net::sweep(&bridge, || self.attachments())?;
-        Ok(())
-    }
-}
-
-impl Engine {
-    /// The attachments of all that runs or is being started: whoever holds its lock.
-    fn attachments(&self) -> Vec<types::Attachment> {
-        let containers = store::all(&self.db).unwrap_or_default();
-        let held = |c: &Container| {
-            let lock = self.paths.lock(&c.id);
-            lock.exists() && !matches!(Lock::try_exclusive(&lock), Ok(Some(_)))
-        };
-        let bundles = containers.iter().filter(|c| held(c)).filter_map(|c| self.read_bundle(c).ok());
-        bundles
-            .flat_map(|b| {
-                let ports = self.read_state(&b.id).ports;
-                let mut attachments = b.network.attachments().to_vec();
-                // Ports are published on the first alone.
-                if let Some(first) = attachments.first_mut() {
-                    first.ports = ports;
-                }
-                attachments
-            })
-            .collect()
     }
 }
 

@@ -30,8 +30,9 @@ pub struct CreateRequest {
     pub config: docker::ContainerConfig,
     /// How to run it.
     pub host: docker::HostConfig,
-    /// Networks.
-    pub networking: Option<docker::NetworkingConfig>,
+    /// What it wants of its networks, in the order of its interfaces. The one that `host.network_mode` names is the
+    /// first, whether it is here or not; `default` stands for it.
+    pub networks: Vec<(String, docker::EndpointSettings)>,
 }
 
 /// A created container.
@@ -131,6 +132,8 @@ pub struct Pruned {
     pub images: Vec<String>,
     /// Volumes by name.
     pub volumes: Vec<String>,
+    /// Networks by name.
+    pub networks: Vec<String>,
     /// Bytes freed.
     pub reclaimed: u64,
 }

@@ -6,7 +6,7 @@ use crate::store::{self, Container};
 use crate::{Engine, EngineError, Result, config, signals};
 use sandbox::client::{AttachOptions, ClientError, Launch, Stream};
 use std::collections::HashMap;
-use types::{Bundle, LayerPlan, NetworkPlan, RootfsPlan};
+use types::{Bundle, ContainerId, LayerPlan, NetworkPlan, RootfsPlan};
 
 /// Annotation with the volumes that an image's files are copied into on first use: a JSON list of targets, as a path
 /// may contain any character.
@@ -56,19 +56,24 @@ impl Engine {
 
     /// All that a supervisor needs, decided now.
     fn bundle(&self, container: &Container) -> Result<Bundle> {
-        let machine = self.machine_plan(container)?;
+        let mut machine = self.machine_plan(container)?;
         let mounts = &container.mounts[..];
         self.prepare_volumes(container)?;
         let network = self.plan_network(container)?;
+        if let Some(machine) = &mut machine {
+            machine.spare_interfaces = crate::machine::spare_interfaces(&network);
+        }
         let joined = self.joined(container)?;
-        let own_names = matches!(network, NetworkPlan::Networks(_) | NetworkPlan::None);
-        let names = own_names || matches!(network, NetworkPlan::Host);
+        let other = match &network {
+            NetworkPlan::Container(id) => ContainerId::parse(id).ok(),
+            _ => None,
+        };
         let cx = spec::Context {
             container,
             mounts,
             paths: &self.paths,
             joined: &joined,
-            own_names: names,
+            names_of: other.as_ref().unwrap_or(&container.id),
             user_ids: self.user_ids(container)?,
         };
         let mut spec = spec::build(&cx)?.spec;
@@ -85,7 +90,7 @@ impl Engine {
         if machine.is_none() {
             rootfs::prepare(&rootfs)?;
         }
-        if names {
+        if other.is_none() {
             self.write_name_files(container, &spec::hostname(&cx), &network)?;
         }
         Ok(Bundle {
@@ -97,6 +102,7 @@ impl Engine {
             rootfs,
             machine,
             network,
+            name_servers: crate::network::names::servers(container)?,
             cgroup: self.cgroup(container)?,
             open_stdin: container.config.open_stdin.unwrap_or(false),
             stdin_once: container.config.stdin_once.unwrap_or(false),

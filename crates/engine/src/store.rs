@@ -11,7 +11,8 @@ use state::rusqlite::{OptionalExtension, Row, Transaction, params};
 use types::{ContainerId, docker};
 
 /// Migration steps, see [`Db::migrate`].
-pub(crate) const SCHEMA: &[&str] = &["
+pub(crate) const SCHEMA: &[&str] = &[
+    "
     CREATE TABLE containers(
         id TEXT PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -44,7 +45,9 @@ pub(crate) const SCHEMA: &[&str] = &["
     ) WITHOUT ROWID;
     CREATE INDEX container_volumes_by_volume ON container_volumes(volume);
     CREATE TABLE settings(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-", NETWORKS];
+",
+    NETWORKS,
+];
 
 /// Networks, and the containers' places on them. What was a container's only place, on the default bridge, with its
 /// address, becomes one of many.

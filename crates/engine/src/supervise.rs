@@ -1,6 +1,7 @@
 //! The supervisor's side of the engine: how its process is made, and what it does around each run of its container.
 
 use crate::paths::Paths;
+use crate::resolver::{At, NameService};
 use crate::{Engine, EngineError, Result, events, record, recover, start};
 use rustix::fs::{Mode, OFlags};
 use sandbox::container::ContainerHull;
@@ -112,6 +113,8 @@ fn prepare(
         published: None,
         published_on: None,
         withdrawn: None,
+        left: None,
+        names: NameService::new(&paths.run),
         aside: Vec::new(),
         _program: program,
     };
@@ -150,6 +153,9 @@ struct EngineHooks {
     published_on: Option<String>,
     /// Of the run before, its ports given back: the kernel frees its rules slowly, and nobody should wait for that.
     withdrawn: Option<net::Published>,
+    /// What the firewall held for the run before, taken back.
+    left: Option<net::Left>,
+    names: NameService,
     /// Directories of the removed container, still to be deleted.
     aside: Vec<PathBuf>,
     /// See [`spawn`].
@@ -219,11 +225,11 @@ impl EngineHooks {
         attach: impl Fn(&Attachment) -> Result<T, net::NetError>,
     ) -> Result<(Vec<T>, Vec<PortBinding>), HookError> {
         // A restart needs the ports again.
-        self.withdrawn = None;
+        (self.withdrawn, self.left) = (None, None);
         let connect = || {
             let mut ends = Vec::new();
             for attachment in plan.attachments() {
-                net::ensure_bridge(&attachment.bridge)?;
+                ensure_network(attachment)?;
                 ends.push(attach(attachment)?);
             }
             Ok((ends, publisher(plan).map(net::publish).transpose()?))
@@ -251,6 +257,7 @@ impl EngineHooks {
     }
 
     fn resume(&mut self, bundle: &Bundle) {
+        let _ = net::disconnect_others(bundle.id.as_str(), &bundle.network);
         if bundle.machine.is_none() {
             self.layers = rootfs::Layers::adopt(&bundle.rootfs).ok();
         }
@@ -260,7 +267,60 @@ impl EngineHooks {
             let attachment = Attachment { ports, ..attachment.clone() };
             self.published = net::publish(&attachment).ok();
         }
+        self.resume_names(bundle);
     }
+
+    fn serve_names(&mut self, bundle: &Bundle, at: At<'_>) -> Result<(), net::NetError> {
+        self.names.announce(bundle.network.attachments())?;
+        self.names.serve(bundle, at)?;
+        self.names.watch(self.published.as_ref().and_then(net::Published::poll_fd))
+    }
+
+    /// Serves names to a workload that runs already. Where it fails, all but names goes on.
+    fn resume_names(&mut self, bundle: &Bundle) {
+        let pid = record::read_state(&self.paths, &bundle.id).pid;
+        let run = self.paths.sandbox_run(&bundle.id);
+        let serve = |hooks: &mut Self| -> std::io::Result<()> {
+            let netns;
+            let at = if bundle.machine.is_some() {
+                At::Behind(&run)
+            } else {
+                netns = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
+                At::Inside(netns.as_fd())
+            };
+            hooks.serve_names(bundle, at).map_err(std::io::Error::other)
+        };
+        if pid > 0 && bundle.network.attachments().iter().any(net::dns::is_named) {
+            let _ = serve(self);
+        }
+    }
+
+    /// Follows a change of the workload's networks.
+    fn names_changed(&mut self, bundle: &Bundle) -> Result<(), net::NetError> {
+        self.names.change(bundle.network.attachments())?;
+        if !self.names.is_serving() {
+            self.resume_names(bundle);
+            if self.names.is_serving() && bundle.machine.is_none() {
+                point_to_names(&self.paths.sandbox(&bundle.id).join("resolv.conf"));
+            }
+        }
+        self.names.watch(self.published.as_ref().and_then(net::Published::poll_fd))
+    }
+}
+
+/// Has a workload that was on the default bridge alone ask for names inside from now on. What is not changed it keeps.
+fn point_to_names(resolv_conf: &std::path::Path) {
+    let inside = [net::dns::ADDRESS.to_string()];
+    let wanted = net::Resolv { servers: &inside, named: true, ..net::Resolv::default() };
+    if let Ok(text) = std::fs::read_to_string(resolv_conf) {
+        // In place: it is mounted by this very file.
+        let _ = std::fs::write(resolv_conf, net::resolv_conf(&text, &wanted));
+    }
+}
+
+/// Makes what an endpoint is connected to; an interface of the host is there.
+fn ensure_network(attachment: &Attachment) -> Result<(), net::NetError> {
+    if attachment.uplink.is_some() { Ok(()) } else { net::ensure_bridge(&attachment.bridge) }
 }
 
 /// The interface that published ports lead to.
@@ -295,12 +355,17 @@ fn copy_up(root: &sys::Root, bundle: &Bundle) -> Result<(), HookError> {
 impl Wiring for EngineHooks {
     fn connect(&mut self, attachment: &Attachment, netns: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
         let connect = || {
-            net::ensure_bridge(&attachment.bridge)?;
-            let Some(netns) = netns else { return net::join_tap(attachment) };
-            net::attach(attachment, netns)?;
-            net::configure_in(attachment, netns)
+            ensure_network(attachment)?;
+            match netns {
+                Some(netns) => net::connect(attachment, netns),
+                None => net::join_tap(attachment),
+            }
         };
         connect().map_err(|e| HookError::new(&e))
+    }
+
+    fn is_connected(&self, attachment: &Attachment) -> bool {
+        net::is_attached(attachment)
     }
 
     fn configure(&mut self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), HookError> {
@@ -312,7 +377,10 @@ impl Wiring for EngineHooks {
         attachment: &Attachment,
         netns: Option<BorrowedFd<'_>>,
     ) -> Result<(), HookError> {
-        let done = if netns.is_some() { net::unlink(attachment) } else { net::leave_tap(attachment) };
+        let done = match netns {
+            Some(netns) => net::unlink(attachment, netns),
+            None => net::leave_tap(attachment),
+        };
         done.map_err(|e| HookError::new(&e))
     }
 }
@@ -330,7 +398,9 @@ impl Hooks for EngineHooks {
         bundle: &Bundle,
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<PortBinding>, HookError> {
-        self.attach_all(&bundle.network, |a| net::attach(a, netns)).map(|(_, ports)| ports)
+        let (_, ports) = self.attach_all(&bundle.network, |a| net::attach(a, netns))?;
+        self.serve_names(bundle, At::Inside(netns)).map_err(|e| HookError::new(&e))?;
+        Ok(ports)
     }
 
     /// Whoever asks makes a microVM now.
@@ -341,6 +411,8 @@ impl Hooks for EngineHooks {
         for slot in bundle.network.free_slots().take(spare) {
             taps.push(net::spare_tap(bundle.id.as_str(), slot).map_err(|e| HookError::new(&e))?);
         }
+        let run = self.paths.sandbox_run(&bundle.id);
+        self.serve_names(bundle, At::Behind(&run)).map_err(|e| HookError::new(&e))?;
         Ok((taps, ports))
     }
 
@@ -353,26 +425,33 @@ impl Hooks for EngineHooks {
         if self.published_on.as_ref() != publisher.map(|a| &a.network) {
             self.move_ports(publisher).map_err(|e| HookError::new(&e))?;
         }
+        self.names_changed(bundle).map_err(|e| HookError::new(&e))?;
         Ok(self.published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default())
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.published.as_ref().and_then(net::Published::poll_fd)
+        self.names.poll_fd().or_else(|| self.published.as_ref().and_then(net::Published::poll_fd))
     }
 
     fn serve(&mut self) {
+        self.names.answer();
         if let Some(published) = &mut self.published {
             published.serve();
         }
     }
 
-    fn ended(&mut self, _bundle: &Bundle) {
+    fn ended(&mut self, bundle: &Bundle) {
         // What stays behind after a failure here is swept by the next command that recovers. Whoever is told of the end
-        // finds the ports free.
+        // finds the ports free, and no name any more.
+        self.names.end();
         if let Some(published) = &mut self.published {
             let _ = published.withdraw();
         }
         self.withdrawn = self.published.take();
+        for attachment in bundle.network.attachments() {
+            let _ = net::remove_rest(attachment);
+        }
+        self.left = net::leave(bundle.network.attachments()).ok();
         self.let_go = self.layers.take();
     }
 
@@ -389,6 +468,9 @@ impl Hooks for EngineHooks {
         };
         // A full disk must not end a container.
         let _ = self.events.append(&event);
+        for event in events::of_networks(bundle, action) {
+            let _ = self.events.append(&event);
+        }
     }
 
     fn finished(&mut self, bundle: &Bundle, _state: &RunState) {

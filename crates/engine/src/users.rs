@@ -125,7 +125,7 @@ mod tests {
             ContainerId::from_random(bytes)
         };
         let add = |id: &ContainerId| {
-            let sql = "INSERT INTO containers VALUES (?1, ?1, 0, '', '', '{}', '{}', '{}', '[]')";
+            let sql = "INSERT INTO containers VALUES (?1, ?1, 0, '', '', '{}', '{}', '[]')";
             engine.db.conn().execute(sql, [id.as_str()]).unwrap();
         };
         let ids = [id(7, 1), id(7, 2), id(7, 3), id(9, 1)];

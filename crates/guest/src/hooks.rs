@@ -16,6 +16,10 @@ impl Wiring for GuestHooks {
         netns.map_or(Ok(()), |netns| self.configure(attachment, netns))
     }
 
+    fn is_connected(&self, _: &Attachment) -> bool {
+        true
+    }
+
     fn configure(&mut self, attachment: &Attachment, _: BorrowedFd<'_>) -> Result<(), HookError> {
         net::machine::configure(attachment).map_err(|e| HookError::new(&e))
     }

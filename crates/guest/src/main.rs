@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! filesystems ─► modules ─► vsock: Boot ─► clock, disks, root, network ─► prepared ─► supervise … ─► sync ─► power off
-//!                                                                       └─► files, a process of their own
+//!                                                                       └─► files, and names: processes of their own
 //! ```
 //!
 //! Inside it is the host's own supervisor with the host's own container hull: users, capabilities, seccomp, masks, terminals
@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod disks;
+mod dns;
 mod early;
 mod files;
 mod hooks;

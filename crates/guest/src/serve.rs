@@ -3,7 +3,7 @@
 use crate::disks::UPPER;
 use crate::files::Files;
 use crate::hooks::GuestHooks;
-use crate::{Error, Result, Told, disks, files, modules, shares};
+use crate::{Error, Result, Told, disks, dns, files, modules, shares};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use sandbox::boot::{self, Answer, Boot, CONTROL_PORT, READY_PORT, VERSION};
 use sandbox::container::ContainerHull;
@@ -90,7 +90,9 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
     let root = disks::mount_root(boot.layers)?;
     let mut spec = boot.spec.clone();
     if !boot.files_only {
+        net::machine::name_devices(&boot.network).told("tell the network devices apart")?;
         net::configure_inside(&boot.network).told("configure the network")?;
+        dns::start(&boot.network)?;
         let files = sys::Root::from_fd(root.try_clone().told("duplicate a descriptor")?);
         process::named::resolve_in(&files, &mut spec).told("find the user")?;
     }
@@ -103,6 +105,7 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
         rootfs: RootfsPlan { layers: Vec::new(), writable: PathBuf::new(), layer_mounts: PathBuf::new() },
         machine: None,
         network: boot.network.clone(),
+        name_servers: Vec::new(),
         cgroup: format!("/dhow/{id}"),
         open_stdin: boot.open_stdin,
         stdin_once: boot.open_stdin,

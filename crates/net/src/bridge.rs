@@ -30,6 +30,9 @@ pub fn ensure_bridge(plan: &BridgePlan) -> Result<(), NetError> {
     }
     let made = if ready { None } else { Some(make(&mut socket, plan, found)?) };
     match firewall::open().and_then(|mut rules| firewall::install(&mut rules, plan)) {
+        Err(e) if firewall::is_missing(&e) && plan.internal => {
+            return Err(NetError::InternalUnsupported { bridge: plan.name.clone(), source: Box::new(e) });
+        }
         Err(e) if firewall::is_missing(&e) => {}
         done => done?,
     }
@@ -51,7 +54,7 @@ pub fn remove_bridge(plan: &BridgePlan) -> Result<(), NetError> {
 }
 
 /// The plan without IPv6 where the host has none.
-fn effective(plan: &BridgePlan) -> BridgePlan {
+pub(crate) fn effective(plan: &BridgePlan) -> BridgePlan {
     let mut plan = plan.clone();
     if plan.gateway6.is_some() && !sysctl::has_ipv6() {
         plan.gateway6 = None;
@@ -88,6 +91,9 @@ fn configure(socket: &mut Socket, plan: &BridgePlan, index: u32) -> Result<(), N
         sysctl::set(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
         sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
         sysctl::forward_ipv6()?;
+    } else if sysctl::has_ipv6() {
+        // No link-local address either, by which its sandboxes would reach the host.
+        sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
     }
     let mut batch = Batch::new();
     link::add_address(&mut batch, index, plan.gateway4.into(), plan.prefix4);
@@ -116,6 +122,14 @@ fn label(plan: &BridgePlan) -> String {
     let mut label = format!("dhow {}/{} mtu {}", plan.gateway4, plan.prefix4, plan.mtu);
     if let Some(gateway) = plan.gateway6 {
         label.push_str(&format!(" {gateway}/{}", plan.prefix6));
+    }
+    // The rules are written anew when one of these changes.
+    for (set, word) in
+        [(plan.internal, "internal"), (plan.host_access, "host-access"), (plan.no_metadata, "no-metadata")]
+    {
+        if set {
+            label.push_str(&format!(" {word}"));
+        }
     }
     label
 }

@@ -20,10 +20,7 @@ const MATCH_DESTINATION_PORT: u32 = 1 << 5;
 pub(crate) fn forget_udp(list: &[Published]) {
     let mut batch = Batch::new();
     for p in list.iter().filter(|p| p.protocol == Protocol::Udp) {
-        let family = match p.family() {
-            Family::V4 => 2,
-            Family::V6 => 10,
-        };
+        let family = if p.family == Family::V4 { 2 } else { 10 };
         // Version 1 says that the family is meant.
         batch.request(CT_DELETE, 0).fixed(&[family, 1, 0, 0]);
         batch.nest(CTA_TUPLE_ORIG, |b| {

@@ -35,6 +35,22 @@ pub enum NetError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// This kernel cannot hold a sandbox to its egress policy, so the sandbox does not start.
+    #[error("the egress policy of {id} cannot be enforced on this kernel: {source}")]
+    EgressUnsupported {
+        /// Full id of the sandbox.
+        id: String,
+        /// What it lacks.
+        source: Box<Self>,
+    },
+    /// This kernel cannot shut an internal network in.
+    #[error("the internal network of bridge {bridge} cannot be isolated on this kernel: {source}")]
+    InternalUnsupported {
+        /// Name of the bridge.
+        bridge: String,
+        /// What it lacks.
+        source: Box<Self>,
+    },
     /// Somebody has that port.
     #[error(
         "Bind for {address} failed: port is already allocated{}",
@@ -64,6 +80,36 @@ pub enum NetError {
         /// Last port tried.
         to: u16,
     },
+    /// The interface that a macvlan network is on is not there.
+    #[error("the network's parent interface {parent} is not on this host")]
+    NoParent {
+        /// Its name.
+        parent: String,
+    },
+    /// What passes by an interface of the host is not seen by its firewall.
+    #[error(
+        "an egress policy cannot be enforced on a macvlan network (parent {parent}), as its traffic does not pass this host's firewall: use a bridge network"
+    )]
+    UplinkUnconfined {
+        /// The host's interface.
+        parent: String,
+    },
+    /// A network that a running microVM cannot be connected to.
+    #[error(
+        "a microVM is connected to a macvlan network at its start only: stop it, connect it to {network}, and start it again"
+    )]
+    NotLive {
+        /// The network's name.
+        network: String,
+    },
+    /// A running microVM has no device for a further network.
+    #[error(
+        "the microVM has no interface left for network {network}, as those are fixed while it runs: stop it, connect it, and start it again"
+    )]
+    NoSpare {
+        /// The network's name.
+        network: String,
+    },
     /// Every candidate overlaps a route of the host.
     #[error("no private IPv4 subnet is free: every candidate overlaps a route of this host")]
     NoFreeSubnet,
@@ -91,7 +137,14 @@ impl Kinded for NetError {
     fn kind(&self) -> ErrorKind {
         let source = match self {
             Self::PortInUse { .. } => return ErrorKind::Conflict,
+            Self::EgressUnsupported { .. } | Self::InternalUnsupported { .. } => {
+                return ErrorKind::Unsupported;
+            }
             Self::NoFreePort { .. } | Self::NoFreeSubnet => return ErrorKind::Exhausted,
+            Self::NoParent { .. } => return ErrorKind::NotFound,
+            Self::NotLive { .. } | Self::NoSpare { .. } | Self::UplinkUnconfined { .. } => {
+                return ErrorKind::Unsupported;
+            }
             Self::Link { source, .. }
             | Self::Sysctl { source, .. }
             | Self::Firewall { source, .. }

@@ -70,6 +70,8 @@ pub struct Resolv<'a> {
     pub host_network: bool,
     /// The sandbox has an IPv6 address: IPv6 servers are of use.
     pub ipv6: bool,
+    /// `servers` is the one inside ([`crate::dns`]): a name without a dot is tried as it is first, as Docker has it.
+    pub named: bool,
 }
 
 /// The host's `resolv.conf`, as far as it helps a sandbox with a network of its own: where only the stub of
@@ -115,6 +117,9 @@ pub fn resolv_conf(host: &str, wanted: &Resolv<'_>) -> String {
             lines(host).filter(|(key, _)| *key == "options").flat_map(|(_, v)| v.split_ascii_whitespace()),
         );
     }
+    if wanted.named && !options.iter().any(|o| o.starts_with("ndots:")) {
+        options.push("ndots:0");
+    }
 
     let mut out = String::new();
     for server in servers {
@@ -151,6 +156,11 @@ fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
         let (key, rest) = line.split_once(|c: char| c.is_ascii_whitespace())?;
         Some((key, rest.trim()))
     })
+}
+
+/// The addresses of servers that a file names, in their order.
+pub(crate) fn nameservers(text: &str) -> impl Iterator<Item = &str> {
+    values(text, "nameserver")
 }
 
 /// First word of each directive of that name.
@@ -218,6 +228,12 @@ mod tests {
             resolv_conf("nameserver 9.9.9.9\nsearch x\n", &wanted),
             "nameserver 1.1.1.1\noptions ndots:0\n"
         );
+        let named = Resolv { named: true, options: &[], ..wanted };
+        assert_eq!(
+            resolv_conf("search x\noptions rotate\n", &named),
+            "nameserver 1.1.1.1\noptions rotate ndots:0\n"
+        );
+        assert_eq!(resolv_conf("options ndots:3\n", &named).lines().last(), Some("options ndots:3"));
         let local = strings(&["127.0.0.1"]);
         assert_eq!(
             resolv_conf("", &Resolv { servers: &local, ..Resolv::default() }),

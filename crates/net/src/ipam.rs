@@ -193,7 +193,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-        #[test]
+    #[test]
     fn addresses_go_round() {
         let next = |last, used: &[u128]| next_free(2, 6, last, |a| used.contains(&a));
         assert_eq!(next(None, &[]), Some(2));

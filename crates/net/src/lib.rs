@@ -7,11 +7,15 @@
 //! ensure_bridge ─► (namespace made) attach ─► publish ─► configure_inside, in the namespace ─► … ─► detach
 //! ```
 //!
-//! Not here: which addresses are leased (the engine's database), parsing of `-p` (front ends), names (DNS).
+//! Names are served beside it, see [`dns`]. Not here: which addresses are leased (the engine's database), parsing of `-p`
+//! (front ends).
 #![forbid(unsafe_code)]
 
+mod bandwidth;
 mod bridge;
 mod conntrack;
+pub mod dns;
+pub mod egress;
 mod endpoint;
 mod error;
 mod files;
@@ -19,9 +23,11 @@ mod firewall;
 mod ipam;
 mod link;
 pub mod machine;
+mod macvlan;
 mod owner;
 mod proxy;
 mod publish;
+mod repair;
 mod sweep;
 mod sysctl;
 
@@ -30,7 +36,8 @@ mod tests;
 
 pub use bridge::{ensure_bridge, remove_bridge};
 pub use endpoint::{
-    attach, attach_tap, configure_in, configure_inside, detach, join_tap, leave_tap, spare_tap, unlink,
+    Left, attach, attach_tap, configure_in, configure_inside, connect, detach, disconnect_others,
+    is_attached, join_tap, leave, leave_tap, remove_rest, spare_tap, unlink,
 };
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};
@@ -38,4 +45,5 @@ pub use ipam::{
     MAX_INTERFACES, Route, Subnets, choose_subnets, host_ifname, ipv6_for, mac_from_ipv4, next_free, routes,
 };
 pub use publish::{Published, publish};
+pub use repair::repair;
 pub use sweep::{Swept, sweep};

@@ -20,6 +20,7 @@ const RTM_GETROUTE: u16 = 26;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
@@ -32,6 +33,7 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_MACVLAN_MODE: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
@@ -166,6 +168,40 @@ pub(crate) fn add_veth(
                 b.fixed(&ifinfo(0, 0)).attr_str(IFLA_IFNAME, ifname).attr(IFLA_ADDRESS, &mac);
                 b.attr_u32(IFLA_MTU, mtu).attr_u32(IFLA_NET_NS_FD, netns.as_raw_fd() as u32);
             });
+        });
+    });
+}
+
+/// Makes a link that sends what is redirected to it, down.
+pub(crate) fn add_ifb(batch: &mut Batch, name: &str) {
+    batch.request(RTM_NEWLINK, flags::CREATE | flags::EXCL).fixed(&ifinfo(0, 0));
+    batch.attr_str(IFLA_IFNAME, name);
+    batch.nest(IFLA_LINKINFO, |b| {
+        b.attr_str(IFLA_INFO_KIND, "ifb");
+    });
+}
+
+/// Makes a link on top of another one of this host, down; with a namespace, in there. `kind` is `macvlan` or `macvtap`.
+pub(crate) fn add_macvlan(
+    batch: &mut Batch,
+    (kind, name): (&str, &str),
+    netns: Option<BorrowedFd<'_>>,
+    (parent, mode): (u32, u32),
+    mac: [u8; 6],
+    mtu: u32,
+) {
+    batch.request(RTM_NEWLINK, flags::CREATE | flags::EXCL).fixed(&ifinfo(0, 0));
+    batch
+        .attr_u32(IFLA_LINK, parent)
+        .attr_str(IFLA_IFNAME, name)
+        .attr(IFLA_ADDRESS, &mac)
+        .attr_u32(IFLA_MTU, mtu);
+    if let Some(netns) = netns {
+        batch.attr_u32(IFLA_NET_NS_FD, netns.as_raw_fd() as u32);
+    }
+    batch.nest(IFLA_LINKINFO, |b| {
+        b.attr_str(IFLA_INFO_KIND, kind).nest(IFLA_INFO_DATA, |b| {
+            b.attr_u32(IFLA_MACVLAN_MODE, mode);
         });
     });
 }

@@ -1,7 +1,7 @@
 //! Removing what the dead left: after a crash, an interface or a published port may outlive its sandbox.
 
 use crate::firewall::{self, Family};
-use crate::{NetError, bridge, link};
+use crate::{NetError, bandwidth, bridge, link};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use sys::netlink::Batch;
@@ -14,10 +14,12 @@ pub struct Swept {
     pub links: usize,
     /// Rules of published ports.
     pub ports: usize,
+    /// Elements of sandboxes' policies.
+    pub policies: usize,
 }
 
-/// Removes from this bridge the interfaces, and from the firewall the published ports leading into its subnets, that
-/// belong to no live attachment. Other bridges, such as those of another store, are not touched.
+/// Removes from this bridge the interfaces, and from the firewall the published ports leading into its subnets and the
+/// policies of its sandboxes, that belong to no live attachment. Other bridges, such as those of another store, are not touched.
 ///
 /// `live` is asked after the kernel has been read. So a sandbox that starts meanwhile is safe, as long as its lease
 /// is recorded before its [`crate::attach`].
@@ -33,7 +35,9 @@ pub fn sweep(plan: &BridgePlan, live: impl FnOnce() -> Vec<Attachment>) -> Resul
         opened => Some(opened?),
     };
     let mut published = Vec::new();
+    let mut held = None;
     if let Some(rules) = &mut rules {
+        held = Some(firewall::held(rules)?);
         for family in [Family::V4, Family::V6] {
             match firewall::published_in(rules, family) {
                 Err(e) if firewall::is_missing(&e) => {}
@@ -53,12 +57,17 @@ pub fn sweep(plan: &BridgePlan, live: impl FnOnce() -> Vec<Attachment>) -> Resul
     {
         link::delete(&mut batch, &dead.name);
     }
-    let mut swept = Swept { links: batch.len(), ports: 0 };
+    let mut swept = Swept { links: batch.len(), ..Swept::default() };
     link::run(&mut socket, batch, &[Errno::NODEV]).map_err(NetError::link("sweep bridge", &plan.name))?;
+    swept.links += bandwidth::sweep(&mut socket, &plan.name, &names)
+        .map_err(NetError::link("sweep the limits of bridge", &plan.name))?;
     published.retain(|p| bridge::holds(plan, p.target) && !ports.contains(p));
     swept.ports = published.len();
     if let Some(rules) = &mut rules {
         firewall::withdraw(rules, &published)?;
+        if let Some(held) = &held {
+            swept.policies = firewall::sweep(rules, plan, &live, held)?;
+        }
     }
     Ok(swept)
 }

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use types::{NetworkPlan, oci};
 
 /// Version of this conversation; an agent of another one refuses.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// Port of the host to which the agent connects when it is up.
 pub const READY_PORT: u32 = 1024;
 /// Port of the guest on which the agent serves [`crate::protocol`].

@@ -176,6 +176,8 @@ impl HookError {
 pub trait Wiring {
     /// Connects an interface to its network, and configures it inside.
     fn connect(&mut self, attachment: &Attachment, netns: Option<BorrowedFd<'_>>) -> Result<(), HookError>;
+    /// Whether an interface is connected, with all that [`Self::connect`] does.
+    fn is_connected(&self, attachment: &Attachment) -> bool;
     /// Configures a connected interface anew: the default route may lead there now.
     fn configure(&mut self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), HookError>;
     /// Takes an interface from its network.

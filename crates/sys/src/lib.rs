@@ -14,6 +14,7 @@ pub mod loopdev;
 pub mod mount;
 pub mod mountns;
 pub mod netlink;
+pub mod netns;
 pub mod process;
 pub mod root;
 pub mod signals;

@@ -8,8 +8,6 @@ use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -44,6 +42,8 @@ const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 /// The kernel fills answers to a dump up to the size of the reader's buffer, 32 KiB at most.
 const RECEIVE: usize = 32 * 1024;
+/// A batch from this size on needs more room than sockets have by default (`net.core.wmem_default`).
+const LARGE: usize = 64 * 1024;
 /// The kernel answers at once; this is for a kernel that does not.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -219,22 +219,14 @@ impl Socket {
         rustix::net::connect(&fd, &SocketAddrNetlink::new(0, 0))?;
         set_socket_timeout(&fd, Timeout::Recv, Some(PATIENCE))?;
         // Both only improve error messages and are missing on old kernels.
-        let _ = set_option(fd.as_fd(), libc::NETLINK_EXT_ACK);
-        let _ = set_option(fd.as_fd(), libc::NETLINK_CAP_ACK);
+        let _ = set_option(fd.as_fd(), libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1);
+        let _ = set_option(fd.as_fd(), libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1);
         Ok(Self { fd, seq: 0 })
     }
 
-    /// Opens a socket in another network namespace. The calling thread is in that namespace for a moment; should the
-    /// kernel not let it return, which has no known cause, the process is aborted rather than left in the wrong one.
+    /// Opens a socket in another network namespace. The calling thread is in that namespace for a moment.
     pub fn open_in(family: Family, netns: BorrowedFd<'_>) -> io::Result<Self> {
-        let own = File::open("/proc/thread-self/ns/net")?;
-        let network = Some(LinkNameSpaceType::Network);
-        move_into_link_name_space(netns, network)?;
-        let socket = Self::open(family);
-        if move_into_link_name_space(own.as_fd(), network).is_err() {
-            std::process::abort();
-        }
-        socket
+        crate::netns::within(netns, || Self::open(family))?
     }
 
     /// Makes a change of a link's carrier take effect now. It does so on its own, but from a work queue, and until then
@@ -272,9 +264,23 @@ impl Socket {
     /// As [`Self::submit`], for nfnetlink transactions: `batch` is put between the messages that begin and end one
     /// (`NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`).
     pub fn transact(&mut self, subsystem: u8, inner: impl FnOnce(&mut Batch)) -> io::Result<Vec<Refusal>> {
+        self.transact_at(subsystem, None, inner)
+    }
+
+    /// As [`Self::transact`], refused with `ERESTART` if the subsystem is not at that generation any more
+    /// (`NFNL_BATCH_GENID`): somebody changed what the transaction was made from.
+    pub fn transact_at(
+        &mut self,
+        subsystem: u8,
+        generation: Option<u32>,
+        inner: impl FnOnce(&mut Batch),
+    ) -> io::Result<Vec<Refusal>> {
         let mut batch = Batch::new();
         let envelope = [0, 0, 0, subsystem];
         batch.request(16, 0).fixed(&envelope);
+        if let Some(generation) = generation {
+            batch.attr_be32(1, generation);
+        }
         inner(&mut batch);
         let count = batch.len();
         if count == 1 {
@@ -347,6 +353,11 @@ impl Socket {
         let first = self.seq;
         batch.number(first);
         self.seq = first.wrapping_add(batch.len() as u32);
+        if batch.buf.len() > LARGE {
+            // Without the right to, or on failure, the kernel says below that the message is too long.
+            let room = libc::c_int::try_from(batch.buf.len() * 2).unwrap_or(libc::c_int::MAX);
+            let _ = set_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room);
+        }
         loop {
             match rustix::net::send(&self.fd, &batch.buf, SendFlags::empty()) {
                 Ok(_) => return Ok(first),
@@ -374,15 +385,19 @@ impl AsFd for Socket {
     }
 }
 
-fn set_option(fd: BorrowedFd<'_>, option: libc::c_int) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the pointer and length describe `on`, which outlives the call.
+fn set_option(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the pointer and length describe `value`, which outlives the call.
     let done = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
-            libc::SOL_NETLINK,
+            level,
             option,
-            (&raw const on).cast(),
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };

@@ -21,6 +21,18 @@ pub fn open(name: &str) -> io::Result<OwnedFd> {
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let tap = openat(CWD, "/dev/net/tun", flags, Mode::empty())?;
+    set_up(tap, request)
+}
+
+/// Sets the device of a macvtap link up in the same way.
+pub fn adopt(tap: OwnedFd) -> io::Result<OwnedFd> {
+    // SAFETY: zeros are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    set_up(tap, request)
+}
+
+fn set_up(tap: OwnedFd, mut request: libc::ifreq) -> io::Result<OwnedFd> {
     // SAFETY: TUNSETIFF reads and writes an ifreq, TUNSETVNETHDRSZ reads an int; both live through the calls.
     unsafe {
         if libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as libc::Ioctl, &raw mut request) < 0

@@ -4,6 +4,7 @@
 use crate::{ContainerId, MachinePlan, NetworkPlan, RootfsPlan};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// One container, ready to be started as often as its restart policy wants.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct Bundle {
     pub machine: Option<MachinePlan>,
     /// Network.
     pub network: NetworkPlan,
+    /// `--dns`: who is asked for names outside; the host's own servers if empty.
+    #[serde(default)]
+    pub name_servers: Vec<IpAddr>,
     /// Path of the cgroup below the root of each hierarchy: `/dhow/<id>`.
     pub cgroup: String,
     /// `-i`: stdin stays open and is fed by attached clients.

@@ -159,6 +159,9 @@ pub struct Attachment {
     /// It is on an interface of the host: of `bridge`, which is not made, the addresses and the MTU alone count.
     #[serde(default)]
     pub uplink: Option<Uplink>,
+    /// This sandbox may reach the host's own services by this network, though others on it may not.
+    #[serde(default)]
+    pub host_access: bool,
     /// Name of the interface on the host, at most 15 bytes.
     pub host_ifname: String,
     /// Name of the interface inside: `eth0` for the first, and so on.

@@ -97,6 +97,9 @@ pub struct ContainerFlags {
     /// Container NIS domain name
     #[arg(long, value_name = "string")]
     pub domainname: Option<String>,
+    /// What it may reach: "none", "all" or a list of HOST[:PORT][/tcp|udp] and CIDR[:PORT]
+    #[arg(long, value_name = "policy")]
+    pub egress: Option<String>,
     /// Overwrite the default ENTRYPOINT of the image
     #[arg(long, value_name = "string")]
     pub entrypoint: Option<String>,

@@ -63,7 +63,7 @@ pub fn draft(flags: ContainerFlags, image: String, command: Vec<String>) -> Resu
         pull: pull_policy(&flags.pull)?,
         config: config(&flags, &image, command, streams, &specs, volumes)?,
         host: host(&flags, &specs)?,
-        networking: networking(&flags)?,
+        networks: networking(&flags)?.1,
         image,
     };
     Ok(Draft {
@@ -246,7 +246,7 @@ fn host(f: &ContainerFlags, specs: &[ports::PortSpec]) -> Result<docker::HostCon
         ulimits: some(f.ulimit.clone())?,
         container_id_file: f.cidfile.clone(),
         log_config: log(f)?,
-        network_mode: Some(network_flag(f)?.map_or_else(|| "default".to_owned(), |n| n.name)),
+        network_mode: Some(networking(f)?.0),
         port_bindings: (!specs.is_empty()).then(|| ports::port_map(specs)),
         restart_policy: Some(values::restart_policy(&f.restart)?),
         auto_remove: Some(f.rm),
@@ -286,13 +286,17 @@ fn some<T>(list: Vec<T>) -> Result<Option<Vec<T>>, String> {
     Ok((!list.is_empty()).then_some(list))
 }
 
-/// Docker's API has no field for the time namespace and for microVMs: they go as annotations.
+/// Docker's API has no field for the time namespace, for microVMs and for egress: they go as annotations.
 fn annotations(f: &ContainerFlags) -> Result<HashMap<String, String>, String> {
     let mut out = lists::option_map("annotation", &f.annotation)?;
     if namespace("timens", f.timens.as_deref(), &["host", "private"], false)?.as_deref() == Some("private") {
         out.insert("dhow.time-namespace".into(), "private".into());
     }
     f.machine.annotate(&mut out);
+    if let Some(policy) = &f.egress {
+        engine::parse_egress(policy).map_err(|e| e.to_string())?;
+        out.insert(engine::EGRESS.into(), policy.clone());
+    }
     Ok(out)
 }
 
@@ -361,39 +365,57 @@ fn security(options: &[String]) -> Result<(Vec<String>, bool), String> {
     Ok((out, open))
 }
 
-fn network_flag(f: &ContainerFlags) -> Result<Option<network::NetworkFlag>, String> {
-    match &f.network[..] {
-        [] => Ok(None),
-        [one] => network::parse_network(one).map(Some),
-        _ => Err("conflicting options: a container joins one network; give --network once".into()),
+/// `--network`, each once.
+fn networks(f: &ContainerFlags) -> Result<Vec<network::NetworkFlag>, String> {
+    let list = f.network.iter().map(|n| network::parse_network(n)).collect::<Result<Vec<_>, _>>()?;
+    if list.len() > 1
+        && let Some(n) = list.iter().find(|n| n.is_special())
+    {
+        return Err(format!("conflicting options: cannot attach both {} and another network", n.name));
     }
+    for (place, n) in list.iter().enumerate() {
+        if list[..place].iter().any(|m| m.name == n.name) {
+            return Err(format!("network {:?} is specified multiple times", n.name));
+        }
+    }
+    Ok(list)
 }
 
-fn networking(f: &ContainerFlags) -> Result<Option<docker::NetworkingConfig>, String> {
-    let flag = network_flag(f)?
-        .unwrap_or_else(|| network::NetworkFlag { name: "default".into(), ..Default::default() });
-    let ip = f.ip.as_deref().map(network::address).transpose()?.or(flag.ip);
-    let ip6 = f.ip6.as_deref().map(network::address).transpose()?.or(flag.ip6);
-    let mac = f.mac_address.as_deref().map(network::mac).transpose()?.or(flag.mac);
-    let aliases: Vec<String> = f.network_alias.iter().chain(&flag.aliases).cloned().collect();
-    if ip.is_none() && ip6.is_none() && mac.is_none() && aliases.is_empty() {
-        return Ok(None);
+/// The mode, which is the first network, and what each network is asked for. `--ip` and its kin are of the first.
+fn networking(f: &ContainerFlags) -> Result<(String, Vec<(String, docker::EndpointSettings)>), String> {
+    let mut list = networks(f)?;
+    if list.is_empty() {
+        list.push(network::NetworkFlag { name: "default".into(), ..Default::default() });
     }
-    if matches!(flag.name.as_str(), "host" | "none") || flag.name.starts_with("container:") {
+    let first = &mut list[0];
+    for (flag, own, given) in [("ip", &mut first.ip, &f.ip), ("ip6", &mut first.ip6, &f.ip6)] {
+        if let Some(text) = given {
+            let address = network::address(text)?;
+            if own.replace(address).is_some() {
+                return Err(format!(
+                    "conflicting options: cannot specify both --{flag} and per-network {flag}"
+                ));
+            }
+        }
+    }
+    if let Some(text) = &f.mac_address
+        && first.mac.replace(network::mac(text)?).is_some()
+    {
+        return Err(
+            "conflicting options: cannot specify both --mac-address and per-network mac-address".into()
+        );
+    }
+    if !f.network_alias.is_empty() && !first.aliases.is_empty() {
+        return Err("conflicting options: cannot specify both --network-alias and per-network alias".into());
+    }
+    first.aliases.extend(f.network_alias.iter().cloned());
+    if first.is_special() && !first.is_bare() {
         return Err(format!(
             "conflicting options: addresses and aliases cannot be chosen with --network {}",
-            flag.name
+            first.name
         ));
     }
-    let endpoint = docker::EndpointSettings {
-        ipam_config: (ip.is_some() || ip6.is_some()).then(|| docker::EndpointIpamConfig {
-            ipv4_address: ip,
-            ipv6_address: ip6,
-            ..Default::default()
-        }),
-        mac_address: mac,
-        aliases: some(aliases)?,
-        ..Default::default()
-    };
-    Ok(Some(docker::NetworkingConfig { endpoints_config: Some(HashMap::from([(flag.name, endpoint)])) }))
+    let mode = first.name.clone();
+    let wanted = list.into_iter().filter(|n| !n.is_special());
+    Ok((mode, wanted.map(|n| (n.name.clone(), n.endpoint())).collect()))
 }

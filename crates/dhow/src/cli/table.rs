@@ -3,7 +3,7 @@
 use super::verb::Verb;
 use crate::verbs::{
     archive, attach, compare, completion, cp, doctor, events, images, inspect, kernel, lifecycle, logs, look,
-    ps, registry, run, stats, system, update, volume,
+    network, ps, registry, run, stats, system, update, volume,
 };
 
 /// Those that the overview shows first.
@@ -15,6 +15,7 @@ pub const GROUPS: &[(&str, &str)] = &[
     ("container", "Manage containers"),
     ("image", "Manage images"),
     ("kernel", "Manage kernels of microVMs"),
+    ("network", "Manage networks"),
     ("system", "Manage Dhow"),
     ("volume", "Manage volumes"),
 ];
@@ -175,7 +176,7 @@ pub const VERBS: &[Verb] = &[
         &["inspect"],
         "[OPTIONS] NAME|ID [NAME|ID...]",
         MANY,
-        "Return low-level information on containers, images and volumes",
+        "Return low-level information on containers, images, networks and volumes",
     ),
     Verb::new::<inspect::Container>(
         &["container inspect"],
@@ -273,6 +274,44 @@ pub const VERBS: &[Verb] = &[
         "Remove everything that this store has made, and the store",
     ),
     Verb::new::<system::Prune>(&["system prune"], "[OPTIONS]", NONE, "Remove unused data"),
+    Verb::new::<network::Create>(&["network create"], "[OPTIONS] NETWORK", ONE, "Create a network"),
+    Verb::new::<network::Connect>(
+        &["network connect"],
+        "[OPTIONS] NETWORK CONTAINER",
+        (2, Some(2)),
+        "Connect a container to a network",
+    ),
+    Verb::new::<network::Disconnect>(
+        &["network disconnect"],
+        "[OPTIONS] NETWORK CONTAINER",
+        (2, Some(2)),
+        "Disconnect a container from a network",
+    ),
+    Verb::new::<network::List>(&["network ls", "network list"], "[OPTIONS]", NONE, "List networks"),
+    Verb::new::<network::Inspect>(
+        &["network inspect"],
+        "[OPTIONS] NETWORK [NETWORK...]",
+        MANY,
+        "Display detailed information on one or more networks",
+    ),
+    Verb::new::<network::Remove>(
+        &["network rm", "network remove"],
+        "[OPTIONS] NETWORK [NETWORK...]",
+        MANY,
+        "Remove one or more networks that no running container is on",
+    ),
+    Verb::new::<network::Prune>(
+        &["network prune"],
+        "[OPTIONS]",
+        NONE,
+        "Remove all networks that no container names",
+    ),
+    Verb::new::<network::Repair>(
+        &["network repair"],
+        "",
+        NONE,
+        "Make the bridges and the firewall's rules of all networks anew",
+    ),
     Verb::new::<volume::List>(&["volume ls", "volume list"], "[OPTIONS]", NONE, "List volumes"),
     Verb::new::<volume::Inspect>(
         &["volume inspect"],

@@ -16,7 +16,7 @@ pub struct Inspect {
     /// Display total file sizes if the type is container
     #[arg(short, long)]
     size: bool,
-    /// Only inspect objects of the given type: container, image or volume
+    /// Only inspect objects of the given type: container, image, network or volume
     #[arg(long = "type", value_name = "string")]
     kind: Option<String>,
 }
@@ -43,15 +43,17 @@ pub struct Image {
 impl Verb for Inspect {
     fn run(self, cx: &Context, words: Vec<String>) -> Outcome {
         let kind = self.kind.as_deref().unwrap_or("");
-        if !matches!(kind, "" | "container" | "image" | "volume") {
-            return Err(
-                format!("{kind:?} is not a valid value for --type: use container, image or volume").into()
-            );
+        if !matches!(kind, "" | "container" | "image" | "network" | "volume") {
+            return Err(format!(
+                "{kind:?} is not a valid value for --type: use container, image, network or volume"
+            )
+            .into());
         }
         inspect_all(cx, &words, self.format.as_deref(), |name| {
             match kind {
                 "container" => return container(cx, name, self.size),
                 "image" => return image(cx, name),
+                "network" => return super::network::look(cx, name),
                 "volume" => return super::volume::look(cx, name),
                 _ => {}
             }
@@ -62,6 +64,11 @@ impl Verb for Inspect {
                 Err(e) => return Err(e.into()),
             }
             match engine.images().inspect(name) {
+                Ok(found) => return value(&found),
+                Err(e) if e.kind() == ErrorKind::NotFound || e.kind() == ErrorKind::Invalid => {}
+                Err(e) => return Err(e.into()),
+            }
+            match engine.inspect_network(name) {
                 Ok(found) => return value(&found),
                 Err(e) if e.kind() == ErrorKind::NotFound || e.kind() == ErrorKind::Invalid => {}
                 Err(e) => return Err(e.into()),

@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod lifecycle;
 pub mod logs;
 pub mod look;
+pub mod network;
 pub mod ps;
 pub mod registry;
 pub mod run;

@@ -239,6 +239,7 @@ impl Verb for Prune {
     fn run(self, cx: &Context, _: Vec<String>) -> Outcome {
         let filters = filters(&self.filter)?;
         let mut question = String::from("WARNING! This will remove:\n  - all stopped containers\n");
+        question += "  - all networks not used by at least one container\n";
         if self.volumes {
             question += "  - all anonymous volumes not used by at least one container\n";
         }
@@ -252,6 +253,7 @@ impl Verb for Prune {
         }
         let pruned = cx.engine()?.prune_system(self.all, self.volumes, &filters)?;
         print_pruned(cx, "Deleted Containers:", &pruned.containers)?;
+        print_pruned(cx, "Deleted Networks:", &pruned.networks)?;
         print_pruned(cx, "Deleted Volumes:", &pruned.volumes)?;
         print_pruned(cx, "Deleted Images:", &pruned.images)?;
         print_reclaimed(cx, pruned.reclaimed)?;

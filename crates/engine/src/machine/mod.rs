@@ -12,7 +12,7 @@ mod plan;
 mod virtualization;
 
 pub use files::appliance;
-pub(crate) use plan::check;
+pub(crate) use plan::{check, spare_interfaces};
 pub use virtualization::{Virtualization, virtualization};
 
 use crate::store::Container;

@@ -2,12 +2,13 @@
 
 use super::{HYPERVISOR, KERNEL, Virtualization, disk, initrd, virtualization};
 use crate::mounts::UserMount;
+use crate::network::DEFAULT;
 use crate::spec::invalid;
 use crate::store::Container;
 use crate::{Engine, EngineError, Result};
 use std::path::PathBuf;
 use types::docker::HostConfig;
-use types::{Hypervisor, MachinePlan, units};
+use types::{Attachment, Hypervisor, MachinePlan, NetworkPlan, units};
 
 /// MiB of memory where `--memory` says nothing.
 const DEFAULT_MEMORY: u64 = 512;
@@ -121,6 +122,17 @@ pub(crate) fn check(container: &Container) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Interfaces for networks that it may be connected to later. One that stays on the default network, as most do, gets one;
+/// whoever makes networks gets more.
+pub(crate) fn spare_interfaces(network: &NetworkPlan) -> u8 {
+    let default = |a: &Attachment| a.network_name == DEFAULT;
+    match network {
+        NetworkPlan::Networks(list) if list.iter().all(default) => 1,
+        NetworkPlan::Networks(_) => 3,
+        NetworkPlan::Host | NetworkPlan::None | NetworkPlan::Container(_) => 0,
+    }
 }
 
 impl Engine {

@@ -18,8 +18,7 @@ impl Cidr {
         let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         // No sign, no leading zeros: what u8 alone would take.
-        let prefix: u8 =
-            prefix.parse().ok().filter(|p: &u8| p.to_string() == prefix).ok_or_else(wrong)?;
+        let prefix: u8 = prefix.parse().ok().filter(|p: &u8| p.to_string() == prefix).ok_or_else(wrong)?;
         if prefix > width(address) {
             return Err(wrong());
         }
@@ -68,7 +67,11 @@ impl Cidr {
     pub fn is_special(self) -> bool {
         let special = |a: IpAddr| match a {
             IpAddr::V4(a) => {
-                a.is_loopback() || a.is_multicast() || a.is_link_local() || a.octets()[0] == 0 || a.is_broadcast()
+                a.is_loopback()
+                    || a.is_multicast()
+                    || a.is_link_local()
+                    || a.octets()[0] == 0
+                    || a.is_broadcast()
             }
             IpAddr::V6(a) => {
                 let unspecified = a.segments()[..4] == [0; 4];
@@ -76,7 +79,8 @@ impl Cidr {
             }
         };
         let (first, last) = self.span();
-        special(self.address) || special(from_number(first, self.address.is_ipv4()))
+        special(self.address)
+            || special(from_number(first, self.address.is_ipv4()))
             || special(from_number(last, self.address.is_ipv4()))
     }
 }
@@ -125,21 +129,31 @@ mod tests {
     fn subnets_are_read() {
         assert_eq!(cidr("10.1.0.0/24").to_string(), "10.1.0.0/24");
         assert_eq!(cidr("fd00:1::/64").to_string(), "fd00:1::/64");
-        assert_eq!(Cidr::parse("10.1.0.7/24").unwrap_err(), "invalid subnet 10.1.0.7/24: it should be 10.1.0.0/24");
-        for bad in ["", "10.1.0.0", "10.1.0.0/", "10.1.0.0/33", "10.1.0.0/+8", "10.1.0.0/08", "x/8", "fd00::/129"] {
+        assert_eq!(
+            Cidr::parse("10.1.0.7/24").unwrap_err(),
+            "invalid subnet 10.1.0.7/24: it should be 10.1.0.0/24"
+        );
+        for bad in
+            ["", "10.1.0.0", "10.1.0.0/", "10.1.0.0/33", "10.1.0.0/+8", "10.1.0.0/08", "x/8", "fd00::/129"]
+        {
             assert!(Cidr::parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn subnets_are_compared() {
-        assert!(cidr("10.0.0.0/8").overlaps(cidr("10.1.0.0/24")) && cidr("10.1.0.0/24").overlaps(cidr("10.0.0.0/8")));
+        assert!(
+            cidr("10.0.0.0/8").overlaps(cidr("10.1.0.0/24"))
+                && cidr("10.1.0.0/24").overlaps(cidr("10.0.0.0/8"))
+        );
         assert!(!cidr("10.1.0.0/24").overlaps(cidr("10.1.1.0/24")));
         assert!(!cidr("10.1.0.0/24").contains("fd00::1".parse().unwrap()));
         assert!(cidr("0.0.0.0/0").contains("255.255.255.255".parse().unwrap()));
         assert!(cidr("::/0").contains("ff::1".parse().unwrap()));
         assert_eq!(cidr("10.1.0.0/30").hosts(), (0x0a01_0001, 0x0a01_0002));
-        for special in ["127.0.0.0/8", "224.0.0.0/4", "169.254.0.0/16", "0.0.0.0/0", "fe80::/64", "ff00::/8", "::/64"] {
+        for special in
+            ["127.0.0.0/8", "224.0.0.0/4", "169.254.0.0/16", "0.0.0.0/0", "fe80::/64", "ff00::/8", "::/64"]
+        {
             assert!(cidr(special).is_special(), "{special}");
         }
         assert!(!cidr("192.168.1.0/24").is_special() && !cidr("2001:db8::/64").is_special());

@@ -21,7 +21,8 @@ pub fn parse_egress(text: &str) -> Result<Egress> {
         }
         _ => {}
     }
-    let rules = words.iter().map(|word| rule(word).map_err(|why| invalid(format!("invalid --egress: {why}"))));
+    let rules =
+        words.iter().map(|word| rule(word).map_err(|why| invalid(format!("invalid --egress: {why}"))));
     Ok(Egress::Only(rules.collect::<Result<_>>()?))
 }
 
@@ -32,7 +33,8 @@ fn rule(word: &str) -> Result<EgressRule, String> {
         _ => {}
     }
     let (rest, protocol) = protocol(word)?;
-    let (to, port) = split(rest).ok_or_else(|| format!("{word:?}: IPv6 needs brackets before a port: [2001:db8::1]:443"))?;
+    let (to, port) = split(rest)
+        .ok_or_else(|| format!("{word:?}: IPv6 needs brackets before a port: [2001:db8::1]:443"))?;
     Ok(EgressRule { to: destination(to)?, port: port.map(|p| number(word, p)).transpose()?, protocol })
 }
 
@@ -83,7 +85,8 @@ fn destination(text: &str) -> Result<EgressTo, String> {
     let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
     let labels = name.strip_prefix("*.").unwrap_or(&name);
     let label = |l: &str| {
-        (1..=63).contains(&l.len()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        (1..=63).contains(&l.len())
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
     };
     // A last label of digits alone is an address that went wrong.
     let numeric = labels.rsplit('.').next().is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));
@@ -122,8 +125,28 @@ mod tests {
             ]
         );
         for bad in [
-            "", ",", "a,,b", "a,none", "all,a", "a:0", "a:65536", "a:+1", "a:1-2", "a:", "a:1/sctp", "10.0.0.1/8", "10.0.0",
-            "1.2.3.4.5", "*", "a.*.b", "-x y", "[::1", "[::1]80", "fd00::1:x", "a..b", "a/24",
+            "",
+            ",",
+            "a,,b",
+            "a,none",
+            "all,a",
+            "a:0",
+            "a:65536",
+            "a:+1",
+            "a:1-2",
+            "a:",
+            "a:1/sctp",
+            "10.0.0.1/8",
+            "10.0.0",
+            "1.2.3.4.5",
+            "*",
+            "a.*.b",
+            "-x y",
+            "[::1",
+            "[::1]80",
+            "fd00::1:x",
+            "a..b",
+            "a/24",
         ] {
             let e = parse_egress(bad).err().unwrap_or_else(|| panic!("{bad}")).to_string();
             assert!(e.contains("egress"), "{e}");

@@ -51,21 +51,31 @@ fn extra_host(text: &str, gateway: Option<IpAddr>) -> Result<(String, IpAddr)> {
     Ok((name.to_owned(), address))
 }
 
+/// The servers that `--dns` names.
+pub(crate) fn servers(container: &Container) -> Result<Vec<IpAddr>> {
+    let list = container.host.dns.iter().flatten();
+    list.map(|s| s.parse().map_err(|_| invalid(format!("{s} is not an IP address of a DNS server"))))
+        .collect()
+}
+
 /// Builds `/etc/resolv.conf`.
 pub(crate) fn resolv_conf(container: &Container, network: &NetworkPlan) -> Result<String> {
     let host_network = matches!(network, NetworkPlan::Host);
     let host = &container.host;
-    let servers = host.dns.as_deref().unwrap_or_default();
-    if let Some(bad) = servers.iter().find(|s| s.parse::<IpAddr>().is_err()) {
-        return Err(invalid(format!("{bad} is not an IP address of a DNS server")));
-    }
+    let asked = servers(container)?;
+    let named = network.attachments().iter().any(net::dns::is_named);
+    let servers: Vec<String> = match named {
+        true => vec![net::dns::ADDRESS.to_string()],
+        false => asked.iter().map(IpAddr::to_string).collect(),
+    };
     Ok(net::resolv_conf(
         &net::host_resolv_conf(host_network),
         &net::Resolv {
-            servers,
+            servers: &servers,
             search: host.dns_search.as_deref().unwrap_or_default(),
             options: host.dns_options.as_deref().unwrap_or_default(),
             host_network,
+            named,
             ipv6: network.attachments().iter().any(|a| a.ipv6.is_some()),
         },
     ))

@@ -13,7 +13,7 @@ use state::rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use types::docker::EndpointSettings;
-use types::{BridgePlan, Egress};
+use types::{BridgePlan, Egress, Uplink};
 
 /// The network of containers that name none.
 pub(crate) const DEFAULT: &str = "bridge";
@@ -69,6 +69,8 @@ pub(crate) struct Config {
     /// bridge's is a setting.
     pub bridge: Option<BridgePlan>,
     pub egress: Egress,
+    /// The interface of the host that a macvlan is on.
+    pub uplink: Option<Uplink>,
 }
 
 /// One network.
@@ -91,7 +93,9 @@ impl Network {
         let id: String = row.get(at)?;
         let config = match serde_json::from_str(&config) {
             Ok(config) => config,
-            Err(source) => return Ok(Err(EngineError::Stored { what: "configuration of network", id, source })),
+            Err(source) => {
+                return Ok(Err(EngineError::Stored { what: "configuration of network", id, source }));
+            }
         };
         Ok(Ok(Self {
             id,
@@ -130,7 +134,8 @@ impl Network {
 
 /// Every network, by name.
 pub(crate) fn all(db: &Db) -> Result<Vec<Network>> {
-    let mut statement = db.conn().prepare_cached(&format!("SELECT {NETWORK} FROM networks n ORDER BY n.name"))?;
+    let mut statement =
+        db.conn().prepare_cached(&format!("SELECT {NETWORK} FROM networks n ORDER BY n.name"))?;
     let rows = statement.query_map([], |r| Network::from_row(r, 0))?;
     rows.map(|r| r?).collect()
 }
@@ -138,13 +143,19 @@ pub(crate) fn all(db: &Db) -> Result<Vec<Network>> {
 /// Finds a network by full id, name or unambiguous id prefix.
 pub(crate) fn find(db: &Db, wanted: &str) -> Result<Network> {
     // Both are unique, and no name is checked for being an id: the id wins.
-    let sql = format!("SELECT {NETWORK} FROM networks n WHERE n.id = ?1 OR n.name = ?1 ORDER BY n.name = ?1 LIMIT 1");
-    let found = db.conn().prepare_cached(&sql)?.query_row([wanted], |r| Network::from_row(r, 0)).optional()?;
+    let sql = format!(
+        "SELECT {NETWORK} FROM networks n WHERE n.id = ?1 OR n.name = ?1 ORDER BY n.name = ?1 LIMIT 1"
+    );
+    let found =
+        db.conn().prepare_cached(&sql)?.query_row([wanted], |r| Network::from_row(r, 0)).optional()?;
     if let Some(network) = found {
         return network;
     }
     let none = || EngineError::NoSuchNetwork(wanted.to_owned());
-    if wanted.is_empty() || wanted.len() > 64 || !wanted.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+    if wanted.is_empty()
+        || wanted.len() > 64
+        || !wanted.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    {
         return Err(none());
     }
     let sql = format!("SELECT {NETWORK} FROM networks n WHERE n.id >= ?1 AND n.id < ?1 || 'g' LIMIT 2");
@@ -251,4 +262,73 @@ pub(crate) fn of_network(db: &Db, id: &str) -> Result<Vec<Endpoint>> {
     let mut statement = db.conn().prepare_cached(&sql)?;
     let rows = statement.query_map([id], Endpoint::from_row)?;
     rows.map(|r| r?).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::SCHEMA;
+
+    fn network(byte: u8, name: &str) -> Network {
+        Network {
+            id: format!("{byte:02x}").repeat(32),
+            name: name.into(),
+            created_ns: 1,
+            last4: None,
+            config: Config { driver: Driver::Macvlan, internal: true, ..Config::default() },
+        }
+    }
+
+    #[test]
+    fn networks_are_found_by_name_id_and_prefix() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("state.db")).unwrap();
+        db.migrate("engine", SCHEMA).unwrap();
+        let names: Vec<_> = all(&db).unwrap().into_iter().map(|n| (n.name, n.config.driver)).collect();
+        let predefined = [("bridge", Driver::Bridge), ("host", Driver::Host), ("none", Driver::Null)];
+        assert_eq!(names, predefined.map(|(n, d)| (n.to_owned(), d)));
+        for n in [network(0xaa, "one"), network(0xab, "two")] {
+            db.write(|tx| n.insert(tx)).unwrap();
+        }
+        assert_eq!(find(&db, "one").unwrap(), network(0xaa, "one"));
+        assert_eq!(find(&db, &"ab".repeat(32)).unwrap().name, "two");
+        assert_eq!(find(&db, "aba").unwrap().name, "two");
+        assert!(matches!(find(&db, "a"), Err(EngineError::Invalid(_))));
+        for missing in ["", "three", "a'--", &"f".repeat(65)] {
+            assert!(matches!(find(&db, missing), Err(EngineError::NoSuchNetwork(_))), "{missing}");
+        }
+        assert!(matches!(db.write(|tx| network(0xcc, "one").insert(tx)), Err(EngineError::Conflict(_))));
+    }
+
+    #[test]
+    fn a_store_of_an_older_version_keeps_its_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("state.db")).unwrap();
+        db.migrate("engine", &SCHEMA[..1]).unwrap();
+        let containers = [
+            (
+                "a",
+                r#"{"NetworkMode":"bridge"}"#,
+                r#"{"EndpointsConfig":{"default":{"MacAddress":"02:00:00:00:00:01"}}}"#,
+            ),
+            ("b", "{}", "{}"),
+            ("c", r#"{"NetworkMode":"none"}"#, "{}"),
+        ];
+        for (name, host, networking) in containers {
+            let id = name.repeat(64);
+            let sql = "INSERT INTO containers VALUES (?1, ?2, 0, 'i', 'i', '{}', ?3, ?4, '[]')";
+            db.conn().execute(sql, [&id, name, host, networking]).unwrap();
+        }
+        db.conn()
+            .execute("INSERT INTO addresses VALUES ('bridge', 2887647234, ?1)", ["a".repeat(64)])
+            .unwrap();
+        db.migrate("engine", SCHEMA).unwrap();
+        let of = |name: &str| of_container(&db, &name.repeat(64)).unwrap();
+        let (endpoint, network) = of("a").remove(0);
+        assert_eq!(endpoint.ipv4, Some(Ipv4Addr::new(172, 30, 0, 2)));
+        assert_eq!(endpoint.settings.mac_address.as_deref(), Some("02:00:00:00:00:01"));
+        assert_eq!(network.unwrap().last4, Some(Ipv4Addr::new(172, 30, 0, 2)));
+        assert_eq!((of("b").len(), of("b")[0].0.ipv4, of("c").len()), (1, None, 0));
+        assert_eq!(crate::store::all(&db).unwrap().len(), 3);
+    }
 }

@@ -19,6 +19,7 @@ use crate::store::Container;
 use crate::{EngineError, Result};
 use process::named::{GROUPS, USER};
 use std::collections::HashMap;
+use types::ContainerId;
 use types::docker::HostConfig;
 use types::oci::{self, LinuxBuilder, ProcessBuilder, RootBuilder, SpecBuilder};
 
@@ -29,8 +30,8 @@ pub(crate) struct Context<'a> {
     pub paths: &'a Paths,
     /// Host pids of the containers whose namespaces are joined, by the name they were given.
     pub joined: &'a HashMap<String, i32>,
-    /// `/etc/hosts` and its kin are ours to write (every network but the host's).
-    pub own_names: bool,
+    /// Whose `/etc/hosts` and its kin these are: its own, or those of the container whose network it joins.
+    pub names_of: &'a ContainerId,
     /// First host id of a private user namespace; looked at where there is one.
     pub user_ids: Option<u32>,
 }

@@ -14,7 +14,7 @@ pub(super) fn of(cx: &Context<'_>) -> Result<Vec<LinuxNamespace>> {
     let mut out = vec![new(T::Mount)?];
     let mut shared = |kind: T, file: &str, mode: Option<&str>, flag: &str| -> Result<()> {
         match mode.unwrap_or("") {
-            "" | "private" | "shareable" | "none" | "default" | "bridge" => out.push(new(kind)?),
+            "" | "private" | "shareable" | "none" => out.push(new(kind)?),
             "host" => {}
             other => match other.strip_prefix("container:") {
                 Some(name) => out.push(joined(cx, kind, file, name)?),
@@ -26,7 +26,9 @@ pub(super) fn of(cx: &Context<'_>) -> Result<Vec<LinuxNamespace>> {
     shared(T::Pid, "pid", host.pid_mode.as_deref(), "--pid")?;
     shared(T::Ipc, "ipc", host.ipc_mode.as_deref(), "--ipc")?;
     shared(T::Uts, "uts", host.uts_mode.as_deref(), "--uts")?;
-    shared(T::Network, "net", host.network_mode.as_deref(), "--network")?;
+    // Whatever else it says is the name of a network.
+    let network = host.network_mode.as_deref().filter(|m| *m == "host" || m.starts_with("container:"));
+    shared(T::Network, "net", network, "--network")?;
     // A privileged container sees the host's tree on cgroup v1 as Docker does; every other one its own part only.
     if host.cgroupns_mode != Some(CgroupNs::HOST) {
         out.push(new(T::Cgroup)?);

@@ -46,8 +46,8 @@ pub(super) fn all(cx: &Context<'_>) -> Result<Vec<Mount>> {
     }
     for file in ["hosts", "hostname", "resolv.conf"] {
         let target = format!("/etc/{file}");
-        if cx.own_names && !wants(&target) {
-            let source = cx.paths.sandbox(&cx.container.id).join(file);
+        if !wants(&target) {
+            let source = cx.paths.sandbox(cx.names_of).join(file);
             let mode = if host.readonly_rootfs.unwrap_or(false) { "ro" } else { "rw" };
             let file = mount(&target, "bind", &source.to_string_lossy(), &["rbind", "rprivate", mode])?;
             out.push(translated(cx, file)?);

@@ -1,45 +1,40 @@
-//! The elements of our sets and maps: bridges and published ports.
+//! What the tables `ip dhow` and `ip6 dhow` hold: bridges and published ports.
 
-use super::expr::NFTA_DATA_VALUE;
-use super::rules::{ANYWHERE, AT, BRIDGES, PAIRS, SUBNETS, ifname};
-use super::{DELSETELEM, Family, GETSETELEM, NEWSETELEM, TABLE, request, transact};
+use super::element::{Element, INTERVAL_END, all_in, octets, read};
+use super::rules::{ANYWHERE, AT, BRIDGES, INTERNAL, OPEN, PAIRS, SERVED, SERVED_AT, SHIELDED, SUBNETS};
+use super::schema::ifname;
+use super::{Family, transact};
 use rustix::io::Errno;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use sys::netlink::{Batch, Message, Socket, attributes, errno, flags};
-use types::{Attachment, PortBinding, Protocol};
-
-const LIST_ELEM: u16 = 1;
-const ELEM_KEY: u16 = 1;
-const ELEM_DATA: u16 = 2;
-const ELEM_FLAGS: u16 = 3;
-const LIST_TABLE: u16 = 1;
-const LIST_SET: u16 = 2;
-const LIST_ELEMENTS: u16 = 3;
-const INTERVAL_END: u32 = 1;
+use sys::netlink::{Batch, Socket, errno};
+use types::{Attachment, BridgePlan, PortBinding, Protocol};
 
 /// One published port, as the maps hold it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Published {
-    /// Address on the host; none is every address of the target's family.
+    /// Which table it is in: the family of its clients.
+    pub family: Family,
+    /// Address on the host; none is every address of the family.
     pub at: Option<IpAddr>,
     pub protocol: Protocol,
     pub port: u16,
-    /// Address and port inside. Its family says which table it is in.
+    /// Address and port inside. Of another family than the clients', it can only be proxied.
     pub target: IpAddr,
     pub target_port: u16,
 }
 
 impl Published {
-    /// The element for a binding, if destination NAT can serve it: not for `::1` and link-local addresses, nor for
-    /// a sandbox without an address of that family.
+    /// The element for a binding; none for `::1`, by which only the host itself comes.
     pub(crate) fn of(binding: &PortBinding, attachment: &Attachment) -> Option<Self> {
-        let target = match binding.host_ip {
-            IpAddr::V4(_) => attachment.ipv4.into(),
-            IpAddr::V6(a) if a.is_loopback() || a.is_unicast_link_local() => return None,
-            IpAddr::V6(_) => attachment.ipv6?.into(),
+        let (family, target) = match binding.host_ip {
+            IpAddr::V4(_) => (Family::V4, attachment.ipv4.into()),
+            IpAddr::V6(a) if a.is_loopback() => return None,
+            // Link-local addresses are kept from destination NAT by the rules.
+            IpAddr::V6(_) => (Family::V6, attachment.ipv6.map_or(attachment.ipv4.into(), IpAddr::from)),
         };
         Some(Self {
+            family,
             at: Some(binding.host_ip).filter(|a| !a.is_unspecified()),
             protocol: binding.protocol,
             port: binding.host_port,
@@ -48,43 +43,36 @@ impl Published {
         })
     }
 
-    pub(crate) fn family(&self) -> Family {
-        if self.target.is_ipv4() { Family::V4 } else { Family::V6 }
-    }
-
     fn map(&self) -> &'static str {
-        if self.at.is_some() { AT } else { ANYWHERE }
+        let led = self.target.is_ipv4() == (self.family == Family::V4);
+        match (led, self.at.is_some()) {
+            (true, false) => ANYWHERE,
+            (true, true) => AT,
+            (false, false) => SERVED,
+            (false, true) => SERVED_AT,
+        }
     }
 
-    fn key(&self) -> Vec<u8> {
-        let mut key = Vec::with_capacity(24);
-        match self.at {
-            Some(IpAddr::V4(a)) => key.extend(a.octets()),
-            Some(IpAddr::V6(a)) => key.extend(a.octets()),
-            None => {}
-        }
+    /// As it lies in its map.
+    pub(super) fn element(&self) -> Element {
+        let mut key = self.at.map(octets).unwrap_or_default();
         key.extend([number(self.protocol), 0, 0, 0]);
-        key.extend(self.port.to_be_bytes());
-        key.extend([0, 0]);
-        key
+        key.extend(padded(self.port));
+        let mut data = octets(self.target);
+        data.extend(padded(self.target_port));
+        Element { data: Some(data), ..Element::new(self.family, self.map(), key) }
     }
 
-    fn data(&self) -> Vec<u8> {
-        let mut data = Vec::with_capacity(20);
-        match self.target {
-            IpAddr::V4(a) => data.extend(a.octets()),
-            IpAddr::V6(a) => data.extend(a.octets()),
-        }
-        data.extend(self.target_port.to_be_bytes());
-        data.extend([0, 0]);
-        data
-    }
-
-    fn parse(family: Family, specific: bool, key: &[u8], data: &[u8]) -> Option<Self> {
-        let (at, rest) =
-            if specific { address(family, key).map(|(a, r)| (Some(a), r))? } else { (None, key) };
-        let (target, port) = address(family, data)?;
+    pub(super) fn parse(element: &Element) -> Option<Self> {
+        let Element { family, set, key, data: Some(data), .. } = element else { return None };
+        let (at, rest) = match *set {
+            AT | SERVED_AT => address(*family, key).map(|(a, r)| (Some(a), r))?,
+            _ => (None, key.as_slice()),
+        };
+        let inside = if matches!(*set, SERVED | SERVED_AT) { Family::V4 } else { *family };
+        let (target, port) = address(inside, data)?;
         Some(Self {
+            family: *family,
             at,
             protocol: match rest.first()? {
                 6 => Protocol::Tcp,
@@ -106,85 +94,97 @@ pub(crate) fn number(protocol: Protocol) -> u8 {
     }
 }
 
-fn address(family: Family, bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
+/// A port as a register holds it.
+pub(super) fn padded(port: u16) -> [u8; 4] {
+    let [high, low] = port.to_be_bytes();
+    [high, low, 0, 0]
+}
+
+/// The address that some bytes begin with, and the rest.
+pub(super) fn address(family: Family, bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
     match family {
         Family::V4 => bytes.split_first_chunk::<4>().map(|(a, rest)| (Ipv4Addr::from(*a).into(), rest)),
-        Family::V6 => bytes.split_first_chunk::<16>().map(|(a, rest)| (Ipv6Addr::from(*a).into(), rest)),
+        _ => bytes.split_first_chunk::<16>().map(|(a, rest)| (Ipv6Addr::from(*a).into(), rest)),
     }
 }
 
-fn elements<'b>(batch: &'b mut Batch, message: u16, flags: u16, family: Family, set: &str) -> &'b mut Batch {
-    request(batch, message, flags, family).attr_str(LIST_TABLE, TABLE).attr_str(LIST_SET, set)
-}
-
-fn element(batch: &mut Batch, key: &[u8], data: Option<&[u8]>, flags: u32) {
-    batch.nest(LIST_ELEM, |b| {
-        b.nest(ELEM_KEY, |b| {
-            b.attr(NFTA_DATA_VALUE, key);
-        });
-        if let Some(data) = data {
-            b.nest(ELEM_DATA, |b| {
-                b.attr(NFTA_DATA_VALUE, data);
-            });
-        }
-        if flags != 0 {
-            b.attr_be32(ELEM_FLAGS, flags);
-        }
-    });
-}
-
-/// Puts a bridge's name and subnet into the sets.
-pub(super) fn register(batch: &mut Batch, family: Family, bridge: &str, gateway: IpAddr, prefix: u8) {
-    for set in [BRIDGES, PAIRS, SUBNETS] {
-        bridge_element(batch, NEWSETELEM, flags::CREATE, family, set, bridge, (gateway, prefix));
+/// The gateway of a bridge in a family, and the prefix of its subnet.
+fn subnet(plan: &BridgePlan, family: Family) -> Option<(IpAddr, u8)> {
+    match family {
+        Family::V4 => Some((plan.gateway4.into(), plan.prefix4)),
+        _ => plan.gateway6.map(|g| (g.into(), plan.prefix6)),
     }
+}
+
+/// A bridge in the sets: what is there for it, and what is not.
+struct Registration {
+    wanted: Vec<Element>,
+    unwanted: Vec<Element>,
+}
+
+fn registration(plan: &BridgePlan, family: Family) -> Registration {
+    let name = ifname(&plan.name);
+    let named = |set| Element::new(family, set, name.into());
+    let mut all = Registration {
+        wanted: vec![named(BRIDGES), Element::new(family, PAIRS, [name, name].concat())],
+        unwanted: Vec::new(),
+    };
+    for (set, on) in [(INTERNAL, plan.internal), (OPEN, plan.host_access), (SHIELDED, plan.no_metadata)] {
+        if on { &mut all.wanted } else { &mut all.unwanted }.push(named(set));
+    }
+    // What leaves by another interface is masqueraded, and nothing leaves an internal network.
+    if let Some((gateway, prefix)) = subnet(plan, family).filter(|_| !plan.internal) {
+        let (first, end) = range(gateway, prefix);
+        all.wanted.push(Element::new(family, SUBNETS, first));
+        all.wanted
+            .extend(end.map(|end| Element { flags: INTERVAL_END, ..Element::new(family, SUBNETS, end) }));
+    }
+    all
+}
+
+/// Puts a bridge's name, subnet and options into the sets.
+pub(super) fn register(batch: &mut Batch, family: Family, plan: &BridgePlan) {
+    let Registration { wanted, unwanted } = registration(plan, family);
+    wanted.iter().for_each(|e| e.put(batch));
+    unwanted.iter().for_each(|e| e.away(batch));
 }
 
 /// Asks for a bridge's name in the set.
 pub(super) fn ask_bridge(batch: &mut Batch, family: Family, bridge: &str) {
-    elements(batch, GETSETELEM, 0, family, BRIDGES)
-        .nest(LIST_ELEMENTS, |b| element(b, &ifname(bridge), None, 0));
-}
-
-/// A bridge's element of one of the sets.
-fn bridge_element(
-    batch: &mut Batch,
-    op: u16,
-    how: u16,
-    family: Family,
-    set: &str,
-    bridge: &str,
-    (gateway, prefix): (IpAddr, u8),
-) {
-    let name = ifname(bridge);
-    elements(batch, op, how, family, set).nest(LIST_ELEMENTS, |b| match set {
-        BRIDGES => element(b, &name, None, 0),
-        PAIRS => element(b, &[name, name].concat(), None, 0),
-        _ => {
-            let (first, end) = range(gateway, prefix);
-            element(b, &first, None, 0);
-            if let Some(end) = end {
-                element(b, &end, None, INTERVAL_END);
-            }
-        }
-    });
+    Element::new(family, BRIDGES, ifname(bridge).into()).ask(batch);
 }
 
 /// Removes a bridge from the sets; each element on its own, since any may be gone.
-pub(crate) fn unregister(
-    socket: &mut Socket,
-    family: Family,
-    bridge: &str,
-    gateway: IpAddr,
-    prefix: u8,
-) -> io::Result<()> {
-    for set in [BRIDGES, PAIRS, SUBNETS] {
-        match transact(socket, |b| bridge_element(b, DELSETELEM, 0, family, set, bridge, (gateway, prefix))) {
+pub(super) fn unregister(socket: &mut Socket, family: Family, plan: &BridgePlan) -> io::Result<()> {
+    let Registration { wanted, unwanted } = registration(plan, family);
+    let (subnet, names): (Vec<_>, Vec<_>) = wanted.iter().chain(&unwanted).partition(|e| e.set == SUBNETS);
+    let each = names.chunks(1).chain(std::iter::once(subnet.as_slice()).filter(|s| !s.is_empty()));
+    for together in each {
+        match transact(socket, |b| together.iter().for_each(|e| e.take(b))) {
             Err(e) if errno(&e) == Some(Errno::NOENT) => {}
             done => done?,
         }
     }
     Ok(())
+}
+
+/// Whether an element of these tables is a bridge's or its sandboxes'.
+pub(super) fn belongs(element: &Element, plan: &BridgePlan) -> bool {
+    match element.set {
+        ANYWHERE | AT | SERVED | SERVED_AT => {
+            Published::parse(element).is_some_and(|p| crate::bridge::holds(plan, p.target))
+        }
+        SUBNETS => subnet(plan, element.family).is_some_and(|(gateway, prefix)| {
+            let (first, end) = range(gateway, prefix);
+            if element.flags & INTERVAL_END == 0 {
+                element.key == first
+            } else {
+                end == Some(element.key.clone())
+            }
+        }),
+        // The first field is the bridge's name.
+        _ => element.key.starts_with(&ifname(&plan.name)),
+    }
 }
 
 /// The first address of a subnet and the first after it.
@@ -207,17 +207,12 @@ fn range(address: IpAddr, prefix: u8) -> (Vec<u8>, Option<Vec<u8>>) {
 
 /// Adds published ports, all or none. An element in the way is one that a dead sandbox left, since the caller holds
 /// the port: it is replaced.
-pub(crate) fn publish(socket: &mut Socket, list: &[Published]) -> io::Result<()> {
-    let add = |b: &mut Batch| {
-        for p in list {
-            elements(b, NEWSETELEM, flags::CREATE, p.family(), p.map())
-                .nest(LIST_ELEMENTS, |b| element(b, &p.key(), Some(&p.data()), 0));
-        }
-    };
+pub(super) fn publish(socket: &mut Socket, list: &[Published]) -> io::Result<()> {
+    let add = |b: &mut Batch| list.iter().for_each(|p| p.element().put(b));
     match transact(socket, add) {
         Err(e) if matches!(errno(&e), Some(Errno::EXIST | Errno::BUSY)) => {
             for p in list {
-                match transact(socket, |b| remove(b, p)) {
+                match transact(socket, |b| p.element().take(b)) {
                     Err(e) if errno(&e) == Some(Errno::NOENT) => {}
                     done => done?,
                 }
@@ -228,21 +223,17 @@ pub(crate) fn publish(socket: &mut Socket, list: &[Published]) -> io::Result<()>
     }
 }
 
-fn remove(batch: &mut Batch, p: &Published) {
-    elements(batch, DELSETELEM, 0, p.family(), p.map())
-        .nest(LIST_ELEMENTS, |b| element(b, &p.key(), None, 0));
-}
-
 /// Removes published ports that still lead where `list` says; the rest is gone, or another's.
-pub(crate) fn withdraw(socket: &mut Socket, list: &[Published]) -> io::Result<()> {
+pub(super) fn withdraw(socket: &mut Socket, list: &[Published]) -> io::Result<()> {
     for p in list {
         let mut batch = Batch::new();
-        elements(&mut batch, GETSETELEM, 0, p.family(), p.map())
-            .nest(LIST_ELEMENTS, |b| element(b, &p.key(), None, 0));
+        p.element().ask(&mut batch);
         let mut found = Vec::new();
-        let asked = socket.query(batch, &mut |m| found.extend(read(m, p.family(), p.at.is_some())));
+        let asked = socket.query(batch, &mut |m| found.extend(read(m, p.family, p.map())));
         let done = match asked {
-            Ok(()) if found.contains(p) => transact(socket, |b| remove(b, p)),
+            Ok(()) if found.iter().any(|e| Published::parse(e).as_ref() == Some(p)) => {
+                transact(socket, |b| p.element().take(b))
+            }
             done => done,
         };
         match done {
@@ -254,33 +245,21 @@ pub(crate) fn withdraw(socket: &mut Socket, list: &[Published]) -> io::Result<()
 }
 
 /// All published ports of a family.
-pub(crate) fn published_in(socket: &mut Socket, family: Family) -> io::Result<Vec<Published>> {
+pub(super) fn published_in(socket: &mut Socket, family: Family) -> io::Result<Vec<Published>> {
+    let maps: &[&'static str] =
+        if family == Family::V4 { &[ANYWHERE, AT] } else { &[ANYWHERE, AT, SERVED, SERVED_AT] };
     let mut found = Vec::new();
-    for map in [ANYWHERE, AT] {
-        let mut batch = Batch::new();
-        elements(&mut batch, GETSETELEM, flags::DUMP, family, map);
-        match socket.query(batch, &mut |m| found.extend(read(m, family, map == AT))) {
-            Err(e) if errno(&e) == Some(Errno::NOENT) => {}
-            done => done?,
-        }
+    for map in maps {
+        found.extend(all_in(socket, family, map)?.iter().filter_map(Published::parse));
     }
     Ok(found)
-}
-
-fn read(message: &Message<'_>, family: Family, specific: bool) -> Vec<Published> {
-    let list = message.attributes(4).find(LIST_ELEMENTS).unwrap_or_default();
-    attributes(list)
-        .filter_map(|(_, elem)| {
-            let value = |kind| attributes(attributes(elem).find(kind)?).find(NFTA_DATA_VALUE);
-            Published::parse(family, specific, value(ELEM_KEY)?, value(ELEM_DATA)?)
-        })
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use sys::netlink::Message;
 
     #[test]
     fn ranges_end_after_the_subnet() {
@@ -296,24 +275,33 @@ mod tests {
 
     proptest! {
         #[test]
-        fn published_ports_read_back(v6: bool, at: bool, udp: bool, port: u16, inside: u16, a: u128, t: u128) {
-            let ip = |n: u128| if v6 { IpAddr::from(Ipv6Addr::from(n)) } else { Ipv4Addr::from(n as u32).into() };
+        fn published_ports_read_back(
+            v6: bool, at: bool, proxied: bool, udp: bool, port: u16, inside: u16, a: u128, t: u128
+        ) {
+            let ip = |v6: bool, n: u128| {
+                if v6 { IpAddr::from(Ipv6Addr::from(n)) } else { Ipv4Addr::from(n as u32).into() }
+            };
             let p = Published {
-                at: at.then(|| ip(a)),
+                family: if v6 { Family::V6 } else { Family::V4 },
+                at: at.then(|| ip(v6, a)),
                 protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
                 port,
-                target: ip(t),
+                target: ip(v6 && !proxied, t),
                 target_port: inside,
             };
-            prop_assert_eq!(Published::parse(p.family(), at, &p.key(), &p.data()), Some(p));
+            prop_assert_eq!(Published::parse(&p.element()), Some(p));
         }
 
         #[test]
-        fn no_element_makes_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), v6: bool, at: bool) {
+        fn no_element_makes_the_reader_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200), v6: bool, map in 0usize..4
+        ) {
             let family = if v6 { Family::V6 } else { Family::V4 };
+            let map = [ANYWHERE, AT, SERVED, SERVED_AT][map];
             let message = Message { kind: 0, flags: 0, seq: 0, payload: &bytes };
-            let _ = read(&message, family, at);
-            let _ = Published::parse(family, at, &bytes, &bytes);
+            let _ = read(&message, family, map);
+            let one = Element { data: Some(bytes.clone()), ..Element::new(family, map, bytes) };
+            let _ = Published::parse(&one);
         }
     }
 }

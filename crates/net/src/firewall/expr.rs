@@ -4,6 +4,7 @@
 //! Registers of 16 bytes (1 to 4) overlay those of 4 bytes (8 to 23); expressions here use the small ones, so that
 //! concatenated keys are registers in a row.
 
+use super::Family;
 use sys::netlink::Batch;
 
 const NFTA_LIST_ELEM: u16 = 1;
@@ -26,7 +27,17 @@ pub(super) const ACCEPT: u32 = 1;
 pub(super) enum Meta {
     IifName = 6,
     OifName = 7,
+    NfProto = 15,
     L4Proto = 16,
+}
+
+/// How a packet is refused that may not go where it wants to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refuse {
+    /// By an ICMP error "administratively prohibited", so that the workload need not wait for a timeout.
+    Tell,
+    /// Without a word: for kernels without `nft_reject`.
+    Drop,
 }
 
 /// Writes the expressions of one rule.
@@ -52,9 +63,28 @@ impl Expr<'_> {
         self.payload(1, offset, len, reg)
     }
 
+    /// Loads bytes of the Ethernet header.
+    pub(super) fn link(&mut self, offset: u32, len: u32, reg: u32) -> &mut Self {
+        self.payload(0, offset, len, reg)
+    }
+
+    /// Loads bytes of the transport header. Fragments but the first have none: the rule ends there.
+    pub(super) fn transport(&mut self, offset: u32, len: u32, reg: u32) -> &mut Self {
+        self.payload(2, offset, len, reg)
+    }
+
     /// Loads the destination port of TCP or UDP.
     pub(super) fn destination_port(&mut self, reg: u32) -> &mut Self {
-        self.payload(2, 2, 2, reg)
+        self.transport(2, 2, reg)
+    }
+
+    /// Loads a constant.
+    pub(super) fn constant(&mut self, value: &[u8], reg: u32) -> &mut Self {
+        self.put("immediate", |b| {
+            b.attr_be32(1, reg).nest(2, |b| {
+                b.attr(NFTA_DATA_VALUE, value);
+            });
+        })
     }
 
     fn payload(&mut self, base: u32, offset: u32, len: u32, reg: u32) -> &mut Self {
@@ -127,6 +157,40 @@ impl Expr<'_> {
             b.attr_be32(1, REG).attr_be32(2, 3).attr_be32(3, 1 << 1);
         });
         self.compare(REG, false, &RTN_LOCAL.to_ne_bytes())
+    }
+
+    /// `fib saddr . iif oif missing`: goes on only if answers to the packet would not leave by where it came in.
+    pub(super) fn from_elsewhere(&mut self) -> &mut Self {
+        const SADDR_IIF: u32 = 1 | (1 << 3);
+        self.put("fib", |b| {
+            b.attr_be32(1, REG).attr_be32(2, 1).attr_be32(3, SADDR_IIF);
+        });
+        self.compare(REG, false, &[0; 4])
+    }
+
+    /// Adds the key in the register to a set, or has it stay for `millis` from now.
+    pub(super) fn remember(&mut self, set: &str, reg: u32, millis: u64) -> &mut Self {
+        const UPDATE: u32 = 1;
+        self.put("dynset", |b| {
+            b.attr_str(1, set).attr_be32(3, UPDATE).attr_be32(4, reg).attr(6, &millis.to_be_bytes());
+        })
+    }
+
+    /// Ends the walk by refusing the packet, in a table of this family.
+    pub(super) fn refuse(&mut self, family: Family, how: Refuse) -> &mut Self {
+        // `ICMP_PKT_FILTERED`, `ICMPV6_ADM_PROHIBITED`, and either of them.
+        let (kind, code) = match family {
+            Family::V4 => (0, 13),
+            Family::V6 => (0, 1),
+            Family::Inet => (2, 3),
+            Family::Bridge => return self.verdict(DROP),
+        };
+        match how {
+            Refuse::Drop => self.verdict(DROP),
+            Refuse::Tell => self.put("reject", |b| {
+                b.attr_be32(1, kind).attr(2, &[code]);
+            }),
+        }
     }
 
     /// Destination NAT to the address and the port in two registers.

@@ -1,28 +1,38 @@
-//! The firewall: our own nf_tables tables, `ip dhow` and `ip6 dhow`, spoken to over nfnetlink.
+//! The firewall: our own nf_tables tables, spoken to over nfnetlink.
 //!
-//! The rules are static ([`rules`]); what comes and goes are elements of sets and maps, so that publishing a port is
-//! one small transaction, whatever else is published:
+//! Rules are static; what comes and goes are elements of sets and maps, so that each action is one small transaction,
+//! whatever else there is:
 //!
-//! | object | holds | changed by |
-//! |---|---|---|
-//! | set `bridges` | interface names of our bridges | [`install`] |
-//! | set `subnets` | their subnets | [`install`] |
-//! | set `pairs` | each bridge with itself: traffic within it | [`install`] |
-//! | map `published` | protocol . port → address . port | [`publish`], [`withdraw`] |
-//! | map `published_at` | address . protocol . port → address . port | [`publish`], [`withdraw`] |
+//! | table | rules | sets and maps hold | changed by |
+//! |---|---|---|---|
+//! | `ip dhow`, `ip6 dhow` | [`rules`]: NAT, isolation, the host's services | bridges with their subnets and options | [`install`] |
+//! | | | published ports | [`publish`], [`withdraw`] |
+//! | | | sandboxes with host access | [`enter`], [`leave`] |
+//! | `bridge dhow` | [`policy`]: who may send what, egress to neighbours | ports with their addresses | [`enter`], [`leave`] |
+//! | `inet dhow` | [`policy`]: egress to elsewhere | permitted destinations | [`enter`], [`leave`], [`permit`] |
 //!
-//! Nothing outside these two tables is touched: they live beside firewalld, ufw, Docker and hand-written rules.
+//! Nothing outside these tables is touched: they live beside firewalld, ufw, Docker and hand-written rules.
 //! In netfilter a packet passes only if *every* table lets it, so a `drop` elsewhere wins over our `accept`: with
 //! Docker running, its `FORWARD` policy DROP also drops traffic of our bridges, until the administrator accepts it
 //! in `DOCKER-USER`.
 
+mod element;
 mod elements;
 mod expr;
+mod members;
+mod policy;
+mod rebuild;
 mod rules;
+mod sandboxes;
+mod schema;
 
 pub(crate) use elements::{Published, number};
+pub(crate) use members::is_confined;
+pub(crate) use rebuild::rebuild;
+pub(crate) use sandboxes::{enter, held, leave, permit, sweep};
 
-use crate::NetError;
+use crate::{NetError, sysctl};
+use expr::Refuse;
 use rustix::io::Errno;
 use std::io;
 use sys::netlink::{Batch, Family as Netlink, Socket, errno};
@@ -31,9 +41,12 @@ use types::BridgePlan;
 const TABLE: &str = "dhow";
 const SUBSYS_NFTABLES: u8 = 10;
 /// A chain without rules whose name says which version of the rules is loaded.
-const GENERATION: &str = "rules-1";
+const GENERATION: &str = "rules-2";
+/// The same in the tables of policies.
+const POLICY_GENERATION: &str = "policy-1";
 
 const NEWTABLE: u16 = 0;
+const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
 const GETCHAIN: u16 = 4;
 const NEWRULE: u16 = 6;
@@ -42,29 +55,33 @@ const NEWSET: u16 = 9;
 const NEWSETELEM: u16 = 12;
 const GETSETELEM: u16 = 13;
 const DELSETELEM: u16 = 14;
+const GETGEN: u16 = 16;
 
-/// The two address families, each with a table of its own.
+/// Families of tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Family {
     V4,
     V6,
+    /// IPv4 and IPv6 in one table.
+    Inet,
+    /// Frames on their way through a bridge.
+    Bridge,
 }
 
 impl Family {
-    /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+    /// `NFPROTO_IPV4` and so on.
     fn nfproto(self) -> u8 {
         match self {
             Self::V4 => 2,
             Self::V6 => 10,
+            Self::Inet => 1,
+            Self::Bridge => 7,
         }
     }
 
-    /// Bytes of an address.
+    /// Bytes of an IPv4 address, or else of an IPv6 address.
     fn width(self) -> u32 {
-        match self {
-            Self::V4 => 4,
-            Self::V6 => 16,
-        }
+        if self == Self::V4 { 4 } else { 16 }
     }
 }
 
@@ -88,7 +105,15 @@ fn refused(action: &'static str) -> impl FnOnce(io::Error) -> NetError {
 }
 
 fn transact(socket: &mut Socket, inner: impl FnOnce(&mut Batch)) -> io::Result<()> {
-    match socket.transact(SUBSYS_NFTABLES, inner)?.into_iter().next() {
+    transact_at(socket, None, inner)
+}
+
+fn transact_at(
+    socket: &mut Socket,
+    generation: Option<u32>,
+    inner: impl FnOnce(&mut Batch),
+) -> io::Result<()> {
+    match socket.transact_at(SUBSYS_NFTABLES, generation, inner)?.into_iter().next() {
         Some(refusal) => Err(refusal.into()),
         None => Ok(()),
     }
@@ -106,28 +131,47 @@ pub(crate) fn installed(socket: &mut Socket, plan: &BridgePlan) -> bool {
 /// Loads our rules and registers the bridge, in one transaction; may be repeated, also by many at once. Published
 /// ports stay.
 pub(crate) fn install(socket: &mut Socket, plan: &BridgePlan) -> Result<(), NetError> {
-    transact(socket, |batch| {
-        rules::load(batch, Family::V4);
-        elements::register(batch, Family::V4, &plan.name, plan.gateway4.into(), plan.prefix4);
-        if let Some(gateway) = plan.gateway6 {
-            rules::load(batch, Family::V6);
-            elements::register(batch, Family::V6, &plan.name, gateway.into(), plan.prefix6);
+    attempt(socket, |batch, refuse| {
+        // A bridge without IPv6 addresses is guarded all the same: somebody may turn IPv6 on.
+        for family in families() {
+            rules::load(batch, family, refuse);
+            elements::register(batch, family, plan);
         }
     })
     .map_err(refused("load the rules"))
 }
 
+/// The families that bridges may have addresses of.
+fn families() -> impl Iterator<Item = Family> {
+    std::iter::once(Family::V4).chain(Some(Family::V6).filter(|_| sysctl::has_ipv6()))
+}
+
+/// Carries out a transaction that loads rules: refusals that tell why, or without a word where the kernel cannot.
+fn attempt(socket: &mut Socket, inner: impl Fn(&mut Batch, Refuse)) -> io::Result<()> {
+    attempt_at(socket, None, inner)
+}
+
+/// The same, unless anybody changed any rules since this generation.
+fn attempt_at(
+    socket: &mut Socket,
+    generation: Option<u32>,
+    inner: impl Fn(&mut Batch, Refuse),
+) -> io::Result<()> {
+    match transact_at(socket, generation, |b| inner(b, Refuse::Tell)) {
+        Err(e) if lacks(&e) => transact_at(socket, generation, |b| inner(b, Refuse::Drop)),
+        done => done,
+    }
+}
+
 /// Takes a bridge out of the sets. What its sandboxes published goes with them.
 pub(crate) fn uninstall(socket: &mut Socket, plan: &BridgePlan) -> Result<(), NetError> {
     let failed = || refused("remove a bridge");
-    elements::unregister(socket, Family::V4, &plan.name, plan.gateway4.into(), plan.prefix4)
-        .map_err(failed())?;
-    match plan.gateway6 {
-        Some(g) => {
-            elements::unregister(socket, Family::V6, &plan.name, g.into(), plan.prefix6).map_err(failed())
-        }
-        None => Ok(()),
+    let held = held(socket)?;
+    sweep(socket, plan, &[], &held)?;
+    for family in [Family::V4, Family::V6] {
+        elements::unregister(socket, family, plan).map_err(failed())?;
     }
+    Ok(())
 }
 
 /// Adds published ports, all or none.
@@ -152,20 +196,30 @@ pub(crate) fn is_absent(error: &NetError) -> bool {
 
 /// Whether nf_tables is missing in this kernel (or its NAT), rather than unwilling.
 pub(crate) fn is_missing(error: &NetError) -> bool {
-    matches!(error, NetError::Firewall { source, .. }
-        if matches!(errno(source), Some(Errno::PROTONOSUPPORT | Errno::OPNOTSUPP | Errno::NOENT | Errno::INVAL | Errno::AFNOSUPPORT)))
+    matches!(error, NetError::Firewall { source, .. } if lacks(source))
+}
+
+fn lacks(source: &io::Error) -> bool {
+    matches!(
+        errno(source),
+        Some(Errno::PROTONOSUPPORT | Errno::OPNOTSUPP | Errno::NOENT | Errno::INVAL | Errno::AFNOSUPPORT)
+    )
 }
 
 #[cfg(test)]
+pub(crate) use rules::count as count_rules;
+
+/// Deletes our tables, as `nft flush ruleset` does.
+#[cfg(test)]
 pub(crate) fn delete_tables() {
-    const DELTABLE: u16 = 2;
     let mut socket = open().unwrap();
-    transact(&mut socket, |batch| {
-        for family in [Family::V4, Family::V6] {
+    for family in [Family::V4, Family::V6, Family::Inet, Family::Bridge] {
+        transact(&mut socket, |batch| {
+            schema::table(batch, family);
             request(batch, DELTABLE, 0, family).attr_str(1, TABLE);
-        }
-    })
-    .unwrap();
+        })
+        .unwrap();
+    }
 }
 
 #[cfg(test)]
@@ -176,4 +230,22 @@ pub(crate) fn rule_count(family: Family) -> usize {
     let mut count = 0;
     open().unwrap().query(batch, &mut |_| count += 1).unwrap();
     count
+}
+
+/// Whether the tables of policies are there.
+#[cfg(test)]
+pub(crate) fn has_policies() -> bool {
+    sandboxes::loaded(&mut open().unwrap())
+}
+
+/// Everything that our tables hold, but for the time that it stays, in a fixed order.
+#[cfg(test)]
+pub(crate) fn everything_held() -> Vec<String> {
+    let found = rebuild::everything(&mut open().unwrap()).unwrap();
+    let mut all: Vec<_> = found
+        .iter()
+        .map(|e| format!("{:?} {} {:?} {:?} {:?} {}", e.family, e.set, e.key, e.end, e.data, e.flags))
+        .collect();
+    all.sort();
+    all
 }

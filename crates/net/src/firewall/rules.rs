@@ -1,18 +1,32 @@
-//! The static rules, loaded once. As `nft` would print them, for IPv4 (`B` is the set of our bridges):
+//! The static rules that every bridge needs, loaded once, in the tables `ip dhow` and `ip6 dhow`. As `nft` would print
+//! them, for IPv4 (`B` is the set of our bridges):
 //!
 //! ```text
 //! chain spoofed      { type filter hook prerouting priority raw; }
 //!     iifname != "lo" ip daddr 127.0.0.0/8 drop              # CVE-2020-8558: route_localnet opens 127/8
 //!     iifname != "lo" ip saddr 127.0.0.0/8 drop
+//!     iifname @B fib saddr . iif oif missing drop            # an address of another network, or of anybody
+//!     iifname @shielded ip daddr 169.254.0.0/16 drop         # metadata services
 //! chain prerouting   { type nat hook prerouting priority dstnat; }
 //!     dnat ip to ip daddr . meta l4proto . th dport map @published_at
 //!     fib daddr type local dnat ip to meta l4proto . th dport map @published
 //! chain output       { type nat hook output priority dstnat; }      # the same, for the host itself
-//! chain forward      { type filter hook forward priority filter; }
-//!     oifname != @B accept                                   # outwards, or none of ours
+//! chain input        { type filter hook input priority filter; }    # the host's own services
+//!     iifname != @B accept
 //!     ct state established,related accept
-//!     ct status dnat accept                                  # a published port
+//!     icmp type echo-request accept                          # IPv6: and neighbour discovery
+//!     iifname @open accept                                   # networks with host access
+//!     iifname . ip saddr @open_from accept                   # sandboxes with host access
+//!     meta l4proto . th dport @published accept              # published, and not led but proxied
+//!     ip daddr . meta l4proto . th dport @published_at accept
+//!     reject with icmp admin-prohibited
+//! chain forward      { type filter hook forward priority filter; }
+//!     ct state established,related accept
 //!     iifname . oifname @pairs accept                        # neighbours on one bridge
+//!     iifname @internal drop
+//!     oifname @internal drop
+//!     oifname != @B accept                                   # outwards, or none of ours
+//!     ct status dnat accept                                  # a published port
 //!     drop                                                   # into a sandbox by a port that is not published
 //! chain postrouting  { type nat hook postrouting priority srcnat; }
 //!     oifname != @B ip saddr @subnets masquerade             # outwards
@@ -21,124 +35,119 @@
 //! ```
 //!
 //! For IPv6 the loopback rules fall away: nothing like `route_localnet` exists, so `::1` and link-local addresses
-//! are left to [`crate::proxy`] and kept out of destination NAT.
+//! are left to [`crate::proxy`] and kept out of destination NAT. Ports of sandboxes without an IPv6 address are
+//! proxied for IPv6 clients; the maps `served` and `served_at` are for them what `published` and `published_at` are.
 
-use super::expr::{ACCEPT, DROP, Expr, Meta, REG};
-use super::{DELRULE, Family, GENERATION, NEWCHAIN, NEWRULE, NEWSET, NEWTABLE, TABLE, request};
-use sys::netlink::{Batch, flags};
+use super::expr::{ACCEPT, DROP, Expr, Meta, REG, Refuse};
+use super::schema::{
+    ADDRESS4, ADDRESS6, HOOK_FORWARD, HOOK_INPUT, HOOK_OUTPUT, HOOK_POSTROUTING, HOOK_PREROUTING, NAME,
+    NAME_WORDS, PORT, PROTOCOL, SET_INTERVAL, SET_MAP, chain, ifname, rule, set, table,
+};
+use super::{DELRULE, Family, GENERATION, TABLE, request};
+use std::net::Ipv6Addr;
+use sys::netlink::Batch;
 
 pub(super) const BRIDGES: &str = "bridges";
 pub(super) const SUBNETS: &str = "subnets";
 pub(super) const PAIRS: &str = "pairs";
+/// Bridges that nothing leads out of or into.
+pub(super) const INTERNAL: &str = "internal";
+/// Bridges whose sandboxes may reach the host's services.
+pub(super) const OPEN: &str = "open";
+/// Sandboxes that may.
+pub(super) const OPEN_FROM: &str = "open_from";
+/// Bridges whose sandboxes may not reach metadata services.
+pub(super) const SHIELDED: &str = "shielded";
 /// Published on every address of the host.
 pub(super) const ANYWHERE: &str = "published";
 /// Published on one address of the host.
 pub(super) const AT: &str = "published_at";
+/// Published on every IPv6 address of the host, for a sandbox that has only IPv4.
+pub(super) const SERVED: &str = "served";
+/// The same, on one.
+pub(super) const SERVED_AT: &str = "served_at";
 
-// Types of nft(8), by which it prints elements.
-const TYPE_IPV4: u32 = 7;
-const TYPE_IPV6: u32 = 8;
-const TYPE_PROTOCOL: u32 = 12;
-const TYPE_PORT: u32 = 13;
-const TYPE_IFNAME: u32 = 41;
-const SET_INTERVAL: u32 = 0x4;
-const SET_MAP: u32 = 0x8;
-
-const HOOK_PREROUTING: u32 = 0;
-const HOOK_FORWARD: u32 = 2;
-const HOOK_OUTPUT: u32 = 3;
-const HOOK_POSTROUTING: u32 = 4;
-
-const IFNAMSIZ: usize = 16;
+/// All sets and maps of a family.
+pub(super) fn names(family: Family) -> &'static [&'static str] {
+    const BOTH: [&str; 9] = [BRIDGES, PAIRS, SUBNETS, INTERNAL, OPEN, OPEN_FROM, SHIELDED, ANYWHERE, AT];
+    const SIX: [&str; 11] =
+        [BRIDGES, PAIRS, SUBNETS, INTERNAL, OPEN, OPEN_FROM, SHIELDED, ANYWHERE, AT, SERVED, SERVED_AT];
+    if family == Family::V6 { &SIX } else { &BOTH }
+}
 
 /// Puts the whole table of a family into a transaction: makes what is missing, replaces all rules, keeps all
 /// elements. So that callers who do this at once end with one copy of each rule.
-pub(super) fn load(batch: &mut Batch, family: Family) {
-    request(batch, NEWTABLE, flags::CREATE, family).attr_str(1, TABLE);
+pub(super) fn load(batch: &mut Batch, family: Family, refuse: Refuse) {
+    table(batch, family);
     sets(batch, family);
     chain(batch, family, "spoofed", Some(("filter", HOOK_PREROUTING, -300)));
     chain(batch, family, "prerouting", Some(("nat", HOOK_PREROUTING, -100)));
     chain(batch, family, "output", Some(("nat", HOOK_OUTPUT, -100)));
+    chain(batch, family, "input", Some(("filter", HOOK_INPUT, 0)));
     chain(batch, family, "forward", Some(("filter", HOOK_FORWARD, 0)));
     chain(batch, family, "postrouting", Some(("nat", HOOK_POSTROUTING, 100)));
     chain(batch, family, GENERATION, None);
     request(batch, DELRULE, 0, family).attr_str(1, TABLE);
-    if family == Family::V4 {
-        spoofed(batch);
-    }
+    spoofed(batch, family);
     destination_nat(batch, family, "prerouting");
     destination_nat(batch, family, "output");
+    input(batch, family, refuse);
     forward(batch, family);
     postrouting(batch, family);
 }
 
 fn sets(batch: &mut Batch, family: Family) {
-    let (address, width) = match family {
-        Family::V4 => (TYPE_IPV4, 4),
-        Family::V6 => (TYPE_IPV6, 16),
-    };
-    let port = concat(&[TYPE_PROTOCOL, TYPE_PORT]);
-    let target = (concat(&[address, TYPE_PORT]), width + 4);
-    set(batch, family, BRIDGES, 0, (TYPE_IFNAME, IFNAMSIZ as u32), None);
-    set(batch, family, PAIRS, 0, (concat(&[TYPE_IFNAME, TYPE_IFNAME]), 2 * IFNAMSIZ as u32), None);
-    set(batch, family, SUBNETS, SET_INTERVAL, (address, width), None);
-    set(batch, family, ANYWHERE, SET_MAP, (port, 8), Some(target));
-    set(batch, family, AT, SET_MAP, (concat(&[address, TYPE_PROTOCOL, TYPE_PORT]), width + 8), Some(target));
-}
-
-/// nft(8) packs the types of a concatenation into six bits each.
-fn concat(types: &[u32]) -> u32 {
-    types.iter().fold(0, |all, t| (all << 6) | t)
-}
-
-fn set(batch: &mut Batch, family: Family, name: &str, flags: u32, key: (u32, u32), data: Option<(u32, u32)>) {
-    request(batch, NEWSET, flags::CREATE, family).attr_str(1, TABLE).attr_str(2, name);
-    batch.attr_be32(3, flags).attr_be32(4, key.0).attr_be32(5, key.1);
-    if let Some((kind, len)) = data {
-        batch.attr_be32(6, kind).attr_be32(7, len);
+    let address = if family == Family::V4 { ADDRESS4 } else { ADDRESS6 };
+    let at = [address, PROTOCOL, PORT];
+    for bridges in [BRIDGES, INTERNAL, OPEN, SHIELDED] {
+        set(batch, family, bridges, 0, &[NAME], &[]);
     }
-    // The kernel wants some id of the set within the transaction.
-    batch.attr_be32(10, 1 + name.len() as u32);
-}
-
-fn chain(batch: &mut Batch, family: Family, name: &str, hook: Option<(&str, u32, i32)>) {
-    request(batch, NEWCHAIN, flags::CREATE, family).attr_str(1, TABLE).attr_str(3, name);
-    if let Some((kind, hook, priority)) = hook {
-        batch.nest(4, |b| {
-            b.attr_be32(1, hook).attr(2, &priority.to_be_bytes());
-        });
-        batch.attr_be32(5, ACCEPT).attr_str(7, kind);
+    set(batch, family, PAIRS, 0, &[NAME, NAME], &[]);
+    set(batch, family, OPEN_FROM, 0, &[NAME, address], &[]);
+    set(batch, family, SUBNETS, SET_INTERVAL, &[address], &[]);
+    set(batch, family, ANYWHERE, SET_MAP, &at[1..], &[address, PORT]);
+    set(batch, family, AT, SET_MAP, &at, &[address, PORT]);
+    if family == Family::V6 {
+        set(batch, family, SERVED, SET_MAP, &at[1..], &[ADDRESS4, PORT]);
+        set(batch, family, SERVED_AT, SET_MAP, &at, &[ADDRESS4, PORT]);
     }
-}
-
-fn rule(batch: &mut Batch, family: Family, chain: &str, inner: impl FnOnce(&mut Expr<'_>)) {
-    request(batch, NEWRULE, flags::CREATE | flags::APPEND, family).attr_str(1, TABLE).attr_str(2, chain);
-    batch.nest(4, |b| inner(&mut Expr(b)));
-}
-
-/// An interface's name as `meta` loads it: padded with zeros.
-pub(super) fn ifname(name: &str) -> [u8; IFNAMSIZ] {
-    let mut out = [0; IFNAMSIZ];
-    for (to, from) in out.iter_mut().zip(name.bytes().take(IFNAMSIZ - 1)) {
-        *to = from;
-    }
-    out
 }
 
 /// Offset of source and destination address in the network header.
-fn addresses(family: Family) -> (u32, u32) {
+pub(super) fn addresses(family: Family) -> (u32, u32) {
     match family {
         Family::V4 => (12, 16),
-        Family::V6 => (8, 24),
+        _ => (8, 24),
     }
 }
 
-fn spoofed(batch: &mut Batch) {
-    for offset in [16, 12] {
-        rule(batch, Family::V4, "spoofed", |e| {
-            e.meta(Meta::IifName, REG).compare(REG, true, &ifname("lo"));
-            e.network(offset, 1, REG).compare(REG, false, &[127]).verdict(DROP);
+/// What services of clouds answer by without asking who is there: AWS, Azure, GCP and most others by 169.254.169.254,
+/// and on IPv6 AWS and GCP by these.
+const METADATA6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+
+fn spoofed(batch: &mut Batch, family: Family) {
+    let (_, daddr) = addresses(family);
+    if family == Family::V4 {
+        for offset in [16, 12] {
+            rule(batch, family, "spoofed", |e| {
+                e.meta(Meta::IifName, REG).compare(REG, true, &ifname("lo"));
+                e.network(offset, 1, REG).compare(REG, false, &[127]).verdict(DROP);
+            });
+        }
+    }
+    rule(batch, family, "spoofed", |e| {
+        e.meta(Meta::IifName, REG).in_set(BRIDGES, REG, false).from_elsewhere().verdict(DROP);
+    });
+    let mut shield = |address: &[u8]| {
+        rule(batch, family, "spoofed", |e| {
+            e.meta(Meta::IifName, REG).in_set(SHIELDED, REG, false);
+            e.network(daddr, address.len() as u32, REG).compare(REG, false, address).verdict(DROP);
         });
+    };
+    match family {
+        Family::V4 => shield(&[169, 254]),
+        _ => METADATA6.iter().for_each(|a| shield(&a.octets())),
     }
 }
 
@@ -147,7 +156,7 @@ fn destination_nat(batch: &mut Batch, family: Family, chain: &str) {
     let words = family.width() / 4;
     let not_proxied = |e: &mut Expr<'_>| {
         if family == Family::V6 {
-            e.network(daddr, 16, REG).compare(REG, true, &std::net::Ipv6Addr::LOCALHOST.octets());
+            e.network(daddr, 16, REG).compare(REG, true, &Ipv6Addr::LOCALHOST.octets());
             e.network(daddr, 2, REG).mask(REG, &[0xff, 0xc0]).compare(REG, true, &[0xfe, 0x80]);
         }
     };
@@ -164,19 +173,63 @@ fn destination_nat(batch: &mut Batch, family: Family, chain: &str) {
     });
 }
 
-fn forward(batch: &mut Batch, family: Family) {
-    const NEXT: u32 = REG + IFNAMSIZ as u32 / 4;
-    rule(batch, family, "forward", |e| {
-        e.meta(Meta::OifName, REG).in_set(BRIDGES, REG, true).verdict(ACCEPT);
+fn input(batch: &mut Batch, family: Family, refuse: Refuse) {
+    let (saddr, daddr) = addresses(family);
+    let width = family.width();
+    rule(batch, family, "input", |e| {
+        e.meta(Meta::IifName, REG).in_set(BRIDGES, REG, true).verdict(ACCEPT);
     });
+    rule(batch, family, "input", |e| {
+        e.established().verdict(ACCEPT);
+    });
+    // Echo requests, neighbour solicitations and advertisements.
+    let (icmp, types): (u8, &[u8]) = if family == Family::V4 { (1, &[8]) } else { (58, &[128, 135, 136]) };
+    for kind in types {
+        rule(batch, family, "input", |e| {
+            e.meta(Meta::L4Proto, REG).compare(REG, false, &[icmp]);
+            e.transport(0, 1, REG).compare(REG, false, &[*kind]).verdict(ACCEPT);
+        });
+    }
+    rule(batch, family, "input", |e| {
+        e.meta(Meta::IifName, REG).in_set(OPEN, REG, false).verdict(ACCEPT);
+    });
+    rule(batch, family, "input", |e| {
+        e.meta(Meta::IifName, REG).network(saddr, width, REG + NAME_WORDS);
+        e.in_set(OPEN_FROM, REG, false).verdict(ACCEPT);
+    });
+    let maps = [(ANYWHERE, AT), (SERVED, SERVED_AT)];
+    for (anywhere, at) in maps.into_iter().take(if family == Family::V4 { 1 } else { 2 }) {
+        rule(batch, family, "input", |e| {
+            e.meta(Meta::L4Proto, REG).destination_port(REG + 1).map(anywhere, REG, REG).verdict(ACCEPT);
+        });
+        rule(batch, family, "input", |e| {
+            e.network(daddr, width, REG).meta(Meta::L4Proto, REG + width / 4);
+            e.destination_port(REG + width / 4 + 1).map(at, REG, REG).verdict(ACCEPT);
+        });
+    }
+    rule(batch, family, "input", |e| {
+        e.refuse(family, refuse);
+    });
+}
+
+fn forward(batch: &mut Batch, family: Family) {
     rule(batch, family, "forward", |e| {
         e.established().verdict(ACCEPT);
     });
     rule(batch, family, "forward", |e| {
-        e.translated().verdict(ACCEPT);
+        e.meta(Meta::IifName, REG).meta(Meta::OifName, REG + NAME_WORDS);
+        e.in_set(PAIRS, REG, false).verdict(ACCEPT);
+    });
+    for side in [Meta::IifName, Meta::OifName] {
+        rule(batch, family, "forward", |e| {
+            e.meta(side, REG).in_set(INTERNAL, REG, false).verdict(DROP);
+        });
+    }
+    rule(batch, family, "forward", |e| {
+        e.meta(Meta::OifName, REG).in_set(BRIDGES, REG, true).verdict(ACCEPT);
     });
     rule(batch, family, "forward", |e| {
-        e.meta(Meta::IifName, REG).meta(Meta::OifName, NEXT).in_set(PAIRS, REG, false).verdict(ACCEPT);
+        e.translated().verdict(ACCEPT);
     });
     rule(batch, family, "forward", |e| {
         e.verdict(DROP);
@@ -198,5 +251,14 @@ fn postrouting(batch: &mut Batch, family: Family) {
             e.meta(Meta::OifName, REG).in_set(BRIDGES, REG, false);
             e.network(saddr, 1, REG).compare(REG, false, &[127]).masquerade();
         });
+    }
+}
+
+/// How many rules [`load`] makes.
+#[cfg(test)]
+pub(crate) fn count(family: Family) -> usize {
+    match family {
+        Family::V4 => 4 + 2 + 2 + 8 + 7 + 3,
+        _ => 3 + 2 + 2 + 12 + 7 + 2,
     }
 }

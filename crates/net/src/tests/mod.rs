@@ -1,8 +1,12 @@
 //! Tests with real traffic: each makes a little world of its own network namespaces (a host, a peer outside,
 //! sandboxes), so they run side by side and never touch this machine's network.
 
+mod egress;
 mod isolation;
+mod live;
+mod repair;
 mod traffic;
+mod walls;
 
 use crate::{attach, configure_inside, ensure_bridge, host_ifname, ipv6_for, link, mac_from_ipv4};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -68,10 +72,24 @@ pub(super) fn bridge() -> BridgePlan {
     }
 }
 
+/// Another network of the same host.
+pub(super) fn other_bridge() -> BridgePlan {
+    BridgePlan {
+        name: "dh-0123456789ab".into(),
+        gateway4: Ipv4Addr::new(172, 31, 0, 1),
+        gateway6: Some("fd12:9999::1".parse().unwrap()),
+        ..bridge()
+    }
+}
+
 pub(super) fn attachment(n: u8, ports: Vec<PortBinding>) -> Attachment {
-    let bridge = bridge();
-    let ipv4 = Ipv4Addr::new(172, 30, 0, n);
-    let id = format!("{n:02x}").repeat(32);
+    attachment_on(bridge(), n, ports)
+}
+
+pub(super) fn attachment_on(bridge: BridgePlan, n: u8, ports: Vec<PortBinding>) -> Attachment {
+    let [a, b, ..] = bridge.gateway4.octets();
+    let ipv4 = Ipv4Addr::new(a, b, 0, n);
+    let id = format!("{b:02x}{n:02x}").repeat(16);
     Attachment {
         host_ifname: host_ifname(&id, 0),
         ifname: "eth0".into(),
@@ -87,6 +105,7 @@ pub(super) fn attachment(n: u8, ports: Vec<PortBinding>) -> Attachment {
         egress: types::Egress::All,
         bandwidth: types::Bandwidth::default(),
         uplink: None,
+        host_access: false,
         ports,
     }
 }
@@ -117,12 +136,54 @@ impl World {
         Some(world)
     }
 
-    /// A sandbox on the bridge.
+    /// A machine on the bridge, whose frames are the test's.
+    pub(super) fn machine(&self, a: &Attachment) -> Machine {
+        self.host.run(|| {
+            ensure_bridge(&a.bridge).unwrap();
+            Machine(crate::attach_tap(a).unwrap())
+        })
+    }
+
+    /// A sandbox on the bridge, which is made if it is another than the world's own.
     pub(super) fn sandbox(&self, a: &Attachment) -> Namespace {
         let inside = Namespace::new().unwrap();
-        self.host.run(|| attach(a, inside.fd()).unwrap());
+        self.host.run(|| {
+            ensure_bridge(&a.bridge).unwrap();
+            attach(a, inside.fd()).unwrap();
+        });
         inside.run(|| configure_inside(&NetworkPlan::Networks(vec![a.clone()])).unwrap());
         inside
+    }
+}
+
+/// A guest that sends what it likes.
+pub(super) struct Machine(OwnedFd);
+
+impl Machine {
+    /// Length of the header before each frame (`struct virtio_net_hdr`).
+    const HEADER: usize = 12;
+
+    pub(super) fn send(&self, frame: &[u8]) {
+        let mut whole = vec![0; Self::HEADER];
+        whole.extend_from_slice(frame);
+        rustix::io::write(&self.0, &whole).unwrap();
+    }
+
+    /// Every frame that comes until one holds `mark`, that one left out.
+    pub(super) fn until(&self, mark: &[u8]) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        loop {
+            let mut fds = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN)];
+            let patience = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+            assert_ne!(rustix::event::poll(&mut fds, Some(&patience)).unwrap(), 0, "the mark never came");
+            let mut buf = [0; 2048];
+            let len = rustix::io::read(&self.0, &mut buf).unwrap();
+            let frame = &buf[Self::HEADER..len];
+            if frame.windows(mark.len()).any(|w| w == mark) {
+                return frames;
+            }
+            frames.push(frame.to_vec());
+        }
     }
 }
 

@@ -88,7 +88,7 @@ fn neighbours_and_host_reach_each_other_unchanged() {
 }
 
 /// Answers TCP and UDP on port 80 of a sandbox, both families.
-fn serve_all(inside: &Namespace, a: &Attachment) {
+pub(super) fn serve_all(inside: &Namespace, a: &Attachment) {
     let (v4, v6) = (a.ipv4, a.ipv6.unwrap());
     inside.run(|| {
         answer(tcp_server(v4, 80));
@@ -108,7 +108,7 @@ fn everywhere() -> Vec<PortBinding> {
 }
 
 /// Serves a host's published ports, as its supervisor does, while `f` runs.
-fn supervised<T>(host: &Namespace, mut published: Published, f: impl FnOnce() -> T) -> T {
+pub(super) fn supervised<T>(host: &Namespace, mut published: Published, f: impl FnOnce() -> T) -> T {
     let stop = AtomicBool::new(false);
     std::thread::scope(|s| {
         let serve = || {

@@ -12,6 +12,7 @@
 pub mod apparmor;
 pub mod cgroup;
 mod cgroup_view;
+mod counters;
 mod devices;
 mod exec;
 mod hooks;

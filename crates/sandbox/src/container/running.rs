@@ -168,7 +168,9 @@ impl Sandbox for Container {
     }
 
     fn stats(&self) -> Result<Stats, HullError> {
-        self.cgroup.stats()
+        let mut stats = self.cgroup.stats()?;
+        super::counters::add(&mut stats, &self.spec, self.pid);
+        Ok(stats)
     }
 
     fn processes(&self) -> Result<Vec<i32>, HullError> {

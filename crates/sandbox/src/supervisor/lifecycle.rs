@@ -194,6 +194,7 @@ impl Core<'_> {
                 let started = now.checked_sub(ran).unwrap_or(now);
                 self.main = Some(Main { sandbox, io, started, oom_kills, ended: None });
                 self.health = self.bundle.health.as_ref().map(|h| Health::begin(h, ran));
+                self.finish_connecting();
                 self.save();
             }
             // It ended while nobody looked.

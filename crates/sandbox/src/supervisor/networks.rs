@@ -69,14 +69,41 @@ impl Core<'_> {
         let gone = list.remove(place);
         let heir = list.iter_mut().find(|a| !a.bridge.internal).map(|heir| {
             heir.default_route |= gone.default_route;
-            heir.ports.extend(gone.ports.clone());
+            if heir.uplink.is_none() {
+                heir.ports.extend(gone.ports.clone());
+            }
             heir.clone()
         });
-        self.bundle.network = NetworkPlan::Networks(list);
+        let before = std::mem::replace(&mut self.bundle.network, NetworkPlan::Networks(list));
         self.note_networks()?;
-        self.with_wiring(|sandbox, wiring| sandbox.disconnect(&gone, wiring))?;
-        if let Some(heir) = heir.filter(|_| gone.default_route) {
-            self.with_wiring(|sandbox, wiring| sandbox.reconfigure(&heir, wiring))?;
+        if let Err(e) = self.with_wiring(|sandbox, wiring| sandbox.disconnect(&gone, wiring)) {
+            self.bundle.network = before;
+            let _ = self.note_networks();
+            return Err(e);
+        }
+        let rerouted = match heir.filter(|_| gone.default_route) {
+            Some(heir) => self.with_wiring(|sandbox, wiring| sandbox.reconfigure(&heir, wiring)),
+            None => Ok(()),
+        };
+        self.networks_changed().and_then(|done| rerouted.map(|()| done))
+    }
+
+    /// Of one who died while it connected the sandbox.
+    pub(super) fn finish_connecting(&mut self) {
+        for attachment in self.bundle.network.attachments().to_vec() {
+            if !self.hooks.is_connected(&attachment) {
+                // What cannot be connected stays in the plan, for the next start.
+                let _ = self.with_wiring(|sandbox, wiring| sandbox.connect(&attachment, wiring));
+            }
+        }
+    }
+
+    /// The container has another name: so others find it by that one.
+    pub(super) fn renamed(&mut self, old: &str) -> Result<Outcome, Failure> {
+        if let NetworkPlan::Networks(list) = &mut self.bundle.network {
+            let names = list.iter_mut().flat_map(|a| &mut a.names).filter(|name| *name == old);
+            names.for_each(|name| name.clone_from(&self.bundle.name));
+            self.note_networks()?;
         }
         self.networks_changed()
     }

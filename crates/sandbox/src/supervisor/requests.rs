@@ -99,8 +99,8 @@ impl Core<'_> {
             Request::Resume => self.resume(),
             Request::Update { resources, restart } => self.update(resources, restart),
             Request::Rename { name } => {
-                self.bundle.name = name;
-                Ok(Outcome::Now(Response::Done))
+                let old = std::mem::replace(&mut self.bundle.name, name);
+                self.renamed(&old)
             }
             Request::ConnectNetwork(attachment) => self.connect_network(*attachment),
             Request::DisconnectNetwork { network } => self.disconnect_network(&network),

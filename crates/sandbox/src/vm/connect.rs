@@ -63,6 +63,21 @@ pub(super) fn listen(dir: &Path, name: &str) -> io::Result<UnixListener> {
     within(dir, name, UnixListener::bind)
 }
 
+/// Listens for a machine's guest that connects to a port of its host; `run` is the sandbox's run directory. Neither the
+/// listener nor what waits there of a supervisor before this one is in the way.
+pub fn listen_for_guest(run: &Path, port: u32) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::PermissionsExt;
+    let name = format!("{VSOCK}_{port}");
+    within(&run.join(super::DIR), &name, |path| {
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        // The machine's own user connects; nobody else comes into the directory.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+        Ok(listener.into())
+    })
+}
+
 /// Connects to a socket of the directory.
 pub(super) fn stream(dir: &Path, name: &str) -> io::Result<UnixStream> {
     within(dir, name, UnixStream::connect)

@@ -63,9 +63,9 @@ fn config(of: &Monitor<'_>, dir: &Path, shares: Option<&OwnedFd>) -> Config {
     let content = DiskContent::Raw(of.plan.disk.clone());
     disks.push(Disk { content, read_only: false, rate: of.rate });
     let mut nets = Vec::new();
-    for (tap, attachment) in of.taps.iter().zip(of.boot.network.attachments()) {
+    for (tap, mac) in of.interfaces() {
         let _ = fcntl_setfd(tap, FdFlags::CLOEXEC);
-        nets.push(Net { tap: tap.as_raw_fd(), mac: attachment.mac, rate: Default::default() });
+        nets.push(Net { tap: tap.as_raw_fd(), mac, rate: Default::default() });
     }
     Config {
         vcpus: of.plan.vcpus,

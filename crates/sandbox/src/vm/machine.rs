@@ -90,12 +90,9 @@ impl Sandbox for MicroVm {
     }
 
     fn connect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
-        wiring.connect(attachment, None)?;
-        let inside = self.agent().and_then(|mut agent| Ok(agent.connect_network(attachment)?));
-        if inside.is_err() {
-            let _ = wiring.disconnect(attachment, None);
-        }
-        inside
+        // The host's part says that it is done, to a supervisor that adopts.
+        self.agent()?.connect_network(attachment)?;
+        Ok(wiring.connect(attachment, None)?)
     }
 
     fn reconfigure(&mut self, attachment: &Attachment, _: &mut dyn Wiring) -> Result<(), HullError> {
@@ -103,9 +100,10 @@ impl Sandbox for MicroVm {
     }
 
     fn disconnect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
-        // Whatever the guest says: it has no part in the network any more.
         wiring.disconnect(attachment, None)?;
-        Ok(self.agent()?.disconnect_network(&attachment.network)?)
+        // Whatever the guest says: it has no part in the network any more.
+        let _ = self.agent().and_then(|mut agent| Ok(agent.disconnect_network(&attachment.network)?));
+        Ok(())
     }
 
     /// What the host pays is counted by the host; what runs inside is told by the guest, if it tells.

@@ -49,6 +49,7 @@ use types::{MachinePlan, oci};
 use vmm::config::DiskRate;
 
 pub use appliance::{Appliance, Order, serve};
+pub use connect::listen_for_guest;
 pub use files::Files;
 
 /// Directory in a sandbox's run directory with the sockets of its microVM.
@@ -113,8 +114,9 @@ impl Make<'_> {
         let cgroup = Cgroup::create(self.cgroup, resources)?;
         let dir = self.run.join(DIR);
         let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>), HullError> {
-            let taps = taps()?;
+            // Before whoever connects the taps listens there for the guest.
             connect::fresh_dir(&dir)?;
+            let taps = taps()?;
             let (console, inner) = if boot.terminal() { console()? } else { (None, None) };
             let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
             let stdio = inner.as_ref().map_or(self.stdio, |fd| [fd.as_fd(); 3]);

@@ -71,7 +71,7 @@ pub(super) struct Monitor<'a> {
     pub(super) layers: &'a [PathBuf],
     pub(super) shares: &'a [Share],
     pub(super) dir: &'a Path,
-    /// One for each interface of the guest's network.
+    /// One for each interface of the guest's network, and then the spare ones.
     pub(super) taps: &'a [OwnedFd],
     /// Limits of its disks.
     pub(super) rate: DiskRate,
@@ -90,6 +90,13 @@ impl Monitor<'_> {
     pub(super) fn user(&self) -> u32 {
         // The id is random: two machines of one user would be one in a million pairs.
         FIRST_USER + u32::from_str_radix(self.boot.id.get(..8).unwrap_or("0"), 16).unwrap_or(0) % USERS
+    }
+
+    /// The machine's interfaces: taps, and the hardware addresses by which the guest knows which is which.
+    pub(super) fn interfaces(&self) -> impl Iterator<Item = (&OwnedFd, [u8; 6])> {
+        let network = &self.boot.network;
+        let connected = network.attachments().iter().map(|a| a.mac);
+        self.taps.iter().zip(connected.chain(network.free_slots().map(types::spare_mac)))
     }
 
     /// The monitor's whole life, in a process of its own; returns its exit code.

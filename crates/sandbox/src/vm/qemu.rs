@@ -21,6 +21,11 @@ const TRANSLATIONS_MIB: u32 = 64;
 const KERNEL: &str = "kernel";
 const INITRD: &str = "initrd";
 
+/// Devices that have a place behind the machine's first interrupt controller.
+const DEVICES: usize = 8;
+/// Those that each machine has: entropy, balloon, vsock, the writable disk.
+const FIXED_DEVICES: usize = 4;
+
 /// Names of the disks.
 pub(super) const LAYERS: &str = "layers";
 pub(super) const DISK: &str = "disk";
@@ -43,9 +48,12 @@ pub(super) fn start(
             "{PROGRAM} is not installed, and this host has no KVM: install the package qemu-system-x86"
         ))
     })?;
+    let devices =
+        FIXED_DEVICES + usize::from(shares.is_some()) + usize::from(!of.layers.is_empty()) + of.taps.len();
+    let second = if devices > DEVICES { "on" } else { "off" };
     let mut given = Given::default();
     given
-        .args(["-M", "microvm,acpi=on,rtc=on,isa-serial=on,ioapic2=off,memory-backend=mem"])
+        .args(["-M", &format!("microvm,acpi=on,rtc=on,isa-serial=on,ioapic2={second},memory-backend=mem")])
         .args(["-accel", &format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}")])
         .args(["-cpu", "max", "-smp", &of.plan.vcpus.to_string()])
         .args(["-m", &format!("{}M", of.plan.memory_mib)])
@@ -87,8 +95,8 @@ pub(super) fn start(
         .args(["-device", &format!("virtio-blk-device,drive={DISK},werror=report,rerror=report")]);
     let mut fds = vec![vsock.as_fd(), orders.as_fd()];
     fds.extend(shares.map(AsFd::as_fd));
-    for (n, (tap, attachment)) in of.taps.iter().zip(of.boot.network.attachments()).enumerate() {
-        let mac: Vec<String> = attachment.mac.iter().map(|b| format!("{b:02x}")).collect();
+    for (n, (tap, mac)) in of.interfaces().enumerate() {
+        let mac: Vec<String> = mac.iter().map(|b| format!("{b:02x}")).collect();
         given
             .args(["-netdev", &format!("tap,id=net{n},fd={}", tap.as_raw_fd())])
             .args(["-device", &format!("virtio-net-device,netdev=net{n},mac={}", mac.join(":"))]);

@@ -153,6 +153,9 @@ impl Wiring for FakeHooks {
             _ => Ok(()),
         }
     }
+    fn is_connected(&self, a: &Attachment) -> bool {
+        a.ifname != "eth7"
+    }
     fn configure(&mut self, a: &Attachment, _: BorrowedFd<'_>) -> Result<(), HookError> {
         writeln!(self.events, "(configure {} default={})", a.ifname, a.default_route).unwrap();
         Ok(())

@@ -1,0 +1,246 @@
+//! `network ls`, `network inspect`, and the networks of a container, in Docker's shapes.
+
+use crate::filters;
+use crate::network::rows::{self, Driver, Endpoint, Network, Pool};
+use crate::request::Filters;
+use crate::spec::invalid;
+use crate::store::Container;
+use crate::{Engine, Result};
+use std::collections::{BTreeMap, HashMap};
+use types::docker::{
+    ConfigReference, EndpointResource, EndpointSettings, Ipam, IpamConfig, NetworkInspect, NetworkSummary,
+};
+use types::units::rfc3339;
+use types::{Attachment, BridgePlan, RunState};
+
+/// Keys of `network ls --filter`.
+const KNOWN: &[&str] = &["id", "name", "driver", "label", "scope", "type", "dangling"];
+
+impl Engine {
+    /// The networks that match, by name.
+    pub fn networks(&self, filter: &Filters) -> Result<Vec<NetworkSummary>> {
+        filters::check(filter, KNOWN)?;
+        let mut out = Vec::new();
+        for network in rows::all(&self.db)? {
+            if self.network_matches(filter, &network)? {
+                out.push(self.summary_of(&network)?);
+            }
+        }
+        Ok(out)
+    }
+
+    fn network_matches(&self, filter: &Filters, n: &Network) -> Result<bool> {
+        for (key, values) in filter {
+            let mut any = values.is_empty();
+            for value in values {
+                any |= match key.as_str() {
+                    "id" => n.id.starts_with(value.as_str()),
+                    "name" => n.name.contains(value.as_str()),
+                    "driver" => n.config.driver.as_str() == value,
+                    "scope" => value == "local",
+                    "label" => filters::label_matches(value, |k| n.config.labels.get(k)),
+                    "type" => match value.as_str() {
+                        "builtin" => n.is_predefined(),
+                        "custom" => !n.is_predefined(),
+                        _ => return Err(invalid(format!("invalid filter type={value}: custom or builtin"))),
+                    },
+                    _ => {
+                        let wanted = matches!(value.as_str(), "true" | "1");
+                        let dangling = !n.is_predefined() && rows::of_network(&self.db, &n.id)?.is_empty();
+                        wanted == dangling
+                    }
+                };
+            }
+            if !any {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn summary_of(&self, n: &Network) -> Result<NetworkSummary> {
+        let plan = self.plan_of(n)?;
+        Ok(NetworkSummary {
+            name: Some(n.name.clone()),
+            id: Some(n.id.clone()),
+            created: Some(rfc3339(n.created_ns)),
+            scope: Some("local".into()),
+            driver: Some(n.config.driver.as_str().into()),
+            enable_ipv4: Some(true),
+            enable_ipv6: Some(plan.as_ref().is_some_and(|p| p.gateway6.is_some())),
+            ipam: Some(ipam(n, plan.as_ref())),
+            internal: Some(n.config.internal),
+            attachable: Some(n.config.attachable),
+            ingress: Some(false),
+            config_from: Some(ConfigReference { network: Some(String::new()) }),
+            config_only: Some(false),
+            options: Some(options(n, plan.as_ref())),
+            labels: Some(n.config.labels.clone().into_iter().collect()),
+            peers: None,
+        })
+    }
+
+    /// All that is known of a network.
+    pub fn inspect_network(&self, name: &str) -> Result<NetworkInspect> {
+        let n = rows::find(&self.db, name)?;
+        let s = self.summary_of(&n)?;
+        let mut containers = HashMap::new();
+        for endpoint in rows::of_network(&self.db, &n.id)? {
+            let Ok(c) = self.find(&endpoint.container) else { continue };
+            let active = self.state(&c).is_ok_and(|s| s.status.is_active());
+            let Some(a) = self.attached(&c, active).into_iter().find(|a| a.network == n.id) else { continue };
+            containers.insert(
+                endpoint.container,
+                EndpointResource {
+                    name: Some(c.name),
+                    endpoint_id: Some(a.host_ifname),
+                    mac_address: Some(mac(&a.mac)),
+                    ipv4_address: Some(format!("{}/{}", a.ipv4, a.bridge.prefix4)),
+                    ipv6_address: Some(
+                        a.ipv6.map_or_else(String::new, |ip| format!("{ip}/{}", a.bridge.prefix6)),
+                    ),
+                },
+            );
+        }
+        Ok(NetworkInspect {
+            name: s.name,
+            id: s.id,
+            created: s.created,
+            scope: s.scope,
+            driver: s.driver,
+            enable_ipv4: s.enable_ipv4,
+            enable_ipv6: s.enable_ipv6,
+            ipam: s.ipam,
+            internal: s.internal,
+            attachable: s.attachable,
+            ingress: s.ingress,
+            config_from: s.config_from,
+            config_only: s.config_only,
+            options: s.options,
+            labels: s.labels,
+            containers: Some(containers),
+            ..NetworkInspect::default()
+        })
+    }
+
+    /// The interfaces of a container that runs.
+    fn attached(&self, c: &Container, active: bool) -> Vec<Attachment> {
+        let bundle = if active { self.read_bundle(c).ok() } else { None };
+        bundle.map(|b| b.network.attachments().to_vec()).unwrap_or_default()
+    }
+
+    /// The networks of a container as `inspect` and `ps` show them.
+    pub(crate) fn endpoints(
+        &self,
+        c: &Container,
+        state: &RunState,
+    ) -> Result<HashMap<String, EndpointSettings>> {
+        let mode = c.host.network_mode.as_deref().unwrap_or(rows::DEFAULT);
+        if mode.starts_with("container:") {
+            return Ok(HashMap::new());
+        }
+        if matches!(mode, "host" | "none") {
+            let id = rows::find(&self.db, mode).map(|n| n.id).unwrap_or_default();
+            let shown = EndpointSettings { network_id: Some(id), ..shown(EndpointSettings::default()) };
+            return Ok(HashMap::from([(mode.to_owned(), shown)]));
+        }
+        let attached = self.attached(c, state.status.is_active());
+        let rows = rows::of_container(&self.db, c.id.as_str())?;
+        Ok(rows
+            .into_iter()
+            .map(|(endpoint, network)| {
+                let attachment = attached.iter().find(|a| a.network == endpoint.network);
+                let name = network.map_or_else(|| endpoint.name.clone(), |n| n.name);
+                (name, shown_endpoint(endpoint, attachment))
+            })
+            .collect())
+    }
+
+    /// Whether a container is on a network that is named, or whose id begins so.
+    pub(crate) fn is_on(&self, c: &Container, wanted: &str) -> Result<bool> {
+        let mode = c.host.network_mode.as_deref().unwrap_or(rows::DEFAULT);
+        if matches!(mode, "host" | "none") {
+            return Ok(mode == wanted || rows::find(&self.db, wanted).is_ok_and(|n| n.name == mode));
+        }
+        let rows = rows::of_container(&self.db, c.id.as_str())?;
+        Ok(rows.iter().any(|(e, n)| {
+            n.as_ref().map_or(&e.name, |n| &n.name) == wanted
+                || wanted.len() >= 4 && e.network.starts_with(wanted)
+        }))
+    }
+}
+
+/// What is asked for and what it has come to.
+fn shown_endpoint(endpoint: Endpoint, attachment: Option<&Attachment>) -> EndpointSettings {
+    let mut out = shown(endpoint.settings);
+    out.network_id = Some(endpoint.network);
+    let Some(a) = attachment else { return out };
+    out.mac_address = Some(mac(&a.mac));
+    out.endpoint_id = Some(a.host_ifname.clone());
+    if !a.bridge.internal || a.bridge.gateway4.is_private() {
+        out.gateway = Some(a.bridge.gateway4.to_string());
+    }
+    out.ip_address = Some(a.ipv4.to_string());
+    out.ip_prefix_len = Some(a.bridge.prefix4.into());
+    out.ipv6_gateway =
+        Some(a.bridge.gateway6.filter(|_| a.ipv6.is_some()).map_or_else(String::new, |g| g.to_string()));
+    out.global_ipv6_address = Some(a.ipv6.map_or_else(String::new, |i| i.to_string()));
+    out.global_ipv6_prefix_len = Some(a.ipv6.map_or(0, |_| a.bridge.prefix6.into()));
+    out.dns_names = (a.network_name != rows::DEFAULT).then(|| a.names.clone());
+    out
+}
+
+/// Members that Docker always tells, empty ones too.
+fn shown(settings: EndpointSettings) -> EndpointSettings {
+    let empty = || Some(String::new());
+    EndpointSettings {
+        mac_address: settings.mac_address.or_else(empty),
+        gw_priority: settings.gw_priority.or(Some(0)),
+        network_id: empty(),
+        endpoint_id: empty(),
+        gateway: empty(),
+        ip_address: empty(),
+        ip_prefix_len: Some(0),
+        ipv6_gateway: empty(),
+        global_ipv6_address: empty(),
+        global_ipv6_prefix_len: Some(0),
+        ..settings
+    }
+}
+
+fn ipam(n: &Network, plan: Option<&BridgePlan>) -> Ipam {
+    let mut config: Vec<IpamConfig> = n.config.pools.iter().map(shown_pool).collect();
+    if let Some(plan) = plan.filter(|_| config.is_empty()) {
+        let four = crate::network::cidr::Cidr::around(plan.gateway4.into(), plan.prefix4);
+        let six =
+            plan.gateway6.map(|g| (crate::network::cidr::Cidr::around(g.into(), plan.prefix6), g.into()));
+        let both = std::iter::once((four, plan.gateway4.into())).chain(six);
+        config.extend(both.map(|(subnet, gateway): (_, std::net::IpAddr)| {
+            shown_pool(&Pool { subnet, gateway, range: None, reserved: BTreeMap::new() })
+        }));
+    }
+    Ipam { driver: Some("default".into()), config: Some(config), options: None }
+}
+
+fn shown_pool(pool: &Pool) -> IpamConfig {
+    IpamConfig {
+        subnet: Some(pool.subnet.to_string()),
+        ip_range: pool.range.map(|r| r.to_string()),
+        gateway: Some(pool.gateway.to_string()),
+        auxiliary_addresses: (!pool.reserved.is_empty())
+            .then(|| pool.reserved.iter().map(|(k, v)| (k.clone(), v.to_string())).collect()),
+    }
+}
+
+/// What was given, and of bridges the interface's name, which scripts look for there.
+fn options(n: &Network, plan: Option<&BridgePlan>) -> HashMap<String, String> {
+    let mut out: HashMap<String, String> = n.config.options.clone().into_iter().collect();
+    if let Some(plan) = plan.filter(|_| n.config.driver == Driver::Bridge) {
+        out.entry("com.docker.network.bridge.name".into()).or_insert_with(|| plan.name.clone());
+    }
+    out
+}
+
+fn mac(mac: &[u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
+}

@@ -1,0 +1,420 @@
+//! The server of names for one sandbox, in its supervisor: one epoll descriptor, no thread, no waiting.
+
+use super::decide::{self, Verdict, decide};
+use super::message::{self, Answer, NoQuery, Query, Rcode, Record};
+use super::outside::{Outcome, Outside};
+use super::registry::View;
+use super::relay::{self, Frame, Transport};
+use super::stream::Stream;
+use super::{Entrance, is_named};
+use crate::NetError;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use types::{Attachment, EgressRule};
+
+/// Connections of a workload; the longest silent gives way to one more.
+const STREAMS: usize = 32;
+/// Connections of an agent, which needs one, and a second when it has lost the first.
+const AGENTS: usize = 2;
+/// Datagrams in one turn.
+const BUDGET: usize = 64;
+/// Longest question.
+const QUESTION: usize = 4096;
+/// Seconds for which an answer of our own may be remembered: changes show within them.
+const TTL: u32 = 1;
+/// What a name of an own network stands for is permitted so long, from each answer.
+const NEAR: Duration = Duration::from_secs(60);
+/// What a name outside stands for is permitted as long as the answer lives, within these bounds, and then for as long as a
+/// client may take that has looked it up at the last moment.
+const SHORTEST: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+const GRACE: Duration = Duration::from_secs(30);
+/// Permits that are remembered; then all are asked for anew.
+const PERMITS: usize = 4096;
+
+/// Permits addresses to a sandbox under a policy, by one of its rules: `egress::permit`.
+pub type Permit = fn(&Attachment, &EgressRule, &[(IpAddr, Duration)]) -> Result<(), NetError>;
+
+/// What a server works with.
+#[derive(Debug)]
+pub struct Names {
+    /// The run directory of the store, with its `networks`.
+    pub run: PathBuf,
+    /// The sandbox's places on networks.
+    pub attachments: Vec<Attachment>,
+    /// The servers outside; the host's own if empty.
+    pub servers: Vec<IpAddr>,
+    /// How the policy lets an address be reached.
+    pub permit: Permit,
+}
+
+/// Who waits for an answer.
+#[derive(Clone, Debug)]
+pub(super) enum Client {
+    /// By a datagram, inside.
+    Datagram(SocketAddr),
+    /// On a connection.
+    Stream(u32),
+    /// Behind an agent's connection.
+    Behind(u32, u32, Transport),
+}
+
+impl Client {
+    pub(super) fn is_datagram(&self) -> bool {
+        matches!(self, Self::Datagram(_) | Self::Behind(_, _, Transport::Udp))
+    }
+
+    fn limit(&self, query: &Query<'_>) -> usize {
+        if self.is_datagram() { query.udp_limit() } else { relay::MOST }
+    }
+}
+
+/// Who connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peer {
+    /// The workload itself.
+    Workload,
+    /// An agent, which speaks for its workload.
+    Agent,
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    Datagrams,
+    Listener,
+    Timer,
+    Stream(u32),
+    Outside(u32),
+}
+
+impl Token {
+    pub(super) fn encode(self) -> EventData {
+        let (kind, number) = match self {
+            Self::Datagrams => (0, 0),
+            Self::Listener => (1, 0),
+            Self::Timer => (2, 0),
+            Self::Stream(n) => (3, n),
+            Self::Outside(n) => (4, n),
+        };
+        EventData::new_u64((kind << 32) | u64::from(number))
+    }
+
+    fn decode(data: EventData) -> Self {
+        let n = data.u64();
+        match n >> 32 {
+            0 => Self::Datagrams,
+            1 => Self::Listener,
+            2 => Self::Timer,
+            3 => Self::Stream(n as u32),
+            _ => Self::Outside(n as u32),
+        }
+    }
+}
+
+/// Serves names to one sandbox.
+#[derive(Debug)]
+pub struct Server {
+    names: Names,
+    view: View,
+    epoll: OwnedFd,
+    /// Where datagrams come in; none for a microVM.
+    udp: Option<OwnedFd>,
+    listener: OwnedFd,
+    peer: Peer,
+    streams: BTreeMap<u32, Stream>,
+    next: u32,
+    outside: Outside,
+    turn: usize,
+    /// Until when addresses are permitted, by network, place of the rule, and address.
+    permitted: HashMap<(String, usize, IpAddr), Instant>,
+}
+
+impl Server {
+    /// Serves a container, by sockets in its network namespace.
+    pub fn inside(names: Names, netns: BorrowedFd<'_>) -> Result<Self, NetError> {
+        let failed = NetError::system("serve names inside");
+        let open = || {
+            let Entrance { udp, tcp } = Entrance::within(netns)?;
+            Self::new(names, Some(udp), tcp, Peer::Workload)
+        };
+        open().map_err(failed)
+    }
+
+    /// Serves a microVM, whose agent connects to this listener, which does not block.
+    pub fn behind(names: Names, listener: OwnedFd) -> Result<Self, NetError> {
+        Self::new(names, None, listener, Peer::Agent).map_err(NetError::system("serve names"))
+    }
+
+    fn new(names: Names, udp: Option<OwnedFd>, listener: OwnedFd, peer: Peer) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let outside = Outside::new(&names.servers)?;
+        if let Some(udp) = &udp {
+            epoll::add(&epoll, udp, Token::Datagrams.encode(), EventFlags::IN)?;
+        }
+        // By edges: where no descriptor is free for a connection, it waits, and does not have us turn idly.
+        epoll::add(&epoll, &listener, Token::Listener.encode(), EventFlags::IN | EventFlags::ET)?;
+        epoll::add(&epoll, &outside.timer, Token::Timer.encode(), EventFlags::IN)?;
+        Ok(Self {
+            view: view(&names),
+            names,
+            epoll,
+            udp,
+            listener,
+            peer,
+            streams: BTreeMap::new(),
+            next: 0,
+            outside,
+            turn: 0,
+            permitted: HashMap::new(),
+        })
+    }
+
+    /// The sandbox is on these networks from now on.
+    pub fn change(&mut self, attachments: &[Attachment]) {
+        self.names.attachments = attachments.to_vec();
+        self.view = view(&self.names);
+        self.permitted = HashMap::new();
+    }
+
+    /// Readable when [`Self::serve`] has something to do.
+    pub fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// Answers what waits; never blocks.
+    pub fn serve(&mut self) {
+        let mut events = Vec::with_capacity(64);
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)).is_err() {
+            return;
+        }
+        self.view.refresh();
+        for Event { data, flags } in events {
+            match Token::decode(data) {
+                Token::Datagrams => self.datagrams(),
+                Token::Listener => self.accept(),
+                Token::Timer => {
+                    for outcome in self.outside.expire(&self.epoll) {
+                        self.conclude(outcome);
+                    }
+                }
+                Token::Stream(number) => self.stream(number, flags),
+                Token::Outside(number) => {
+                    if let Some(outcome) = self.outside.ready(&self.epoll, number) {
+                        self.conclude(outcome);
+                    }
+                }
+            }
+        }
+    }
+
+    fn datagrams(&mut self) {
+        let mut buffer = [0; QUESTION];
+        for _ in 0..BUDGET {
+            let Some(udp) = &self.udp else { return };
+            match rustix::net::recvfrom(udp, &mut buffer[..], RecvFlags::TRUNC) {
+                Ok((_, length, from)) => {
+                    let Some(from) = from.and_then(|a| SocketAddr::try_from(a).ok()) else { continue };
+                    // Cut off, it is no question.
+                    if let Some(message) = buffer.get(..length) {
+                        self.question(Client::Datagram(from), message);
+                    }
+                }
+                Err(Errno::AGAIN) => return,
+                // Errors of a datagram socket are those of answers sent before.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let most = if self.peer == Peer::Agent { AGENTS } else { STREAMS };
+        loop {
+            let socket = match rustix::net::accept_with(&self.listener, flags) {
+                Ok(socket) => socket,
+                Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(_) => return,
+            };
+            while self.streams.len() >= most {
+                let oldest = self.streams.iter().min_by_key(|(_, s)| s.last_heard()).map(|(n, _)| *n);
+                oldest.and_then(|n| self.streams.remove(&n));
+            }
+            self.next = self.next.wrapping_add(1);
+            if epoll::add(&self.epoll, &socket, Token::Stream(self.next).encode(), EventFlags::IN).is_ok() {
+                self.streams.insert(self.next, Stream::new(socket, QUESTION));
+            }
+        }
+    }
+
+    fn stream(&mut self, number: u32, flags: EventFlags) {
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        if stream.flush().is_err() {
+            self.streams.remove(&number);
+            return;
+        }
+        // Who does not read its answers is not asked for more.
+        if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) && !stream.is_behind() {
+            match stream.receive() {
+                Ok(parts) => parts.iter().for_each(|part| self.part(number, part)),
+                Err(_) => drop(self.streams.remove(&number)),
+            }
+        }
+        self.watch(number);
+    }
+
+    fn part(&mut self, number: u32, part: &[u8]) {
+        match self.peer {
+            Peer::Workload => self.question(Client::Stream(number), part),
+            Peer::Agent => match Frame::parse(part) {
+                Some(frame) => {
+                    self.question(Client::Behind(number, frame.number, frame.transport), frame.message);
+                }
+                None => drop(self.streams.remove(&number)),
+            },
+        }
+    }
+
+    fn watch(&mut self, number: u32) {
+        if let Some(stream) = self.streams.get(&number) {
+            let what = if stream.is_behind() { EventFlags::OUT } else { EventFlags::IN };
+            let _ = epoll::modify(&self.epoll, stream, Token::Stream(number).encode(), what);
+        }
+    }
+
+    fn question(&mut self, client: Client, bytes: &[u8]) {
+        let query = match Query::parse(bytes) {
+            Ok(query) => query,
+            Err(NoQuery::Silence) => return,
+            Err(NoQuery::Mistaken(id, flags)) => return self.deliver(&client, &message::mistaken(id, flags)),
+        };
+        let limit = client.limit(&query);
+        let tell = |server: &mut Self, rcode, records: &[Record]| {
+            server.deliver(&client, &query.answer(rcode, TTL, records, limit));
+        };
+        if !query.is_plain() {
+            return tell(self, Rcode::NotImplemented, &[]);
+        }
+        match decide(&query, &self.view, &self.names.attachments, self.turn) {
+            Verdict::Known(records) => {
+                self.turn = self.turn.wrapping_add(1);
+                let addresses = records.iter().filter_map(|r| match r {
+                    Record::Address(a) => Some((*a, NEAR)),
+                    Record::Name(_) => None,
+                });
+                let addresses: Vec<_> = addresses.collect();
+                match self.permit(query.name.as_deref(), &addresses) {
+                    Ok(()) => tell(self, Rcode::NoError, &records),
+                    Err(_) => tell(self, Rcode::ServerFailure, &[]),
+                }
+            }
+            Verdict::Nobody => tell(self, Rcode::NoSuchName, &[]),
+            Verdict::Refuse => tell(self, Rcode::Refused, &[]),
+            Verdict::Ask => {
+                if let Some(outcome) = self.outside.ask(&self.epoll, client.clone(), &query) {
+                    self.conclude(outcome);
+                }
+            }
+        }
+    }
+
+    /// Passes an answer from outside on, once its addresses are permitted.
+    fn conclude(&mut self, outcome: Outcome) {
+        let Outcome { asked, answer } = outcome;
+        let Some(query) = asked.query() else { return };
+        let mut out = answer
+            .filter(|answer| self.permit_outside(&query, answer).is_ok())
+            .unwrap_or_else(|| query.answer(Rcode::ServerFailure, 0, &[], asked.client.limit(&query)));
+        message::truncate(&mut out, query.question(), asked.client.limit(&query));
+        asked.restore_id(&mut out);
+        self.deliver(&asked.client, &out);
+    }
+
+    fn permit_outside(&mut self, query: &Query<'_>, answer: &[u8]) -> Result<(), NetError> {
+        let Some(name) = query.name.as_deref().filter(|name| self.is_ruled(name)) else { return Ok(()) };
+        let Some(answer) = Answer::to(query.question(), query.id, answer) else { return Ok(()) };
+        let addresses: Vec<_> = answer
+            .addresses(name)
+            .into_iter()
+            .filter(|(address, _)| decide::is_permissible(*address))
+            .map(|(address, ttl)| {
+                let lives = Duration::from_secs(ttl.into());
+                (address, lives.clamp(SHORTEST, LONGEST) + GRACE)
+            })
+            .collect();
+        self.permit(Some(name), &addresses)
+    }
+
+    /// Whether any rule names it.
+    fn is_ruled(&self, name: &str) -> bool {
+        self.names.attachments.iter().any(|a| decide::rules(a, name).next().is_some())
+    }
+
+    /// Permits addresses wherever a rule names what they stand for.
+    fn permit(&mut self, name: Option<&str>, addresses: &[(IpAddr, Duration)]) -> Result<(), NetError> {
+        let Some(name) = name.filter(|_| !addresses.is_empty()) else { return Ok(()) };
+        let now = Instant::now();
+        for attachment in &self.names.attachments {
+            for (place, rule) in decide::rules(attachment, name) {
+                let key = |address: IpAddr| (attachment.network.clone(), place, address);
+                // One that is permitted for as long, to a second, need not be again.
+                let lacks = |(address, time): &&(IpAddr, Duration)| {
+                    let until = self.permitted.get(&key(*address));
+                    until.is_none_or(|until| *until + Duration::from_secs(1) < now + *time)
+                };
+                let new: Vec<_> = addresses.iter().filter(lacks).copied().collect();
+                if new.is_empty() {
+                    continue;
+                }
+                (self.names.permit)(attachment, rule, &new)?;
+                if self.permitted.len() > PERMITS {
+                    self.permitted.clear();
+                }
+                self.permitted.extend(new.iter().map(|(address, time)| (key(*address), now + *time)));
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, client: &Client, bytes: &[u8]) {
+        let mut framed = Vec::new();
+        let number = match client {
+            Client::Datagram(to) => {
+                if let Some(udp) = &self.udp {
+                    // Who does not read loses answers, as with any datagram.
+                    let _ = rustix::net::sendto(udp, bytes, SendFlags::NOSIGNAL, to);
+                }
+                return;
+            }
+            Client::Stream(number) => {
+                let Ok(length) = u16::try_from(bytes.len()) else { return };
+                framed.extend_from_slice(&length.to_be_bytes());
+                framed.extend_from_slice(bytes);
+                *number
+            }
+            Client::Behind(number, inner, transport) => {
+                Frame { number: *inner, transport: *transport, message: bytes }.write(&mut framed);
+                *number
+            }
+        };
+        if let Some(stream) = self.streams.get_mut(&number) {
+            match stream.send(&framed) {
+                Ok(()) => self.watch(number),
+                Err(_) => drop(self.streams.remove(&number)),
+            }
+        }
+    }
+}
+
+fn view(names: &Names) -> View {
+    let named: Vec<_> = names.attachments.iter().filter(|a| is_named(a)).cloned().collect();
+    View::new(&names.run, &named)
+}
