@@ -136,10 +136,14 @@ impl Sandbox for MicroVm {
     }
 
     fn end_reason(&self) -> Option<String> {
-        let mut text = String::new();
-        let file = std::fs::File::open(self.dir.join(END)).ok()?;
-        file.take(MAX_REASON).read_to_string(&mut text).ok()?;
-        Some(text)
+        let read = || -> Option<String> {
+            let mut text = String::new();
+            let file = std::fs::File::open(self.dir.join(END)).ok()?;
+            file.take(MAX_REASON).read_to_string(&mut text).ok()?;
+            Some(text)
+        };
+        // Also of an end that was told: files may be missing after it.
+        read().or_else(|| super::trouble::told(&self.dir))
     }
 
     fn oom_kills(&self) -> u64 {

@@ -29,6 +29,7 @@ mod qemu;
 mod qmp;
 mod shares;
 mod spec;
+mod trouble;
 mod walls;
 
 use crate::boot::Boot;

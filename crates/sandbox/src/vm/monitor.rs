@@ -6,7 +6,7 @@ use super::carrier::Carrier;
 use super::machine::{END, START_WAIT};
 use super::patience::Patience;
 use super::shares::{Server, Share};
-use super::{connect, kvm, pump, qemu, qmp};
+use super::{connect, kvm, pump, qemu, qmp, trouble};
 use crate::boot::{self, Answer, Boot, READY_PORT, shown};
 use crate::client::{AttachOptions, Client, ClientError, Stream};
 use crate::container::cgroup::Cgroup;
@@ -167,7 +167,7 @@ impl Monitor<'_> {
         match self.plan.hypervisor {
             Hypervisor::Kvm => {
                 let (child, said) = kvm::start(self, shares.as_ref())?;
-                console.read(said);
+                console.read(said, Some(self.dir.to_owned()));
                 Ok(Carrier(child))
             }
             Hypervisor::Qemu => {
@@ -176,10 +176,14 @@ impl Monitor<'_> {
                 let (shares, server) = shares.unzip();
                 let orders = connect::listen(self.dir, qmp::SOCKET).step(|| "listen for orders".into())?;
                 // Before there is a thread.
-                let (child, said) = qemu::start(self, &vsock, shares.as_ref(), &orders)?;
+                let (events, told) = UnixStream::pair().step(|| "make a socket pair".into())?;
+                let (child, said) =
+                    qemu::start(self, &vsock, shares.as_ref(), [orders.as_fd(), told.as_fd()])?;
+                drop(told);
                 device.serve()?;
                 server.map_or(Ok(()), Beside::serve)?;
-                console.read(said);
+                trouble::listen(self.dir, events).step(|| "start a thread".into())?;
+                console.read(said, None);
                 Ok(Carrier(child))
             }
         }
@@ -320,8 +324,8 @@ struct Console {
 }
 
 impl Console {
-    /// Reads a pipe to its end, on a thread.
-    fn read(&self, pipe: OwnedFd) {
+    /// Reads a pipe to its end, on a thread. With a directory it is our own VMM's, which tells of its disks.
+    fn read(&self, pipe: OwnedFd, dir: Option<PathBuf>) {
         let tail = Arc::clone(&self.tail);
         let work = move || {
             let mut pipe = std::fs::File::from(pipe);
@@ -331,6 +335,9 @@ impl Console {
                 kept.extend(buffer.iter().take(n));
                 let excess = kept.len().saturating_sub(CONSOLE_TAIL);
                 kept.drain(..excess);
+                if let Some(dir) = &dir {
+                    trouble::heard(dir, &String::from_utf8_lossy(kept.make_contiguous()));
+                }
             }
         };
         let _ = std::thread::Builder::new().name("console".into()).stack_size(64 << 10).spawn(work);
