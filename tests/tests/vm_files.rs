@@ -114,3 +114,60 @@ fn a_stopped_microvm_shows_and_takes_files() {
     assert_eq!(store.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "vm"]), "exited 0");
     store.ok(&["rm", "vm"]);
 }
+
+/// A file system that is soon full, in the place of a directory.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn new(dir: &std::path::Path, size: &str) -> Self {
+        let aside = dir.with_extension("aside");
+        let run = |program: &str, args: &[&std::ffi::OsStr]| {
+            let done = std::process::Command::new(program).args(args).status().unwrap();
+            assert!(done.success(), "{program} {args:?}");
+        };
+        run("cp", &["-a".as_ref(), dir.as_ref(), aside.as_ref()]);
+        let options = format!("mode=700,size={size}");
+        let options = ["-t", "tmpfs", "-o", &options, "small"].map(std::ffi::OsStr::new);
+        run("mount", &[&options[..], &[dir.as_ref()]].concat());
+        let small = Self(dir.to_owned());
+        run("cp", &["-a".as_ref(), aside.join(".").as_ref(), dir.as_ref()]);
+        fs::remove_dir_all(&aside).unwrap();
+        small
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn what_does_not_fit_on_the_hosts_disk_is_no_success() {
+    let Some(store) = vm::store() else { return };
+    let id = store.ok(&["create", "--vm", "--network", "none", "--name", "full", "busybox", "sleep", "1000"]);
+    let _small = Small::new(&store.root().join("sandboxes").join(&id), "24m");
+    let big = store.root().join("big");
+    fs::write(&big, vec![b'x'; 40 << 20]).unwrap();
+    store.ok(&["start", "full"]);
+    // It fits into the guest's memory, and not onto the disk.
+    fails(&store, &["cp", big.to_str().unwrap(), "full:/big"], "write the files to the microVM's disk");
+    store.ok(&["kill", "full"]);
+    store.ok(&["wait", "full"]);
+    let why = store.ok(&["inspect", "-f", "{{.State.Error}}", "full"]);
+    assert!(why.contains("disk failed on the host: No space left on device"), "{why:?}");
+    store.ok(&["rm", "-f", "full"]);
+}
+
+#[test]
+fn a_slow_reader_gets_all_output_and_the_exit_code() {
+    let Some(store) = vm::store() else { return };
+    let work = "n=0; while [ $n -lt 75 ]; do seq 100000 101000; n=$((n+1)); done; exit 3";
+    let mut run = store.command(&["run", "--vm", "--rm", "--network", "none", "busybox", "sh", "-c", work]);
+    let mut run = run.stdout(Stdio::piped()).spawn().unwrap();
+    // Nobody reads before the guest has sent all that finds room on the way, and has ended if it does not wait.
+    std::thread::sleep(Duration::from_secs(30));
+    let mut all = Vec::new();
+    std::io::Read::read_to_end(&mut run.stdout.take().unwrap(), &mut all).unwrap();
+    assert_eq!((all.len(), run.wait().unwrap().code()), (75 * 1001 * 7, Some(3)));
+}

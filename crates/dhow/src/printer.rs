@@ -1,5 +1,6 @@
 //! All output goes through here: results to stdout and nothing else, everything said to the user to stderr.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 /// The one way to stdout and stderr.
@@ -39,7 +40,7 @@ impl Printer {
     /// Anything else for the user's eyes. A closed stderr is no reason to fail.
     pub fn note(&self, text: &str) {
         let mut err = io::stderr().lock();
-        let _ = writeln!(err, "{text}");
+        let _ = writeln!(err, "{}", shown(text));
     }
 
     /// Asks a question; anything but yes is no.
@@ -56,6 +57,15 @@ impl Printer {
     /// Whether stdout is a terminal.
     pub fn is_terminal(&self) -> bool {
         io::stdout().is_terminal()
+    }
+}
+
+/// A text fit for a terminal: it may quote what a registry, an image, or a guest says, and must not give orders to it.
+fn shown(text: &str) -> Cow<'_, str> {
+    let orders = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    match text.contains(orders) {
+        true => text.replace(orders, "?").into(),
+        false => text.into(),
     }
 }
 
@@ -88,6 +98,12 @@ fn without_numbers(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_text_gives_orders_to_the_terminal() {
+        assert_eq!(shown("a\x1b[31mb\u{9b}2Jc\r\n\td"), "a?[31mb?2Jc?\n\td");
+        assert!(matches!(shown("plain, ünd more"), Cow::Borrowed(_)));
+    }
 
     #[test]
     fn errors_read_as_words() {

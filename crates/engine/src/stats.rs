@@ -94,6 +94,9 @@ fn parse_ps(text: &str, pids: &[i32]) -> Result<ContainerTopResponse> {
     Ok(ContainerTopResponse { titles: Some(titles), processes: Some(processes) })
 }
 
+/// Names beside those of `memory.stat`: what a microVM's guest says of its own memory.
+pub const GUEST_MEMORY: [&str; 2] = ["guest_usage", "guest_limit"];
+
 fn docker_stats(id: &str, name: &str, s: Stats) -> ContainerStatsResponse {
     let entry = |(major, minor, read, write): &(u64, u64, u64, u64)| {
         [("read", *read), ("write", *write)].map(|(op, value)| ContainerBlkioStatEntry {
@@ -103,6 +106,8 @@ fn docker_stats(id: &str, name: &str, s: Stats) -> ContainerStatsResponse {
             value: Some(value),
         })
     };
+    let inside = s.guest_memory.into_iter().flatten();
+    let guest = GUEST_MEMORY.into_iter().zip(inside).map(|(name, value)| (name.to_owned(), value));
     ContainerStatsResponse {
         id: Some(id.to_owned()),
         name: Some(format!("/{name}")),
@@ -127,7 +132,7 @@ fn docker_stats(id: &str, name: &str, s: Stats) -> ContainerStatsResponse {
         memory_stats: Some(ContainerMemoryStats {
             usage: Some(s.memory_usage),
             max_usage: Some(s.memory_max_usage),
-            stats: Some(s.memory_stat.into_iter().collect()),
+            stats: Some(s.memory_stat.into_iter().chain(guest).collect()),
             limit: Some(s.memory_limit),
             ..Default::default()
         }),

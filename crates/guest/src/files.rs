@@ -180,6 +180,11 @@ impl Files {
             Ok(root) => root,
             Err(e) => return answer(&mut host, Err(e.into())),
         };
+        // Opened before, so that it tells of each error from here on.
+        let disk = match fs::File::open(UPPER).told("open the writable disk") {
+            Ok(disk) => disk,
+            Err(e) => return answer(&mut host, Err(e.into())),
+        };
         answer(&mut host, Ok(()))?;
         let mut tar = Receiver::new(host.try_clone()?, u64::MAX);
         let unpacked = rootfs::unpack(&root, Path::new(dir), &mut tar, options).map_err(Failed::from);
@@ -187,7 +192,7 @@ impl Files {
             Ok(()) => {
                 // Without the host's word that it was all, it was not.
                 let whole = tar.drain().map_err(|source| Failed::Files(RootfsError::Tar { source }));
-                answer(&mut host, whole)
+                answer(&mut host, whole.and_then(|()| Ok(written_out(&disk)?)))
             }
             Err(e) => {
                 answer(&mut host, Err(e))?;
@@ -196,6 +201,11 @@ impl Files {
             }
         }
     }
+}
+
+/// Waits until what was written is on the disk. Before that nobody knows whether the host has room for it (syncfs(2)).
+pub fn written_out(disk: &fs::File) -> Result<()> {
+    rustix::fs::syncfs(disk).told("write the files to the microVM's disk")
 }
 
 fn os(bytes: Vec<u8>) -> OsString {

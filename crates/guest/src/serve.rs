@@ -1,5 +1,6 @@
 //! From the host's first word to the workload's end.
 
+use crate::disks::UPPER;
 use crate::files::Files;
 use crate::hooks::GuestHooks;
 use crate::{Error, Result, Told, disks, dns, files, modules, shares};
@@ -10,6 +11,8 @@ use sandbox::files::PORT as FILES_PORT;
 use sandbox::protocol::Failure;
 use sandbox::supervisor::{Supervise, supervise};
 use std::fs;
+use std::io::Read;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -38,9 +41,14 @@ pub fn serve() -> Result<()> {
     });
     match prepared {
         Ok((_, _)) if boot.files_only => {
+            let disk = fs::File::open(UPPER).told("open the writable disk")?;
             boot::write(&mut host, &Answer::Prepared).told("answer the host")?;
-            // The machine ends when the host has hung up.
-            let _ = std::io::Read::read(&mut host, &mut [0]);
+            // The machine ends when the host has said all that it wants to.
+            let _ = host.read(&mut [0]);
+            let written = files::written_out(&disk);
+            // It may have hung up, and then nobody asks.
+            let _ = boot::write(&mut host, &written.map_or_else(|e| refusal(&e), |()| Answer::Written));
+            wait_for_reader(host);
             Ok(())
         }
         Ok((bundle, root)) => {
@@ -48,13 +56,16 @@ pub fn serve() -> Result<()> {
             run(bundle, root, host, listener)
         }
         Err(e) => {
-            let failure = Failure { kind: ErrorKind::Internal, message: e.to_string(), exit_code: 125 };
-            boot::write(&mut host, &Answer::Failed(failure)).told("answer the host")?;
+            boot::write(&mut host, &refusal(&e)).told("answer the host")?;
             // The machine goes away when the host has read it.
-            let _ = std::io::Read::read(&mut host, &mut [0]);
+            let _ = host.read(&mut [0]);
             Err(e)
         }
     }
+}
+
+fn refusal(e: &Error) -> Answer {
+    Answer::Failed(Failure { kind: ErrorKind::Internal, message: e.to_string(), exit_code: 125 })
 }
 
 /// Everything up to the workload's start.
@@ -121,6 +132,7 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
 }
 
 fn run(bundle: Bundle, root: OwnedFd, host: UnixStream, listener: OwnedFd) -> Result<()> {
+    let kept = host.try_clone().told("duplicate a descriptor")?;
     let lock = sys::file::Lock::exclusive(&Path::new(STATE).join("lock")).told("lock")?;
     let orders = Supervise {
         bundle,
@@ -132,5 +144,19 @@ fn run(bundle: Bundle, root: OwnedFd, host: UnixStream, listener: OwnedFd) -> Re
         adopt: None,
     };
     supervise(orders, &ContainerHull, &mut GuestHooks { root: Some(root) });
+    wait_for_reader(kept);
     Ok(())
+}
+
+/// Waits until the host has read all and hangs up. What was sent lies in the machine's device until somebody reads it, and
+/// is gone with the machine: the output's end and the exit code. For how long is the host's business, who ends the machine.
+fn wait_for_reader(mut host: UnixStream) {
+    let _ = host.set_nonblocking(false);
+    let _ = host.shutdown(Shutdown::Write);
+    let mut unused = [0; 4096];
+    while let Ok(n) = host.read(&mut unused) {
+        if n == 0 {
+            break;
+        }
+    }
 }

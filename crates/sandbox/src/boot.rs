@@ -78,6 +78,8 @@ impl Boot {
 pub enum Answer {
     /// Everything up to the workload's start is done.
     Prepared,
+    /// Of a machine that served its files, when the host has said that it wants no more: all is on its disk.
+    Written,
     /// It could not be done.
     Failed(Failure),
 }

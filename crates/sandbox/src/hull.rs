@@ -270,6 +270,8 @@ pub struct Stats {
     pub pids_limit: u64,
     /// Bytes read and written, by device (major, minor).
     pub blkio_bytes: Vec<(u64, u64, u64, u64)>,
+    /// Of a microVM: memory in use inside, and all that its kernel has; as the guest says.
+    pub guest_memory: Option<[u64; 2]>,
     /// By interface inside: name, received bytes, packets, errors, dropped, sent bytes, packets, errors, dropped.
     pub networks: Vec<(String, [u64; 8])>,
 }

@@ -2,7 +2,7 @@
 
 use crate::mmio::{CONFIG, INTERRUPT_ACK, INTERRUPT_STATUS, MmioInterrupt};
 use crate::virtio::Command;
-use crate::worker::{Mailbox, Shared, lock};
+use crate::worker::{Commanded, Mailbox, Shared, lock};
 use std::sync::Arc;
 
 /// A window of addresses with a device behind it.
@@ -13,6 +13,8 @@ pub struct Window {
     pub length: u64,
     /// What is behind it.
     pub device: Shared,
+    /// Its type, at hand also while the device works.
+    kind: u32,
     /// Its interrupt, at hand also while the device works.
     interrupt: Arc<MmioInterrupt>,
     /// The worker that runs it.
@@ -24,8 +26,11 @@ pub struct Window {
 impl Window {
     /// A window in front of a device, which is number `number` of a worker.
     pub fn new(start: u64, length: u64, device: Shared, worker: Mailbox, number: usize) -> Self {
-        let interrupt = lock(&device).interrupt();
-        Self { start, length, device, interrupt, worker, number }
+        let (interrupt, kind) = {
+            let device = lock(&device);
+            (device.interrupt(), device.kind())
+        };
+        Self { start, length, device, kind, interrupt, worker, number }
     }
 }
 
@@ -38,16 +43,15 @@ pub struct Bus {
 
 impl Bus {
     /// Has one device of this type, counted from 0 in the order of the configuration, carry out a command.
-    pub fn command(&self, kind: u32, number: usize, command: Command) -> bool {
-        let mut of_kind = self.windows.iter().filter(|window| lock(&window.device).kind() == kind);
-        of_kind.nth(number).is_some_and(|window| window.worker.command(window.number, command))
+    pub fn command(&self, kind: u32, number: usize, command: Command) -> Commanded {
+        let window = self.windows.iter().filter(|window| window.kind == kind).nth(number);
+        window.map_or(Commanded::Nonsense, |window| window.worker.command(window.number, command))
     }
 
     /// Reads the configuration space of one device of this type, counted as for [`Self::command`]; whether there is one.
     pub fn read_config(&self, kind: u32, number: usize, offset: u64, data: &mut [u8]) -> bool {
-        let devices = self.windows.iter().map(|window| lock(&window.device));
-        let found = devices.filter(|device| device.kind() == kind).nth(number);
-        found.map(|device| device.read(CONFIG + offset, data)).is_some()
+        let found = self.windows.iter().filter(|window| window.kind == kind).nth(number);
+        found.map(|window| lock(&window.device).read(CONFIG + offset, data)).is_some()
     }
 
     fn find(&self, address: u64) -> Option<(&Window, u64)> {

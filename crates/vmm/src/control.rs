@@ -9,11 +9,12 @@
 //! Whoever can connect to the socket rules the guest: its directory must keep others out.
 
 use crate::config::{DiskRate, RateLimit};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest line.
 pub const LINE: usize = 4096;
@@ -90,9 +91,7 @@ pub enum State {
 
 /// Asks the VMM behind this socket.
 pub fn ask(socket: &Path, request: &Request) -> io::Result<Answer> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = Timed::connect(socket, Instant::now() + PATIENCE)?;
     stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream.take(LINE as u64)).read_line(&mut line)?;
@@ -100,6 +99,56 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Answer> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(serde_json::from_str(&line)?)
+}
+
+/// A stream on which everything together ends at an instant: who is behind it may say a byte now and then.
+#[derive(Debug)]
+pub struct Timed {
+    stream: UnixStream,
+    until: Instant,
+}
+
+impl Timed {
+    /// Connects; nobody may accept any more.
+    pub fn connect(path: &Path, until: Instant) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let timed = Self { stream: UnixStream::from(socket), until };
+        // It limits connect(2), too (socket(7)).
+        timed.stream.set_write_timeout(Some(timed.left()?))?;
+        rustix::net::connect(&timed.stream, &SocketAddrUnix::new(path)?)?;
+        Ok(timed)
+    }
+
+    /// Gives it until another instant.
+    pub fn extend(&mut self, until: Instant) {
+        self.until = until;
+    }
+
+    fn left(&self) -> io::Result<Duration> {
+        match self.until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => Ok(left),
+        }
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A connection on the VMM's side; never blocks.
@@ -153,6 +202,41 @@ mod tests {
         let expected = r#"{"is":"status","state":"paused","vcpus":2,"memory_mib":256,"balloon_mib":0}"#;
         assert_eq!(serde_json::to_string(&status).unwrap(), expected);
         assert!(serde_json::from_str::<Request>(r#"{"do":"explode"}"#).is_err());
+    }
+
+    #[test]
+    fn who_says_a_byte_now_and_then_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let drips = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            while stream.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let begin = Instant::now();
+        let timed = Timed::connect(&path, begin + Duration::from_millis(300)).unwrap();
+        let mut line = String::new();
+        assert!(BufReader::new(timed).read_line(&mut line).is_err());
+        assert!(begin.elapsed() < Duration::from_secs(20) && !line.is_empty());
+        drips.join().unwrap();
+    }
+
+    #[test]
+    fn nobody_who_accepts_is_waited_for_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        // More than its backlog, whatever the host's greatest (net.core.somaxconn) is.
+        let mut open = Vec::new();
+        let refused = loop {
+            match Timed::connect(&path, Instant::now() + Duration::from_millis(200)) {
+                Ok(stream) if open.len() < 10_000 => open.push(stream),
+                other => break other.is_err(),
+            }
+        };
+        assert!(refused);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::devices::balloon;
 use crate::run::Ended;
 use crate::vcpu::{Machine, Vcpus};
 use crate::virtio::Command;
+use crate::worker::Commanded;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -98,10 +99,15 @@ const NET: u32 = 1;
 const DISK: u32 = 2;
 const BALLOON: u32 = 5;
 
-fn done(done: bool, why_not: impl FnOnce() -> String) -> Answer {
+fn done(done: Commanded, why_not: impl FnOnce() -> String) -> Answer {
     match done {
-        true => Answer::Done,
-        false => Answer::Refused { why: why_not() },
+        Commanded::Done => Answer::Done,
+        Commanded::Nonsense => Answer::Refused { why: why_not() },
+        Commanded::Later => {
+            let why =
+                "the guest keeps the device busy: it comes to this when it has done what the guest asked";
+            Answer::Refused { why: why.into() }
+        }
     }
 }
 

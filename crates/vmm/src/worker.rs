@@ -6,9 +6,10 @@ use crate::mmio::{Deferred, Transport};
 use crate::virtio::{Command, Interest};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -46,14 +47,33 @@ impl Mailbox {
         }
     }
 
-    /// Has its device number `device` carry out a command; false if that means nothing to it.
-    pub fn command(&self, device: usize, command: Command) -> bool {
+    /// Has its device number `device` carry out a command.
+    pub fn command(&self, device: usize, command: Command) -> Commanded {
         let (done, wait) = sync_channel(1);
         let sent =
             self.jobs.send(Job::Command { device, command, done }).is_ok() && self.wake.write(1).is_ok();
-        sent && wait.recv().unwrap_or(false)
+        match wait.recv_timeout(COMMAND_WAIT) {
+            _ if !sent => Commanded::Nonsense,
+            Ok(true) => Commanded::Done,
+            Ok(false) | Err(RecvTimeoutError::Disconnected) => Commanded::Nonsense,
+            Err(RecvTimeoutError::Timeout) => Commanded::Later,
+        }
     }
 }
+
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commanded {
+    /// It is done.
+    Done,
+    /// It means nothing to the device, or there is none.
+    Nonsense,
+    /// The device works long on what its guest asked for, and comes to it after that.
+    Later,
+}
+
+/// How long a device may work before it comes to a command. Who waits for it waits for the machine's end, too.
+const COMMAND_WAIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 /// A worker before it runs.
 pub struct Worker {
@@ -295,7 +315,12 @@ mod tests {
         assert_eq!(read(&bus, 0x60), 1);
         write(&bus, 0x64, 1);
         assert_eq!(read(&bus, 0x60), 0);
+        // Nor one who gives it an order.
+        const RNG: u32 = 4;
+        assert_eq!(bus.command(RNG, 0, Command::Balloon(1)), Commanded::Later);
+        assert_eq!(bus.command(RNG + 1, 0, Command::Balloon(1)), Commanded::Nonsense);
         drop(busy);
+        assert_eq!(bus.command(RNG, 0, Command::Balloon(1)), Commanded::Nonsense);
 
         // After a reset a kick, which KVM goes on to signal, wakes nobody.
         write(&bus, 0x70, 0);

@@ -72,12 +72,21 @@ impl Layout {
     fn row(&self, row: &Row) -> Result<String, TemplateError> {
         let label = |name: &str, args: &[Value]| match (name, args) {
             ("Label", [Value::String(key)]) => {
-                Some(Value::String(row.labels.get(key).cloned().unwrap_or_default()))
+                let label = row.labels.get(key).cloned().unwrap_or_default();
+                Some(self.cell(&Value::String(label)))
             }
             _ => None,
         };
-        self.template
-            .execute(&Value::Object(row.fields.clone()), Mode { method: Some(&label), heading: false })
+        let fields = row.fields.iter().map(|(name, value)| (name.clone(), self.cell(value))).collect();
+        self.template.execute(&Value::Object(fields), Mode { method: Some(&label), heading: false })
+    }
+
+    /// A table is for eyes: names, labels and versions that others chose have no control characters in it.
+    fn cell(&self, value: &Value) -> Value {
+        match value {
+            Value::String(text) if self.heading.is_some() => text.replace(char::is_control, "?").into(),
+            other => other.clone(),
+        }
     }
 }
 
@@ -131,6 +140,18 @@ mod tests {
 
     fn render(format: Option<&str>) -> String {
         Layout::new(format, "{{.ID}}\t{{.Names}}", &COLUMNS).unwrap().render(&rows()).unwrap()
+    }
+
+    #[test]
+    fn what_others_named_gives_no_orders_to_the_terminal() {
+        let mut row = Row::new([("ID", "a\x1b[31m\nb".into()), ("Names", "x".into())]);
+        row.labels.insert("l".into(), "\u{9b}2J".into());
+        let render =
+            |format| Layout::new(format, "{{.ID}}", &COLUMNS).unwrap().render(&[row.clone()]).unwrap();
+        assert_eq!(render(None), "CONTAINER ID\na?[31m?b\n");
+        assert!(render(Some("table {{.Label \"l\"}}")).ends_with("?2J\n"));
+        // Programs get what it is.
+        assert_eq!(render(Some("{{.ID}}")), "a\x1b[31m\nb\n");
     }
 
     #[test]

@@ -35,6 +35,7 @@ const COLUMNS: Columns = Columns {
         ("CPUPerc", "CPU %"),
         ("MemUsage", "MEM USAGE / LIMIT"),
         ("MemPerc", "MEM %"),
+        ("GuestMemUsage", "GUEST MEM USAGE / LIMIT"),
         ("NetIO", "NET I/O"),
         ("BlockIO", "BLOCK I/O"),
         ("PIDs", "PIDS"),
@@ -85,6 +86,8 @@ struct Figures {
     cpu: f64,
     used: u64,
     limit: u64,
+    /// What a microVM's guest says of its own.
+    guest: Option<(u64, u64)>,
     net: (u64, u64),
     block: (u64, u64),
     pids: u64,
@@ -139,6 +142,7 @@ fn figures(s: &docker::ContainerStatsResponse, before: Option<Cpu>) -> Option<Fi
     // The page cache that can be dropped at once is not counted: v1, then v2.
     let cache =
         memory.stats.as_ref().and_then(|m| m.get("total_inactive_file").or_else(|| m.get("inactive_file")));
+    let [used, all] = engine::GUEST_MEMORY;
     let net = s.networks.iter().flat_map(HashMap::values).fold((0u64, 0u64), |(rx, tx), n| {
         (rx.saturating_add(n.rx_bytes.unwrap_or(0)), tx.saturating_add(n.tx_bytes.unwrap_or(0)))
     });
@@ -154,6 +158,7 @@ fn figures(s: &docker::ContainerStatsResponse, before: Option<Cpu>) -> Option<Fi
         cpu: if system > 0.0 { own / system * f64::from(cpus) * 100.0 } else { 0.0 },
         used: usage.saturating_sub(cache.copied().unwrap_or(0)),
         limit: memory.limit.unwrap_or(0),
+        guest: memory.stats.as_ref().and_then(|m| Some((*m.get(used)?, *m.get(all)?))),
         net,
         block: (sum("read"), sum("write")),
         pids: s.pids_stats.as_ref().and_then(|p| p.current).unwrap_or(0),
@@ -165,25 +170,18 @@ impl Reading {
         let none = || "--".to_owned();
         let pair =
             |(a, b): (u64, u64)| format!("{} / {}", units::human_size(a as f64), units::human_size(b as f64));
+        let no_pair = || "-- / --".to_owned();
+        let memory = |(used, all): (u64, u64)| {
+            format!("{} / {}", units::binary_size(used as f64), units::binary_size(all as f64))
+        };
         let f = self.figures.as_ref();
         Row::new([
             ("Container", self.container.clone()),
             ("ID", short_id(&self.id, whole)),
             ("Name", self.name.clone()),
             ("CPUPerc", f.map_or_else(none, |f| format!("{:.2}%", f.cpu))),
-            (
-                "MemUsage",
-                f.map_or_else(
-                    || "-- / --".to_owned(),
-                    |f| {
-                        format!(
-                            "{} / {}",
-                            units::binary_size(f.used as f64),
-                            units::binary_size(f.limit as f64)
-                        )
-                    },
-                ),
-            ),
+            ("MemUsage", f.map_or_else(no_pair, |f| memory((f.used, f.limit)))),
+            ("GuestMemUsage", f.and_then(|f| f.guest).map_or_else(no_pair, memory)),
             (
                 "MemPerc",
                 f.map_or_else(none, |f| {

@@ -14,7 +14,7 @@ pub(crate) const MIN_SIZE: u64 = 16 << 20;
 /// ext4 with blocks of 4 KiB ends here.
 pub(crate) const MAX_SIZE: u64 = 16 << 40;
 
-/// Makes the disk, unless it is there: then its size may only grow, which the guest's filesystem is told of.
+/// Makes the disk, unless it is there, in this size.
 ///
 /// The filesystem is made once for each size, and copied from then on: a copy takes its few blocks of metadata only.
 pub(super) fn ensure(path: &Path, size: u64, templates: &Path) -> Result<()> {
@@ -154,7 +154,12 @@ pub(crate) fn copy_sparse(from: &File, to: &File, size: u64) -> std::io::Result<
     let mut buffer = vec![0; 64 << 10];
     let mut at = 0;
     loop {
-        let Ok(start) = seek(from, SeekFrom::Data(at)) else { return Ok(()) };
+        let start = match seek(from, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // No more data (lseek(2)); anything else would pass half a copy off as the disk.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
         let end = seek(from, SeekFrom::Hole(start))?;
         let mut position = start;
         while position < end {
@@ -204,6 +209,17 @@ mod tests {
         assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
         let refused = ensure(&disk, 2 << 30, &templates).unwrap_err().to_string();
         assert!(refused.contains("2147483648 were asked for"), "{refused}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_no_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, _) = rustix::pipe::pipe().unwrap();
+        let to = File::create(dir.path().join("disk")).unwrap();
+        assert!(copy_sparse(&File::from(pipe), &to, 4096).is_err());
+        let hole = File::create(dir.path().join("hole")).unwrap();
+        hole.set_len(4096).unwrap();
+        copy_sparse(&File::open(dir.path().join("hole")).unwrap(), &to, 4096).unwrap();
     }
 
     #[test]

@@ -154,7 +154,16 @@ fn refused(e: &HullError) -> EngineError {
 /// The appliance's `main`: its socket is descriptor 0, the lock descriptor 1. Returns the exit code.
 pub fn appliance(_args: &[OsString]) -> i32 {
     use std::os::fd::AsFd;
-    let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return 1 };
+    // Above the standard ones, which would stay open in the machine's monitor: the lock is not to live as long as that.
+    let duplicate = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
+    let (Ok(socket), Ok(_lock)) = (duplicate(std::io::stdin().as_fd()), duplicate(std::io::stdout().as_fd()))
+    else {
+        return 1;
+    };
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+    if !null.is_ok_and(|null| sys::process::set_stdio([null.as_fd(); 3]).is_ok()) {
+        return 1;
+    }
     let _ = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     sandbox::vm::serve(UnixStream::from(socket)).map_or(1, |()| 0)
 }

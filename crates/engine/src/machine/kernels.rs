@@ -262,9 +262,7 @@ fn version_of(image: &Path) -> Result<String> {
     let mut head = Vec::new();
     fs::File::open(image).and_then(|f| f.take(64 << 10).read_to_end(&mut head)).map_err(io)?;
     if head.starts_with(b"\x7fELF") {
-        return fs::read(image)
-            .map(|whole| banner_version(&whole))
-            .map_err(EngineError::io("cannot read", image));
+        return fs::File::open(image).and_then(banner_version).map_err(EngineError::io("cannot read", image));
     }
     if head.get(0x202..0x206) != Some(b"HdrS") {
         return Err(invalid(format!(
@@ -274,18 +272,40 @@ fn version_of(image: &Path) -> Result<String> {
     }
     let word = |at: usize| head.get(at..at + 2).map_or(0, |b| usize::from(b[0]) | usize::from(b[1]) << 8);
     let text = head.get(word(0x20e) + 0x200..).unwrap_or_default();
-    let end = text.iter().position(|b| *b == b' ' || *b == 0).unwrap_or(0);
-    Ok(String::from_utf8_lossy(text.get(..end).unwrap_or_default()).into_owned())
+    Ok(version_word(text).unwrap_or_default())
 }
 
-/// What follows `Linux version ` (init/version.c: `linux_banner`).
-fn banner_version(image: &[u8]) -> String {
+/// Longest version that is believed.
+const LONGEST_VERSION: usize = 100;
+
+/// A word up to a space or a zero byte, if it can be a version: it is shown in a terminal.
+fn version_word(text: &[u8]) -> Option<String> {
+    let end = text.iter().take(LONGEST_VERSION).position(|b| *b == b' ' || *b == 0)?;
+    let word = text.get(..end).filter(|word| word.iter().all(u8::is_ascii_graphic))?;
+    String::from_utf8(word.to_vec()).ok()
+}
+
+/// What follows `Linux version ` (init/version.c: `linux_banner`), empty where that is not found.
+fn banner_version(mut image: impl Read) -> std::io::Result<String> {
     const BANNER: &[u8] = b"Linux version ";
-    // A format of the same beginning stands before it.
-    let versions = memchr::memmem::find_iter(image, BANNER).filter_map(|at| image.get(at + BANNER.len()..));
-    let mut words = versions.map(|rest| rest.split(|b| *b == b' ' || *b == 0).next().unwrap_or_default());
-    let plain = |word: &&[u8]| word.first().is_some_and(u8::is_ascii_digit) && word.len() < 100;
-    words.find(plain).map(|word| String::from_utf8_lossy(word).into_owned()).unwrap_or_default()
+    /// Bytes that are looked at together.
+    const PIECE: u64 = 1 << 20;
+    let mut piece = Vec::new();
+    loop {
+        let read = image.by_ref().take(PIECE).read_to_end(&mut piece)?;
+        let versions =
+            memchr::memmem::find_iter(&piece, BANNER).filter_map(|at| piece.get(at + BANNER.len()..));
+        // A format of the same beginning stands before it.
+        let digits = versions.filter(|rest| rest.first().is_some_and(u8::is_ascii_digit));
+        if let Some(version) = digits.filter_map(version_word).next() {
+            return Ok(version);
+        }
+        if read == 0 {
+            return Ok(String::new());
+        }
+        // One that lies across two pieces is whole in the next.
+        piece.drain(..piece.len().saturating_sub(BANNER.len() + LONGEST_VERSION));
+    }
 }
 
 fn size_of(dir: &Path) -> u64 {
@@ -312,5 +332,17 @@ mod tests {
         assert_eq!(version_of(&file).unwrap(), "6.1.2-dhow");
         fs::write(&file, b"\x7fELF..").unwrap();
         assert_eq!(version_of(&file).unwrap(), "");
+        for before in [(1 << 20) - 20, (1 << 20) - 5, (1 << 20) + 5] {
+            let image = [b"\x7fELF", &vec![b'.'; before][..], b"Linux version 6.2.3-x y"].concat();
+            assert_eq!(banner_version(&image[..]).unwrap(), "6.2.3-x");
+        }
+    }
+
+    #[test]
+    fn a_version_is_what_a_terminal_may_show() {
+        assert_eq!(version_word(b"6.1.0-18-cloud-amd64 (a@b)").as_deref(), Some("6.1.0-18-cloud-amd64"));
+        for word in [&b"6.1\x1b[31m x"[..], b"6.1\nEVIL x", b"6\xff x", b"6.1", &[b'6'; 101]] {
+            assert_eq!(version_word(word), None);
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Which modules of a kernel a guest needs, and in which order they load.
 
 use crate::{EngineError, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,6 +12,9 @@ const REQUIRED: &[&str] =
     &["virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport", "erofs", "overlay", "ext4"];
 /// These are used where they are.
 const WANTED: &[&str] = &["virtio_net", "virtio_rng", "virtio_balloon", "virtiofs", "crc32c_generic"];
+
+/// Most bytes of a module, decompressed; the largest that kernels come with have a few million.
+const LARGEST: u64 = 64 << 20;
 
 /// Modules of one kernel: files by name, and the names of what is built in.
 pub(super) struct Modules {
@@ -57,15 +61,19 @@ impl Modules {
     /// Writes the modules that a guest needs to `to`, in the order of their names. `kernel` names it in errors.
     pub(super) fn copy(&self, to: &Path, kernel: &str) -> Result<()> {
         let mut order: Vec<Module> = Vec::new();
+        let mut seen = HashSet::new();
         for name in REQUIRED {
-            if !self.add(name, &mut order)? && !self.built_in.iter().any(|b| b == name) && self.is_known() {
+            if !self.add(name, &mut order, &mut seen)?
+                && !self.built_in.iter().any(|b| b == name)
+                && self.is_known()
+            {
                 return Err(EngineError::Unsupported(format!(
                     "the kernel {kernel} has no driver {name}, neither built in nor as a module: choose another one"
                 )));
             }
         }
         for name in WANTED {
-            self.add(name, &mut order)?;
+            self.add(name, &mut order, &mut seen)?;
         }
         fs::create_dir_all(to).map_err(EngineError::io("cannot make the directory", to))?;
         for (number, module) in order.iter().enumerate() {
@@ -80,19 +88,23 @@ impl Modules {
         !self.built_in.is_empty()
     }
 
-    /// Adds a module after all that it depends on; false if there is none of that name.
-    fn add(&self, name: &str, order: &mut Vec<Module>) -> Result<bool> {
+    /// Adds a module after all that it depends on; false if there is none of that name. `seen` are those that are added or
+    /// about to be.
+    fn add(&self, name: &str, order: &mut Vec<Module>, seen: &mut HashSet<String>) -> Result<bool> {
         if order.iter().any(|m| m.name == name) {
             return Ok(true);
         }
         let Some(path) = self.files.get(name) else { return Ok(false) };
+        if !seen.insert(name.to_owned()) {
+            return Err(EngineError::Invalid(format!(
+                "the module {name} depends on itself, by others: the kernel's modules are not sound"
+            )));
+        }
         let bytes = read(path)?;
         for dependency in depends(&bytes) {
-            self.add(&dependency, order)?;
+            self.add(&dependency, order, seen)?;
         }
-        if !order.iter().any(|m| m.name == name) {
-            order.push(Module { name: name.to_owned(), bytes });
-        }
+        order.push(Module { name: name.to_owned(), bytes });
         Ok(true)
     }
 }
@@ -114,15 +126,47 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         Some("xz") => "xz",
         Some("zst") => "zstd",
         Some("gz") => "gzip",
-        _ => return fs::read(path).map_err(io),
+        _ => return fs::File::open(path).and_then(bounded).map_err(io).and_then(|bytes| module(bytes, path)),
     };
-    let out = Command::new(tool).arg("-dc").arg(path).stdin(Stdio::null()).output();
-    match out {
-        Ok(out) if out.status.success() => Ok(out.stdout),
-        _ => Err(EngineError::Unsupported(format!(
+    let failed = || {
+        EngineError::Unsupported(format!(
             "the module {} cannot be decompressed: is {tool} installed?",
             path.display()
-        ))),
+        ))
+    };
+    let mut command = Command::new(tool);
+    command.arg("-dc").arg(path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(|_| failed())?;
+    let bytes = child.stdout.take().map_or_else(|| Ok(Vec::new()), bounded);
+    if bytes.as_ref().is_ok_and(|bytes| bytes.len() as u64 > LARGEST) {
+        // It has more to say, and is not listened to.
+        let _ = child.kill();
+    }
+    let well = child.wait().is_ok_and(|status| status.success());
+    let bytes = bytes.map_err(io)?;
+    match well || bytes.len() as u64 > LARGEST {
+        true => module(bytes, path),
+        false => Err(failed()),
+    }
+}
+
+/// What an ELF file begins with.
+const ELF: &[u8] = b"\x7fELF";
+
+/// All of it, or one byte more than a module may have.
+fn bounded(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Refuses what is no module.
+fn module(bytes: Vec<u8>, path: &Path) -> Result<Vec<u8>> {
+    let refuse = |what| Err(EngineError::Invalid(format!("{} {what}", path.display())));
+    match bytes.len() as u64 {
+        length if length > LARGEST => refuse("has more bytes than a kernel's module"),
+        _ if !bytes.starts_with(ELF) => refuse("is no kernel module: it is no ELF file"),
+        _ => Ok(bytes),
     }
 }
 
@@ -134,7 +178,7 @@ mod tests {
     fn modules_come_after_what_they_depend_on() {
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str, depends: &str| {
-            fs::write(dir.path().join(name), format!("ELF\0depends={depends}\0name=x\0")).unwrap();
+            fs::write(dir.path().join(name), format!("\x7fELF\0depends={depends}\0name=x\0")).unwrap();
         };
         put("virtio_mmio.ko", "virtio,virtio-ring");
         put("virtio.ko", "");
@@ -166,5 +210,36 @@ mod tests {
                 "005-erofs.ko"
             ]
         );
+    }
+
+    #[test]
+    fn what_is_no_set_of_modules_is_refused_and_takes_no_more_than_its_share() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = || {
+            let to = dir.path().join("out");
+            Modules::find(Some(dir.path())).unwrap().copy(&to, "k").unwrap_err().to_string()
+        };
+        let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
+        put("virtio_mmio.ko", b"\x7fELF\0depends=virtio_ring\0");
+        put("virtio_ring.ko", b"\x7fELF\0depends=virtio_mmio\0");
+        assert!(refused().contains("virtio_mmio depends on itself"), "{}", refused());
+        put("virtio_mmio.ko", b"#!/bin/sh");
+        assert!(refused().contains("is no ELF file"), "{}", refused());
+        put("virtio_mmio.ko", b"");
+        fs::File::options()
+            .write(true)
+            .open(dir.path().join("virtio_mmio.ko"))
+            .unwrap()
+            .set_len(1 << 40)
+            .unwrap();
+        assert!(refused().contains("has more bytes"), "{}", refused());
+        // A bomb.
+        fs::remove_file(dir.path().join("virtio_mmio.ko")).unwrap();
+        let bomb = fs::File::create(dir.path().join("virtio_mmio.ko.gz")).unwrap();
+        let zeros = Command::new("sh").args(["-c", "head -c 80M /dev/zero | gzip -1"]).stdout(bomb).status();
+        assert!(zeros.unwrap().success());
+        assert!(refused().contains("has more bytes"), "{}", refused());
+        put("virtio_mmio.ko.gz", b"no gzip");
+        assert!(refused().contains("cannot be decompressed"), "{}", refused());
     }
 }

@@ -16,7 +16,7 @@
 use super::{DIR, Make, spec};
 use crate::boot::{self, Answer, Boot, VERSION};
 use crate::container::step::Step;
-use crate::hull::HullError;
+use crate::hull::{ExitStatus, HullError, Sandbox};
 use crate::protocol::Failure;
 use serde::{Deserialize, Serialize};
 use std::io::Read;
@@ -58,8 +58,8 @@ impl Appliance {
             boot::read(&mut socket)
         };
         match talk().step(|| "start the microVM for its files".into())? {
-            Answer::Prepared => Ok(Self(socket)),
             Answer::Failed(failure) => Err(HullError::Guest(failure)),
+            Answer::Prepared | Answer::Written => Ok(Self(socket)),
         }
     }
 
@@ -70,8 +70,8 @@ impl Appliance {
             boot::read(&mut self.0)
         };
         match hang_up().step(|| "end the microVM that served its files".into())? {
-            Answer::Prepared => Ok(()),
             Answer::Failed(failure) => Err(HullError::Guest(failure)),
+            Answer::Prepared | Answer::Written => Ok(()),
         }
     }
 }
@@ -82,7 +82,7 @@ pub fn serve(mut command: UnixStream) -> std::io::Result<()> {
     let order: Order = boot::read(&mut command)?;
     let done = order.serve(&mut command);
     let answer = match done {
-        Ok(()) => Answer::Prepared,
+        Ok(()) => Answer::Written,
         Err(e) => {
             let exit_code = e.exit_code();
             Answer::Failed(Failure { kind: e.kind(), message: e.to_string(), exit_code })
@@ -126,9 +126,19 @@ impl Order {
         // It hangs up, or has been killed.
         let _ = command.read(&mut [0]);
         // The monitor's word for "go on": here, to the end.
-        let ended = sandbox.start().and_then(|()| sandbox.wait().map(drop));
+        let ended = sandbox.start().and_then(|()| end(&mut *sandbox));
         let destroyed = sandbox.destroy();
         let _ = std::fs::remove_dir_all(self.run.join(DIR));
         ended.and(destroyed)
     }
+}
+
+/// Waits for the machine's end. Only if all was on its disk, it was a good one.
+fn end(sandbox: &mut dyn Sandbox) -> Result<(), HullError> {
+    let status = sandbox.wait()?;
+    if status == ExitStatus::Exited(0) {
+        return Ok(());
+    }
+    let why = sandbox.end_reason().unwrap_or_else(|| format!("it ended with code {}", status.code()));
+    Err(HullError::Unsupported(format!("the microVM may not have written all to its disk: {why}")))
 }

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use vmm::control::Timed;
 
 /// Listens for the host's connections to the guest.
 pub(super) const VSOCK: &str = "vsock";
@@ -80,6 +81,11 @@ pub fn listen_for_guest(run: &Path, port: u32) -> io::Result<OwnedFd> {
 /// Connects to a socket of the directory.
 pub(super) fn stream(dir: &Path, name: &str) -> io::Result<UnixStream> {
     within(dir, name, UnixStream::connect)
+}
+
+/// The same to a socket of the hypervisor's, who may be the guest: all that is said and heard there ends at an instant.
+pub(super) fn timed(dir: &Path, name: &str, until: Instant) -> io::Result<Timed> {
+    within(dir, name, |path| Timed::connect(&path, until))
 }
 
 /// Connects to the agent's control port.

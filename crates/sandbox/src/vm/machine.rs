@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use types::{Attachment, oci};
 
 /// How long a guest may take to start a workload that it has prepared.
-const START_WAIT: Duration = Duration::from_secs(60);
+pub(super) const START_WAIT: Duration = Duration::from_secs(60);
 /// How long it may take to write its disks out once its workload is killed.
 const GRACE: Duration = Duration::from_secs(10);
 /// In the machine's directory: why it ended, if nobody told an exit code.
@@ -31,7 +31,11 @@ impl From<ClientError> for HullError {
     fn from(e: ClientError) -> Self {
         match e {
             ClientError::Refused(failure) => crate::boot::refused(failure),
-            e => Self::Unsupported(format!("the guest's agent does not answer: {e}")),
+            // A parser's error has the guest's own words in it.
+            e => {
+                let why = crate::boot::shown(&e.to_string());
+                Self::Unsupported(format!("the guest's agent does not answer: {why}"))
+            }
         }
     }
 }
@@ -102,8 +106,17 @@ impl Sandbox for MicroVm {
         Ok(())
     }
 
+    /// What the host pays is counted by the host; what runs inside is told by the guest, if it tells.
     fn stats(&self) -> Result<Stats, HullError> {
-        Ok(self.agent()?.stats()?)
+        let host = self.host.stats()?;
+        let inside = self.agent().and_then(|mut agent| Ok(agent.stats()?)).unwrap_or_default();
+        Ok(Stats {
+            pids: inside.pids,
+            pids_limit: inside.pids_limit,
+            guest_memory: Some([inside.memory_usage, inside.memory_limit]).filter(|m| *m != [0, 0]),
+            networks: inside.networks,
+            ..host
+        })
     }
 
     fn processes(&self) -> Result<Vec<i32>, HullError> {
@@ -123,10 +136,14 @@ impl Sandbox for MicroVm {
     }
 
     fn end_reason(&self) -> Option<String> {
-        let mut text = String::new();
-        let file = std::fs::File::open(self.dir.join(END)).ok()?;
-        file.take(MAX_REASON).read_to_string(&mut text).ok()?;
-        Some(text)
+        let read = || -> Option<String> {
+            let mut text = String::new();
+            let file = std::fs::File::open(self.dir.join(END)).ok()?;
+            file.take(MAX_REASON).read_to_string(&mut text).ok()?;
+            Some(text)
+        };
+        // Also of an end that was told: files may be missing after it.
+        read().or_else(|| super::trouble::told(&self.dir))
     }
 
     fn oom_kills(&self) -> u64 {

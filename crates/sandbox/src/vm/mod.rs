@@ -23,11 +23,13 @@ mod kvm;
 mod limits;
 mod machine;
 mod monitor;
+mod patience;
 mod pump;
 mod qemu;
 mod qmp;
 mod shares;
 mod spec;
+mod trouble;
 mod walls;
 
 use crate::boot::Boot;

@@ -3,10 +3,11 @@
 
 use super::beside::Beside;
 use super::carrier::Carrier;
-use super::machine::END;
+use super::machine::{END, START_WAIT};
+use super::patience::Patience;
 use super::shares::{Server, Share};
-use super::{connect, kvm, pump, qemu, qmp};
-use crate::boot::{self, Answer, Boot, READY_PORT};
+use super::{connect, kvm, pump, qemu, qmp, trouble};
+use crate::boot::{self, Answer, Boot, READY_PORT, shown};
 use crate::client::{AttachOptions, Client, ClientError, Stream};
 use crate::container::cgroup::Cgroup;
 use crate::container::step::Step;
@@ -54,7 +55,9 @@ const UNKNOWN: i32 = 255;
 const ROOMY_MIB: u64 = 128;
 /// How long one who kills a whole cgroup may take from its first process to its last.
 const KILLER_WAIT: Duration = Duration::from_millis(100);
-/// How long a guest may take to sync and power off.
+/// How much earlier than its supervisor, which only knows the time, the monitor gives up.
+const HEAD_START: Duration = Duration::from_secs(5);
+/// How long a guest may take to write its disk out.
 const END_WAIT: Duration = Duration::from_secs(60);
 
 /// How long a guest may take from its power-on until its agent is ready.
@@ -124,6 +127,10 @@ impl Monitor<'_> {
         sys::process::ignore_broken_pipes();
         let _ = rustix::process::setsid();
         let stdio = pump::own(self.stdio).step(|| "duplicate descriptors".into())?;
+        // The first three are left open by all that closes descriptors: whatever they were is not to live as long as this.
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+        let null = null.step(|| "open /dev/null".into())?;
+        sys::process::set_stdio([null.as_fd(); 3]).step(|| "replace the standard descriptors".into())?;
         let ready = connect::listen(self.dir, &format!("{}_{READY_PORT}", connect::VSOCK))
             .step(|| "listen for the guest's agent".into())?;
         let console = Console { tail: Arc::default(), file: self.dir.join(kvm::CONSOLE) };
@@ -131,9 +138,12 @@ impl Monitor<'_> {
         let served = if self.shares.is_empty() { None } else { Some(Server::start(self.shares)?) };
         let (server, socket) = served.unzip();
         let mut hypervisor = self.start(&console, socket)?;
-        let done = self.accompany(&ready, stdio, &mut hypervisor, &console);
-        if matches!(done, Ok(None)) {
-            self.explain_end(&mut hypervisor, &console);
+        let done = self.accompany(ready, stdio, &mut hypervisor, &console);
+        match &done {
+            Ok(None) => self.explain_end(&mut hypervisor, &console),
+            // Nobody listens on the wire any more.
+            Err(e) if self.boot.files_only => drop(std::fs::write(self.dir.join(END), e.to_string())),
+            _ => {}
         }
         // What it has on its disks is synced before its agent tells of the end.
         hypervisor.kill();
@@ -160,7 +170,7 @@ impl Monitor<'_> {
         match self.plan.hypervisor {
             Hypervisor::Kvm => {
                 let (child, said) = kvm::start(self, shares.as_ref())?;
-                console.read(said);
+                console.read(said, Some(self.dir.to_owned()));
                 Ok(Carrier(child))
             }
             Hypervisor::Qemu => {
@@ -169,10 +179,14 @@ impl Monitor<'_> {
                 let (shares, server) = shares.unzip();
                 let orders = connect::listen(self.dir, qmp::SOCKET).step(|| "listen for orders".into())?;
                 // Before there is a thread.
-                let (child, said) = qemu::start(self, &vsock, shares.as_ref(), &orders)?;
+                let (events, told) = UnixStream::pair().step(|| "make a socket pair".into())?;
+                let (child, said) =
+                    qemu::start(self, &vsock, shares.as_ref(), [orders.as_fd(), told.as_fd()])?;
+                drop(told);
                 device.serve()?;
                 server.map_or(Ok(()), Beside::serve)?;
-                console.read(said);
+                trouble::listen(self.dir, events).step(|| "start a thread".into())?;
+                console.read(said, None);
                 Ok(Carrier(child))
             }
         }
@@ -181,28 +195,30 @@ impl Monitor<'_> {
     /// From power-on to the workload's end.
     fn accompany(
         &self,
-        ready: &UnixListener,
+        ready: UnixListener,
         stdio: [OwnedFd; 3],
         hypervisor: &mut Carrier,
         console: &Console,
     ) -> Result<Option<i32>, HullError> {
-        let mut agent = self.await_agent(ready, hypervisor, console)?;
+        let until = Instant::now() + boot_wait(self.plan.hypervisor);
+        let agent = self.await_agent(&ready, hypervisor, console, until)?;
+        // Nobody else of the guest has anything to say: its connections would lie in the backlog for ever.
+        drop(ready);
         // Its clock starts from here.
         let boot = Boot { now_ns: sys::host::now_ns(), ..self.boot.clone() };
-        let talk = boot::write(&mut agent, &boot).and_then(|()| boot::read(&mut agent));
-        match talk {
+        let waiting = Some(self.wire);
+        let mut patience = Patience { stream: &agent, machine: hypervisor.pidfd(), waiting, until };
+        match boot::write(&mut patience, &boot).and_then(|()| boot::read(&mut patience)) {
             Ok(Answer::Prepared) => {}
             Ok(Answer::Failed(failure)) => return Err(boot::refused(failure)),
-            Err(e) => return Err(console.explain(&format!("the guest's agent broke off: {e}"))),
+            other => return Err(broken(other, console)),
         }
         self.wire.say(Word::Ready).step(|| "report".into())?;
         self.wire.await_word(Word::Start).step(|| "wait for the start".into())?;
         if self.boot.files_only {
             // The host has said what it wanted to say.
             self.wire.shut();
-            drop(agent);
-            wait_for_end(hypervisor, END_WAIT);
-            return Ok(Some(0));
+            return end_of_files(&agent, hypervisor, console).map(|()| Some(0));
         }
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
@@ -220,9 +236,12 @@ impl Monitor<'_> {
 
     fn start_workload(&self, agent: UnixStream, console: &Console) -> Result<Stream, HullError> {
         let options = AttachOptions { stdin: self.boot.open_stdin, stdout: true, stderr: true };
-        Client::over(agent).start(options).map_err(|e| match e {
+        let until = Instant::now() + START_WAIT.saturating_sub(HEAD_START);
+        let started = Client::over_until(agent, until).start(options);
+        let started = started.and_then(|stream| stream.wait_for_ever().map(|()| stream));
+        started.map_err(|e| match e {
             ClientError::Refused(failure) => boot::refused(failure),
-            e => console.explain(&format!("the guest's agent broke off: {e}")),
+            e => console.explain(&format!("the guest's agent broke off: {}", shown(&e.to_string()))),
         })
     }
 
@@ -232,9 +251,8 @@ impl Monitor<'_> {
         ready: &UnixListener,
         hypervisor: &mut Carrier,
         console: &Console,
+        until: Instant,
     ) -> Result<UnixStream, HullError> {
-        let limit = boot_wait(self.plan.hypervisor);
-        let until = Instant::now() + limit;
         loop {
             let mut fds = [
                 PollFd::new(ready, PollFlags::IN),
@@ -245,7 +263,7 @@ impl Monitor<'_> {
                 Timespec::try_from(until.saturating_duration_since(Instant::now())).unwrap_or_default();
             let some = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&left)));
             if some.step(|| "wait for the guest".into())? == 0 {
-                let seconds = limit.as_secs();
+                let seconds = boot_wait(self.plan.hypervisor).as_secs();
                 return Err(
                     console.explain(&format!("the microVM's guest did not answer within {seconds} s"))
                 );
@@ -273,6 +291,28 @@ impl Monitor<'_> {
     }
 }
 
+/// Ends a machine that served its files; what was written is on its disk then.
+fn end_of_files(agent: &UnixStream, hypervisor: &Carrier, console: &Console) -> Result<(), HullError> {
+    let _ = agent.shutdown(std::net::Shutdown::Write);
+    let until = Instant::now() + END_WAIT;
+    let mut patience = Patience { stream: agent, machine: hypervisor.pidfd(), waiting: None, until };
+    match boot::read(&mut patience) {
+        Ok(Answer::Written) => Ok(()),
+        Ok(Answer::Failed(failure)) => Err(boot::refused(failure)),
+        other => Err(broken(other, console)),
+    }
+}
+
+/// The error for an agent that did not answer, or not what it was asked.
+fn broken(answer: std::io::Result<Answer>, console: &Console) -> HullError {
+    let what = match answer {
+        Ok(_) => "its answer fits no question".to_owned(),
+        // A parser's error has the guest's own words in it.
+        Err(e) => shown(&e.to_string()),
+    };
+    console.explain(&format!("the guest's agent broke off: {what}"))
+}
+
 /// Waits until a machine has ended, and says whether it has.
 fn wait_for_end(hypervisor: &Carrier, limit: Duration) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(hypervisor.pidfd(), PollFlags::IN)];
@@ -288,8 +328,8 @@ struct Console {
 }
 
 impl Console {
-    /// Reads a pipe to its end, on a thread.
-    fn read(&self, pipe: OwnedFd) {
+    /// Reads a pipe to its end, on a thread. With a directory it is our own VMM's, which tells of its disks.
+    fn read(&self, pipe: OwnedFd, dir: Option<PathBuf>) {
         let tail = Arc::clone(&self.tail);
         let work = move || {
             let mut pipe = std::fs::File::from(pipe);
@@ -299,6 +339,9 @@ impl Console {
                 kept.extend(buffer.iter().take(n));
                 let excess = kept.len().saturating_sub(CONSOLE_TAIL);
                 kept.drain(..excess);
+                if let Some(dir) = &dir {
+                    trouble::heard(dir, &String::from_utf8_lossy(kept.make_contiguous()));
+                }
             }
         };
         let _ = std::thread::Builder::new().name("console".into()).stack_size(64 << 10).spawn(work);

@@ -36,13 +36,13 @@ pub(super) const DISK: &str = "disk";
 const CMDLINE: &str = "no_timer_check reboot=t";
 
 /// Starts one that is connected to the other halves of the vsock device and, if there is one, of the file system, and listens
-/// for its orders ([`super::qmp`]) on a socket.
+/// for its orders ([`super::qmp`]) on a socket; what it tells unasked, it tells on another ([`super::trouble`]).
 /// The guest's console comes with its output on the pipe.
 pub(super) fn start(
     of: &Monitor<'_>,
     vsock: &OwnedFd,
     shares: Option<&OwnedFd>,
-    orders: &impl AsFd,
+    [orders, events]: [BorrowedFd<'_>; 2],
 ) -> Result<(Child, OwnedFd), HullError> {
     let path = walls::find(PROGRAM).ok_or_else(|| {
         HullError::Unsupported(format!(
@@ -67,8 +67,10 @@ pub(super) fn start(
         .args(["-global", "virtio-mmio.force-legacy=false"])
         .args(["-device", "virtio-rng-device"])
         .args(["-device", "virtio-balloon-device,id=balloon,free-page-reporting=on"])
-        .args(["-chardev", &format!("socket,id=qmp,server=on,wait=off,fd={}", orders.as_fd().as_raw_fd())])
+        .args(["-chardev", &format!("socket,id=qmp,server=on,wait=off,fd={}", orders.as_raw_fd())])
         .args(["-mon", "chardev=qmp,mode=control"])
+        .args(["-chardev", &format!("socket,id=events,fd={}", events.as_raw_fd())])
+        .args(["-mon", "chardev=events,mode=control"])
         .args(["-chardev", &format!("socket,id=vsock,fd={}", vsock.as_raw_fd())])
         .args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
     if let Some(shares) = shares {
@@ -111,7 +113,7 @@ pub(super) fn start(
                 &format!("virtio-blk-device,drive=volume{number},serial={serial},werror=report,rerror=report"),
             ]);
     }
-    let mut fds = vec![vsock.as_fd(), orders.as_fd()];
+    let mut fds = vec![vsock.as_fd(), orders, events];
     fds.extend(shares.map(AsFd::as_fd));
     for (n, (tap, mac)) in of.interfaces().enumerate() {
         let mac: Vec<String> = mac.iter().map(|b| format!("{b:02x}")).collect();

@@ -5,10 +5,10 @@
 use super::connect;
 use serde_json::{Value, json};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmm::config::DiskRate;
+use vmm::control::Timed;
 
 /// Its name in the machine's directory.
 pub(super) const SOCKET: &str = "qmp";
@@ -21,17 +21,14 @@ const EVENTS: usize = 256;
 
 /// A connection. QEMU serves one at a time.
 pub(super) struct Qmp {
-    out: UnixStream,
-    lines: io::Take<BufReader<UnixStream>>,
+    lines: io::Take<BufReader<Timed>>,
 }
 
 impl Qmp {
     /// Connects to the QEMU of the machine in this directory.
     pub(super) fn connect(dir: &Path) -> io::Result<Self> {
-        let out = connect::stream(dir, SOCKET)?;
-        out.set_read_timeout(Some(PATIENCE))?;
-        out.set_write_timeout(Some(PATIENCE))?;
-        let mut qmp = Self { lines: BufReader::new(out.try_clone()?).take(MAX), out };
+        let socket = connect::timed(dir, SOCKET, Instant::now() + PATIENCE)?;
+        let mut qmp = Self { lines: BufReader::new(socket).take(MAX) };
         qmp.line()?;
         qmp.ask("qmp_capabilities", json!({}))?;
         Ok(qmp)
@@ -71,7 +68,9 @@ impl Qmp {
 
     fn ask(&mut self, command: &str, arguments: Value) -> io::Result<Value> {
         let text = json!({ "execute": command, "arguments": arguments });
-        self.out.write_all(format!("{text}\n").as_bytes())?;
+        let socket = self.lines.get_mut().get_mut();
+        socket.extend(Instant::now() + PATIENCE);
+        socket.write_all(format!("{text}\n").as_bytes())?;
         for _ in 0..EVENTS {
             let mut line = self.line()?;
             if let Some(error) = line.pointer("/error/desc") {

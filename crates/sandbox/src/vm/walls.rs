@@ -18,7 +18,12 @@ const NAMESPACES: u64 = ns::MOUNT | ns::PID | ns::IPC | ns::UTS;
 /// Where programs are looked for.
 const PATH: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/run/current-system/sw/bin"];
 /// What a program and its libraries may lie in.
-const PROGRAMS: [&str; 8] = ["usr", "lib", "lib32", "lib64", "libx32", "opt", "nix", "gnu"];
+const PROGRAMS: [&str; 5] = ["usr", "lib", "lib32", "lib64", "libx32"];
+/// The same of distributions that have all in a store; beside it lie sockets, which no read-only mount keeps from being
+/// connected to.
+const STORES: [(&str, &str); 2] = [("nix", "nix/store"), ("gnu", "gnu/store")];
+/// Of vendors, for a program of theirs.
+const VENDORS: &str = "opt";
 /// What the dynamic linker reads.
 const LINKER: [&str; 2] = ["ld.so.cache", "alternatives"];
 /// The exit code of a process that did not become the program.
@@ -86,6 +91,14 @@ impl Program<'_> {
         attach(&root, &top)?;
         for name in PROGRAMS {
             bind(&root, &Path::new("/").join(name), name)?;
+        }
+        let slash = Path::new("/");
+        for (dir, store) in STORES.into_iter().filter(|(_, store)| slash.join(store).is_dir()) {
+            mkdirat(&root, dir, Mode::from_raw_mode(0o755))?;
+            bind(&root, &slash.join(store), store)?;
+        }
+        if self.path.starts_with(slash.join(VENDORS)) {
+            bind(&root, &slash.join(VENDORS), VENDORS)?;
         }
         for dir in ["etc", "dev"] {
             mkdirat(&root, dir, Mode::from_raw_mode(0o755))?;

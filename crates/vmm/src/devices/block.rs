@@ -16,10 +16,12 @@ use vm_memory::GuestAddressSpace;
 
 /// Size of the queue.
 const QUEUE: u16 = 256;
-/// Sectors that one discard or zeroing may cover: 2 GiB.
-const MAX_ERASE: u32 = 1 << 22;
-/// Ranges that one discard or zeroing may have.
-const MAX_ERASE_SEGMENTS: u32 = 32;
+/// Sectors that one range of a discard may cover: 2 GiB.
+const MAX_DISCARD: u32 = 1 << 22;
+/// Ranges that one discard may have.
+const MAX_DISCARD_SEGMENTS: u32 = 32;
+/// Sectors that one zeroing may cover, in one range: 32 MiB, as the host may have to write them.
+const MAX_ZEROES: u32 = 1 << 16;
 /// Bytes of such a range.
 const ERASE: usize = 16;
 /// Bytes of the answer to GET_ID.
@@ -49,8 +51,19 @@ const WRITE_TIMER: u64 = 2;
 /// Bytes of a request's header.
 const HEADER: usize = 16;
 
+/// What a request asks for, read once: the guest may write there meanwhile, and what is charged is what is done.
+struct Order {
+    kind: u32,
+    sector: u64,
+    /// Of a discard or zeroing, with whether their room may be given back.
+    ranges: io::Result<Vec<(Range<u64>, bool)>>,
+}
+
 /// How a request ended: its status byte, and how many bytes of data were written into guest memory.
 type Outcome = (u32, usize);
+
+/// After so many bytes others have their turn, who give the disk orders.
+const TURN: usize = 64 << 20;
 
 /// After so many requests the guest is told of them.
 const SIGNALS: u16 = 16;
@@ -72,17 +85,24 @@ impl Block {
         Ok(self)
     }
 
-    /// Whether a request may pass; it is charged at once. If not, its bucket's timer is set.
-    fn may_pass(&mut self, header: &[u8; HEADER], chain: &Chain) -> Result<bool, DeviceError> {
+    /// Whether a request may pass; it is charged at once. If not, its bucket's timer is set. What it costs is what Linux
+    /// throttles bios by (`throtl_bio_data_size`): a discard counts as a sector, zeroes as if they were written.
+    fn may_pass(&mut self, order: &Order, chain: &Chain) -> Result<bool, DeviceError> {
         let Some(limits) = &mut self.limits else { return Ok(true) };
-        let (limiter, bytes) = match u32::from_le_bytes([header[0], header[1], header[2], header[3]]) {
-            VIRTIO_BLK_T_IN => (&mut limits.read, chain.writable.len()),
-            VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_WRITE_ZEROES => (&mut limits.write, chain.readable.len()),
+        let ranges = order.ranges.as_deref().unwrap_or_default();
+        let (limiter, bytes, count) = match order.kind {
+            VIRTIO_BLK_T_IN => (&mut limits.read, chain.writable.len() as u64, 1),
+            VIRTIO_BLK_T_OUT => (&mut limits.write, chain.readable.len() as u64, 1),
+            VIRTIO_BLK_T_FLUSH => (&mut limits.write, 0, 1),
+            VIRTIO_BLK_T_DISCARD => (&mut limits.write, SECTOR, ranges.len().max(1)),
+            VIRTIO_BLK_T_WRITE_ZEROES => {
+                (&mut limits.write, ranges.iter().map(|(range, _)| range.end - range.start).sum(), 1)
+            }
             _ => return Ok(true),
         };
         let passes = limiter.ready().map_err(timer)?;
         if passes {
-            limiter.charge(bytes as u64);
+            (0..count).for_each(|_| limiter.charge(bytes));
         }
         Ok(passes)
     }
@@ -98,32 +118,41 @@ impl Block {
     fn serve_queue(&mut self, memory: &Memory, ring: &mut Ring) -> Result<(), DeviceError> {
         let memory = memory.memory();
         let mut turns = ring.size();
+        let mut bytes = 0;
         while let Some(chain) = ring.next(&memory, &mut turns)? {
             let mut header = [0; HEADER];
             let whole = chain.readable.read(0, &mut header) == HEADER && !chain.torn;
+            let order = whole.then(|| self.order(header, &chain.readable));
             // The next ones wait behind it, as in any queue.
-            if whole && !self.may_pass(&header, &chain)? {
+            if let Some(order) = &order
+                && !self.may_pass(order, &chain)?
+            {
                 drop(chain);
                 ring.unpop();
                 break;
             }
-            let written = self.request(&chain, whole.then_some(header))?;
+            let written = self.request(&chain, order)?;
             ring.used(&memory, chain.head, written)?;
             // What is done waits for no slow request behind it.
             if turns.is_multiple_of(SIGNALS) {
                 ring.signal(&memory)?;
+            }
+            bytes += chain.readable.len() + chain.writable.len();
+            if bytes > TURN {
+                ring.again();
+                break;
             }
         }
         ring.signal(&memory)
     }
 
     /// Carries out a request, if it has a header; how many bytes were written into guest memory.
-    fn request(&mut self, chain: &Chain, header: Option<[u8; HEADER]>) -> Result<usize, DeviceError> {
+    fn request(&mut self, chain: &Chain, order: Option<Order>) -> Result<usize, DeviceError> {
         let Some(status_at) = chain.writable.len().checked_sub(1) else {
             return Err(DeviceError::Driver("a request has no room for its status".into()));
         };
-        let (status, written) = match header {
-            Some(header) => self.dispatch(header, chain, status_at),
+        let (status, written) = match order {
+            Some(order) => self.dispatch(order, chain, status_at),
             None => (VIRTIO_BLK_S_IOERR, 0),
         };
         chain.writable.write(status_at, &[status as u8]);
@@ -131,10 +160,9 @@ impl Block {
     }
 
     /// `room` is how many bytes the answer may have before the status.
-    fn dispatch(&mut self, header: [u8; HEADER], chain: &Chain, room: usize) -> Outcome {
-        let [k0, k1, k2, k3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = header;
-        let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
-        let done = match u32::from_le_bytes([k0, k1, k2, k3]) {
+    fn dispatch(&mut self, order: Order, chain: &Chain, room: usize) -> Outcome {
+        let Order { kind, sector, ranges } = order;
+        let done = match kind {
             VIRTIO_BLK_T_IN => self
                 .range(sector, room)
                 .and_then(|range| self.storage.read(chain.writable.range(0, room), range.start))
@@ -150,8 +178,8 @@ impl Block {
                     .and_then(|range| self.storage.write(chain.readable.range(HEADER, length), range.start))
                     .map(|()| 0)
             }
-            kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
-                self.erase(&chain.readable, kind == VIRTIO_BLK_T_DISCARD).map(|()| 0)
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
+                ranges.and_then(|ranges| self.erase(ranges, kind == VIRTIO_BLK_T_DISCARD)).map(|()| 0)
             }
             _ => return (VIRTIO_BLK_S_UNSUPP, 0),
         };
@@ -187,12 +215,27 @@ impl Block {
         }
     }
 
-    fn erase(&self, readable: &Segments, discard: bool) -> io::Result<()> {
+    /// What a request asks for.
+    fn order(&self, header: [u8; HEADER], readable: &Segments) -> Order {
+        let [k0, k1, k2, k3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = header;
+        let kind = u32::from_le_bytes([k0, k1, k2, k3]);
+        let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        let ranges = match kind {
+            VIRTIO_BLK_T_DISCARD => self.ranges(readable, true),
+            VIRTIO_BLK_T_WRITE_ZEROES => self.ranges(readable, false),
+            _ => Ok(Vec::new()),
+        };
+        Order { kind, sector, ranges }
+    }
+
+    /// The ranges of a discard or zeroing, and whether their room may be given back.
+    fn ranges(&self, readable: &Segments, discard: bool) -> io::Result<Vec<(Range<u64>, bool)>> {
         let length = readable.len() - HEADER;
-        if !length.is_multiple_of(ERASE) || length / ERASE > MAX_ERASE_SEGMENTS as usize {
+        let (most, longest) = if discard { (MAX_DISCARD_SEGMENTS, MAX_DISCARD) } else { (1, MAX_ZEROES) };
+        if !length.is_multiple_of(ERASE) || length / ERASE > most as usize {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        for at in (HEADER..readable.len()).step_by(ERASE) {
+        let range = |at| {
             let mut raw = [0; ERASE];
             readable.read(at, &mut raw);
             let [s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3, f0, f1, f2, f3] = raw;
@@ -202,14 +245,19 @@ impl Block {
             if unmap & !1 != 0 || discard && unmap != 0 {
                 return Err(io::ErrorKind::Unsupported.into());
             }
-            if count > MAX_ERASE {
+            if count > longest {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
-            let range = self.range(sector, count as usize * SECTOR as usize)?;
-            match (discard, range.is_empty()) {
-                (_, true) => {}
-                (true, _) => self.storage.discard(range)?,
-                (false, _) => self.storage.write_zeroes(range, unmap == 1)?,
+            Ok((self.range(sector, count as usize * SECTOR as usize)?, unmap == 1))
+        };
+        (HEADER..readable.len()).step_by(ERASE).map(range).collect()
+    }
+
+    fn erase(&self, ranges: Vec<(Range<u64>, bool)>, discard: bool) -> io::Result<()> {
+        for (range, unmap) in ranges.into_iter().filter(|(range, _)| !range.is_empty()) {
+            match discard {
+                true => self.storage.discard(range)?,
+                false => self.storage.write_zeroes(range, unmap)?,
             }
         }
         Ok(())
@@ -225,10 +273,10 @@ impl Block {
         config.extend((SECTOR as u32).to_le_bytes()); // blk_size
         config.extend([0; 8]); // topology
         config.extend([0; 4]); // writeback, num_queues
-        for _ in 0..2 {
+        for (longest, most) in [(MAX_DISCARD, MAX_DISCARD_SEGMENTS), (MAX_ZEROES, 1)] {
             // discard: greatest range, number of ranges, alignment; write zeroes: the first two, may unmap
-            config.extend(MAX_ERASE.to_le_bytes());
-            config.extend(MAX_ERASE_SEGMENTS.to_le_bytes());
+            config.extend(longest.to_le_bytes());
+            config.extend(most.to_le_bytes());
             config.extend(8u32.to_le_bytes());
         }
         config[56] = 1;

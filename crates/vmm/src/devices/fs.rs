@@ -184,14 +184,16 @@ impl Fs {
 
     /// The socket has room again.
     fn resume(&mut self) -> Result<(), DeviceError> {
-        let (Some((request, message)), Some(mut active)) = (self.stuck.take(), self.active.take()) else {
+        // One after the other: the server may have gone with what was stuck, and the rings are to stay.
+        let Some((request, message)) = self.stuck.take() else { return Ok(()) };
+        let Some(mut active) = self.active.take() else {
+            self.stuck = Some((request, message));
             return Ok(());
         };
         let guard = active.memory.memory();
         let sent = self.send(&mut active, &guard, request, message);
         self.active = Some(active);
-        sent?;
-        (0..QUEUES).try_for_each(|queue| self.serve(queue))
+        sent
     }
 }
 
@@ -307,8 +309,16 @@ impl Device for Fs {
 
     fn ready(&mut self, token: u64, events: u32) -> Result<(), DeviceError> {
         if token == SOCKET {
+            let was_stuck = self.stuck.is_some();
             self.receive()?;
-            return if events & OUT != 0 { self.resume() } else { Ok(()) };
+            if events & OUT != 0 {
+                self.resume()?;
+            }
+            return match was_stuck && self.stuck.is_none() {
+                // What was left in the queues meanwhile.
+                true => (0..QUEUES).try_for_each(|queue| self.serve(queue)),
+                false => Ok(()),
+            };
         }
         let queue = token as usize;
         if let Some(ring) = self.active.as_ref().and_then(|active| active.rings.get(queue)) {

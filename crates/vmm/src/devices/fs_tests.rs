@@ -114,6 +114,25 @@ fn without_its_server_each_request_fails() {
 }
 
 #[test]
+fn a_server_that_dies_with_its_socket_full_fails_what_it_had_and_what_comes() {
+    let (mut device, server) = rig();
+    let mut driver = Driver::new(QUEUES);
+    for head in 0..100u16 {
+        driver.chain(1, 2 * head, &[(BUFFERS, 100_000, 0), (ANSWERS, 64, WRITE)]);
+    }
+    device.activate(driver.activation(RING_FEATURES)).unwrap();
+    assert!(device.stuck.is_some());
+    drop(server);
+    // As epoll tells it: readable, writable, hung up.
+    device.ready(SOCKET, IN | OUT | 0x10).unwrap();
+    pump(&mut device, 1).unwrap();
+    assert_eq!(driver.used(1).len(), 100);
+    driver.chain(1, 0, &[(BUFFERS, 48, 0), (ANSWERS, 64, WRITE)]);
+    device.ready(1, IN).unwrap();
+    assert_eq!(driver.used(1), [(0, 16)]);
+}
+
+#[test]
 fn hostile_queues_cost_the_device() {
     for queue in 0..QUEUES {
         Driver::hostile(QUEUES, queue, false, |driver| {

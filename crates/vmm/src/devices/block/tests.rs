@@ -95,6 +95,39 @@ fn requests_beyond_a_limit_wait_for_their_time() {
     assert_eq!(rig.driver.read(STATUS, 1), [0]);
 }
 
+#[test]
+fn what_makes_the_host_work_without_data_is_limited_too() {
+    let limited = |bytes_per_second, ops_per_second| {
+        let driver = Driver::new(1);
+        let rate =
+            DiskRate { read: RateLimit::default(), write: RateLimit { bytes_per_second, ops_per_second } };
+        let mut block = Block::new(raw(64 << 20).0, false, 0).limited(&rate).unwrap();
+        block.activate(driver.activation(0)).unwrap();
+        Rig { driver, block }
+    };
+    const WAITS: u8 = 0xff;
+    let mut rig = limited(0, 1);
+    assert_eq!(rig.request(VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
+    assert_eq!(rig.request(VIRTIO_BLK_T_FLUSH, 0, &[]), WAITS);
+    let mut rig = limited(0, 1);
+    let range = |count: u32| [&[0; 8][..], &count.to_le_bytes(), &[0; 4]].concat();
+    rig.driver.write(DATA, &range(8));
+    assert_eq!(rig.request(VIRTIO_BLK_T_DISCARD, 0, &[(DATA, 16)]), OK);
+    assert_eq!(rig.request(VIRTIO_BLK_T_DISCARD, 0, &[(DATA, 16)]), WAITS);
+    // By what is zeroed, not by the request's own few bytes; and not more at once than the host may have to write.
+    let mut rig = limited(1 << 20, 0);
+    rig.driver.write(DATA, &range(MAX_ZEROES));
+    assert_eq!(rig.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &[(DATA, 16)]), OK);
+    assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]), WAITS);
+    let mut rig = limited(1 << 20, 0);
+    rig.driver.write(DATA, &range(MAX_ZEROES + 1));
+    assert_eq!(rig.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &[(DATA, 16)]), IOERR);
+    // Room that is given back costs no throughput.
+    rig.driver.write(DATA, &range(64 << 11));
+    assert_eq!(rig.request(VIRTIO_BLK_T_DISCARD, 0, &[(DATA, 16)]), OK);
+    assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]), OK);
+}
+
 fn raw(size: u64) -> (Storage, File) {
     let file = tempfile::tempfile().unwrap();
     file.set_len(size).unwrap();

@@ -35,8 +35,6 @@ const LINE_TIME: Duration = seconds(10);
 const ACCEPT_TIME: Duration = seconds(10);
 /// The guest may take this long to confirm an end by RST.
 const END_TIME: Duration = seconds(10);
-/// The host may take this long to read the last data of a connection that the guest ended.
-const DRAIN_TIME: Duration = seconds(60);
 /// No descriptor was free for a connection: look again after this time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Local ports of connections that the host opens begin here, where the guest's own requests hardly ever point to.
@@ -333,20 +331,17 @@ impl Mux {
             connection.queued = true;
             self.turns.push_back(id);
         }
-        let time = match connection.stage {
-            Stage::Draining => DRAIN_TIME,
-            _ if connection.awaits_reset() => END_TIME,
-            _ => return,
-        };
-        if connection.stage == Stage::Draining && self.ids.get(&ports) == Some(&id) {
-            // The guest may use its port again.
-            self.ids.remove(&ports);
-            if fate == Fate::Drains {
-                self.control.push_back(ports);
+        if connection.stage == Stage::Draining {
+            // Without an end: the host reads it when it likes, or closes.
+            if self.ids.get(&ports) == Some(&id) {
+                // The guest may use its port again.
+                self.ids.remove(&ports);
+                if fate == Fate::Drains {
+                    self.control.push_back(ports);
+                }
             }
-        }
-        if connection.deadline.is_none() {
-            let deadline = Instant::now() + time;
+        } else if connection.awaits_reset() && connection.deadline.is_none() {
+            let deadline = Instant::now() + END_TIME;
             connection.deadline = Some(deadline);
             self.deadlines.insert((deadline, id));
         }
@@ -385,8 +380,7 @@ impl Mux {
             if id == LISTENER {
                 epoll::add(&self.epoll, &self.listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
             } else if self.pending.remove(&id).is_none() {
-                let draining = self.connections.get(&id).is_some_and(|c| c.stage == Stage::Draining);
-                self.settle(id, if draining { Fate::Over } else { Fate::Reset });
+                self.settle(id, Fate::Reset);
             }
         }
         Ok(())

@@ -263,6 +263,9 @@ fn data_of_a_guest_that_has_gone_still_reaches_a_slow_host() {
     }
     rig.send_with(5, host, op::SHUTDOWN, SHUT_BOTH, b"");
     assert_eq!(rig.ops(), [op::RST]);
+    // However long it takes to begin.
+    (0..5).for_each(|_| pump(&mut rig.device, 500).unwrap());
+    assert_eq!(rig.device.connections(), 1);
     let reader = std::thread::spawn(move || {
         let mut all = Vec::new();
         stream.read_to_end(&mut all).unwrap();
