@@ -212,7 +212,10 @@ mod tests {
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
         let groups = told.lines().filter(|line| line.starts_with("Group "));
         assert_eq!(groups.clone().count(), 8);
-        assert!(groups.into_iter().all(|line| line.contains("ITABLE_ZEROED")), "the guest would write them: {told}");
+        assert!(
+            groups.into_iter().all(|line| line.contains("ITABLE_ZEROED")),
+            "the guest would write them: {told}"
+        );
         let refused = ensure(&disk, 2 << 30, &templates).unwrap_err().to_string();
         assert!(refused.contains("2147483648 were asked for"), "{refused}");
     }
