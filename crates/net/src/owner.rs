@@ -32,7 +32,9 @@ pub(crate) fn of_port(port: u16, protocol: Protocol) -> Option<String> {
 fn supervised(words: &[u8]) -> Option<&str> {
     let mut words = words.split(|b| *b == 0);
     let id = words.nth(1).filter(|w| *w == b"supervise").and_then(|_| words.nth(2))?;
-    let id = std::str::from_utf8(id).ok().filter(|id| id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    let id = std::str::from_utf8(id)
+        .ok()
+        .filter(|id| id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()))?;
     id.get(..12)
 }
 
@@ -66,8 +68,16 @@ mod tests {
     fn a_supervisor_is_told_from_other_processes() {
         let id = "0123456789abcdef".repeat(4);
         let line = |words: &[&str]| words.join("\0").into_bytes();
-        assert_eq!(supervised(&line(&["dhow", "supervise", "/r", "/run", &id, "start"])), Some("0123456789ab"));
-        for other in [&["dhow", "run", "/r", "/run", &id][..], &["dhow", "supervise", "/r", "/run", "web"], &["x"], &[]] {
+        assert_eq!(
+            supervised(&line(&["dhow", "supervise", "/r", "/run", &id, "start"])),
+            Some("0123456789ab")
+        );
+        for other in [
+            &["dhow", "run", "/r", "/run", &id][..],
+            &["dhow", "supervise", "/r", "/run", "web"],
+            &["x"],
+            &[],
+        ] {
             assert_eq!(supervised(&line(other)), None);
         }
     }

@@ -238,12 +238,12 @@ pub(super) fn withdraw(socket: &mut Socket, list: &[Published]) -> io::Result<()
     }
     match transact(socket, |b| ours.iter().for_each(|p| p.element().take(b))) {
         // Somebody else withdrew one meanwhile.
-        Err(e) if errno(&e) == Some(Errno::NOENT) => ours.iter().try_for_each(|p| {
-            match transact(socket, |b| p.element().take(b)) {
+        Err(e) if errno(&e) == Some(Errno::NOENT) => {
+            ours.iter().try_for_each(|p| match transact(socket, |b| p.element().take(b)) {
                 Err(e) if errno(&e) == Some(Errno::NOENT) => Ok(()),
                 done => done,
-            }
-        }),
+            })
+        }
         done => done,
     }
 }
