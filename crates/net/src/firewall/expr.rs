@@ -160,7 +160,7 @@ impl Expr<'_> {
     }
 
     /// `fib saddr . iif oif missing`: goes on only if answers to the packet would not leave by where it came in.
-    pub(super) fn from_elsewhere(&mut self) -> &mut Self {
+    pub(super) fn comes_from_elsewhere(&mut self) -> &mut Self {
         const SADDR_IIF: u32 = 1 | (1 << 3);
         self.put("fib", |b| {
             b.attr_be32(1, REG).attr_be32(2, 1).attr_be32(3, SADDR_IIF);
