@@ -123,7 +123,9 @@ pub(crate) fn kind(options: &Options) -> Result<Use> {
     match options.get("journal").map(String::as_str) {
         None | Some("full") => Ok(Use::Volume),
         Some("fast") => Ok(Use::FastVolume),
-        Some(other) => Err(invalid(format!("invalid value {other:?} of the option journal: use full or fast"))),
+        Some(other) => {
+            Err(invalid(format!("invalid value {other:?} of the option journal: use full or fast")))
+        }
     }
 }
 

@@ -46,8 +46,10 @@ pub(super) fn start(
         ))
     })?;
     let mut given = Given::default();
+    // It has eight devices with one interrupt controller, and twenty-four with a second one.
+    let second = if of.plan.volumes.is_empty() { "off" } else { "on" };
     given
-        .args(["-M", "microvm,acpi=on,rtc=on,isa-serial=on,ioapic2=off,memory-backend=mem"])
+        .args(["-M", &format!("microvm,acpi=on,rtc=on,isa-serial=on,ioapic2={second},memory-backend=mem")])
         .args(["-accel", &format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}")])
         .args(["-cpu", "max", "-smp", &of.plan.vcpus.to_string()])
         .args(["-m", &format!("{}M", of.plan.memory_mib)])
