@@ -83,7 +83,7 @@ impl LoopDevice {
             match outcome {
                 Ok(()) => {
                     buffer_if_needed(&device);
-                    return Ok(Self { path, device: device });
+                    return Ok(Self { path, device });
                 }
                 Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => continue,
                 Err(e) => return Err(e),
@@ -97,7 +97,7 @@ impl LoopDevice {
         let path = PathBuf::from(format!("/dev/loop{minor}"));
         let device =
             rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
-        Ok(Self { path, device: device })
+        Ok(Self { path, device })
     }
 
     /// Takes the size anew from a file that has grown.

@@ -23,10 +23,10 @@ const WIDE: u64 = 0x80;
 const CHECKSUMS: u64 = 0x400;
 
 /// Makes the disk, unless it is there.
-pub(crate) fn ensure(path: &Path, size: u64, templates: &Path) -> Result<()> {
+pub(crate) fn ensure(path: &Path, size: u64, templates: &Path, of: Use) -> Result<()> {
     match path.exists() {
         true => Ok(()),
-        false => make(path, size, templates, Use::Volume),
+        false => make(path, size, templates, of),
     }
 }
 
@@ -134,7 +134,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let (path, templates) = (dir.path().join("disk.img"), dir.path().join("templates"));
-        ensure(&path, 64 << 20, &templates).unwrap();
+        ensure(&path, 64 << 20, &templates, Use::Volume).unwrap();
         let checked = Command::new("e2fsck").arg("-fn").arg(&path).output().unwrap();
         assert!(!String::from_utf8_lossy(&checked.stdout).contains("lost+found not found. Create? yes"));
         let names = Command::new("debugfs").args(["-R", "ls -p /"]).arg(&path).output().unwrap();

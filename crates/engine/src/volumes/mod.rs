@@ -230,7 +230,8 @@ impl Engine {
             .map_err(EngineError::io("cannot create the directory", parent))?;
         if volume.driver == Driver::Disk {
             let size = options::size(&volume.options)?;
-            return disk::ensure(&self.disk_file(&volume.name), size, &self.paths.root.join("templates"));
+            let (file, of) = (self.disk_file(&volume.name), options::kind(&volume.options)?);
+            return disk::ensure(&file, size, &self.paths.root.join("templates"), of);
         }
         if volume.is_directory() && !data.exists() {
             std::fs::DirBuilder::new()

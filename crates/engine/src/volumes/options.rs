@@ -1,6 +1,6 @@
 //! Drivers of volumes, and what each can be told: Docker's `-d` and `-o`.
 
-use crate::machine::disk::{DEFAULT_SIZE, parse_size};
+use crate::machine::disk::{DEFAULT_SIZE, Use, parse_size};
 use crate::spec::invalid;
 use crate::{EngineError, Result};
 use std::collections::BTreeMap;
@@ -52,10 +52,10 @@ pub(crate) const TRUST: &str = "trust-guest";
 pub(crate) fn check(driver: Driver, options: &Options) -> Result<()> {
     match driver {
         Driver::Disk => {
-            let known = |key: &String| matches!(key.as_str(), "size" | "fs" | TRUST);
+            let known = |key: &String| matches!(key.as_str(), "size" | "fs" | "journal" | TRUST);
             if let Some(key) = options.keys().find(|key| !known(key)) {
                 return Err(invalid(format!(
-                    "invalid option {key:?} of the volume driver disk: size, fs and {TRUST} are known"
+                    "invalid option {key:?} of the volume driver disk: size, fs, journal and {TRUST} are known"
                 )));
             }
             if let Some(fs) = options.get("fs").filter(|fs| *fs != "ext4") {
@@ -64,6 +64,7 @@ pub(crate) fn check(driver: Driver, options: &Options) -> Result<()> {
                 )));
             }
             trusts_guest(options)?;
+            kind(options)?;
             size(options).map(drop)
         }
         Driver::Local => check_local(options),
@@ -117,6 +118,17 @@ pub(crate) fn mount_of(options: &Options) -> (String, String, Vec<String>) {
     (get("type"), get("device"), words)
 }
 
+/// What kind of filesystem a disk is made with.
+pub(crate) fn kind(options: &Options) -> Result<Use> {
+    match options.get("journal").map(String::as_str) {
+        None | Some("full") => Ok(Use::Volume),
+        Some("fast") => Ok(Use::FastVolume),
+        Some(other) => {
+            Err(invalid(format!("invalid value {other:?} of the option journal: use full or fast")))
+        }
+    }
+}
+
 /// The size of a disk.
 pub(crate) fn size(options: &Options) -> Result<u64> {
     options.get("size").map_or(Ok(DEFAULT_SIZE), |text| parse_size(text, "a disk volume"))
@@ -145,7 +157,7 @@ mod tests {
     fn each_driver_knows_its_options() {
         for (driver, good) in [
             (Driver::Disk, &["size=64m"][..]),
-            (Driver::Disk, &["fs=ext4", "trust-guest=true"]),
+            (Driver::Disk, &["fs=ext4", "trust-guest=true", "journal=fast"]),
             (Driver::Local, &[]),
             (Driver::Local, &["type=tmpfs", "device=tmpfs", "o=size=1m,uid=7"]),
             (Driver::Local, &["type=none", "device=/srv", "o=bind"]),
@@ -156,6 +168,7 @@ mod tests {
         for (driver, bad) in [
             (Driver::Disk, &["size=1k"][..]),
             (Driver::Disk, &["size=much"]),
+            (Driver::Disk, &["journal=none"]),
             (Driver::Disk, &["fs=btrfs"]),
             (Driver::Disk, &["device=/dev/sda"]),
             (Driver::Disk, &["trust-guest=perhaps"]),

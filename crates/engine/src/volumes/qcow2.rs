@@ -310,8 +310,7 @@ mod tests {
         for at in [0, 70_000, 1 << 30, far] {
             same(&disk, &back, at);
         }
-        let checked =
-            Command::new("qemu-img").arg("check").arg(format!("/proc/self/fd/0")).stdin(image).output();
+        let checked = Command::new("qemu-img").arg("check").arg("/proc/self/fd/0").stdin(image).output();
         if let Ok(out) = checked {
             let said =
                 String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);

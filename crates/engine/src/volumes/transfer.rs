@@ -8,7 +8,7 @@
 //! guests read its filesystem.
 
 use super::{ASIDE, CreateVolume, Driver, VolumeInfo, disk, options, place, qcow2};
-use crate::machine::disk::{MAX_SIZE, MIN_SIZE, Use, copy_sparse, make};
+use crate::machine::disk::{MAX_SIZE, MIN_SIZE, copy_sparse, make};
 use crate::recover::{Liveness, remove_tree};
 use crate::spec::invalid;
 use crate::store;
@@ -172,7 +172,7 @@ impl Engine {
             Driver::Disk => {
                 let path = aside.join("disk.img");
                 let templates = self.paths.root.join("templates");
-                make(&path, options::size(&request.options)?, &templates, Use::Volume)?;
+                make(&path, options::size(&request.options)?, &templates, options::kind(&request.options)?)?;
                 let plan = VolumePlan {
                     name: request.name.clone().unwrap_or_default(),
                     place: self.places().join(format!(".import-{}", std::process::id())),

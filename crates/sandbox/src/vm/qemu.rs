@@ -53,6 +53,8 @@ pub(super) fn start(
         FIXED_DEVICES + usize::from(shares.is_some()) + usize::from(!of.layers.is_empty()) + of.taps.len();
     let second = if devices > DEVICES { "on" } else { "off" };
     let mut given = Given::default();
+    // It has eight devices with one interrupt controller, and twenty-four with a second one.
+    let second = if of.plan.volumes.is_empty() { "off" } else { "on" };
     given
         .args(["-M", &format!("microvm,acpi=on,rtc=on,isa-serial=on,ioapic2={second},memory-backend=mem")])
         .args(["-accel", &format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}")])

@@ -124,6 +124,8 @@ fn take_bindings(spec: &mut oci::Spec, volumes: &[VolumePlan]) -> Result<(Files,
             place
         } else {
             shares.push(Share::of(source, mount));
+            // The share is the part already.
+            mount.options_mut().iter_mut().for_each(|words| words.retain(|w| !w.starts_with(types::SUBPATH)));
             format!("{SHARES}/{}", shares.len() - 1)
         };
         mount.set_source(Some(place.into()));
