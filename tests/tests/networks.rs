@@ -498,3 +498,39 @@ fn a_crowd_on_three_networks_has_distinct_addresses() {
     store.ok(&["system", "recover"]);
     assert_eq!(store.ok(&["network", "ls", "-q"]).lines().count(), 3);
 }
+
+#[test]
+fn a_policy_says_what_a_workload_reaches() {
+    let Some(store) = busybox::store() else { return };
+    store.ok(&["network", "create", "open"]);
+    store.ok(&["network", "create", "--egress", "none", "shut"]);
+    let serve = ["busybox", "httpd", "-f", "-p", "80", "-h", "/etc"];
+    store.ok(&[&["run", "-d", "--name", "srv", "--network", "open", "--network", "shut"][..], &serve].concat());
+    let (open, shut) = (address(&store, "srv", "open"), address(&store, "srv", "shut"));
+    // Asks for the name first: busybox's wget cannot.
+    let reaches = |flags: &[&str], host: &str, name: &str| {
+        let script = format!("nslookup {name} >/dev/null; busybox timeout 3 wget -qO- http://{host}/group");
+        let out = store.out(&[&["run", "--rm"], flags, &["busybox", "sh", "-c", &script]].concat());
+        String::from_utf8_lossy(&out.stdout).contains("extra:x:2000")
+    };
+    let begin = Instant::now();
+    while !reaches(&["--network", "open"], &open, "srv") {
+        assert!(begin.elapsed() < Duration::from_secs(20), "nothing reaches the server");
+    }
+    let rule = format!("{open}:80/tcp");
+    for (flags, host, want) in [
+        (&["--network", "open", "--egress", "none"][..], &*open, false),
+        (&["--network", "open", "--egress", &rule], &open, true),
+        (&["--network", "open", "--egress", "srv:80"], &open, true),
+        (&["--network", "open", "--egress", "srv:81"], &open, false),
+        // The network's, and another in its place.
+        (&["--network", "shut"], &shut, false),
+        (&["--network", "shut", "--egress", "all"], &shut, true),
+    ] {
+        assert_eq!(reaches(flags, host, "srv"), want, "{flags:?} {host}");
+    }
+    // Bridges and rules that are there survive their repair, and so does what runs.
+    let mended = store.ok(&["network", "repair"]);
+    assert!(mended.contains("open") && mended.contains("shut"), "{mended}");
+    assert!(reaches(&["--network", "open"], &open, "srv") && !reaches(&["--network", "shut"], &shut, "srv"));
+}
