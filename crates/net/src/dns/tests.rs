@@ -93,7 +93,8 @@ fn inside() -> Option<Namespace> {
 
 #[test]
 fn a_workload_finds_its_neighbours_and_may_serve_names_itself() {
-    let Some(inside) = inside() else { return };
+    // As it is before a sandbox configures itself.
+    let Some(inside) = Namespace::new() else { return };
     let run = tempfile::tempdir().unwrap();
     let own = place(2, &["me"]);
     announce(run.path(), &place(3, &["db", "data"])).unwrap();
