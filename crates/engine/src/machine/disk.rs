@@ -156,9 +156,12 @@ mod tests {
         assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
         let told = Command::new("dumpe2fs").arg(&disk).output().unwrap();
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
-        let groups = told.lines().filter(|line| line.starts_with("Group "));
-        assert_eq!(groups.clone().count(), 8);
-        assert!(groups.into_iter().all(|line| line.contains("ITABLE_ZEROED")), "the guest would write them: {told}");
+        let groups: Vec<&str> = told.lines().filter(|line| line.starts_with("Group ")).collect();
+        assert_eq!(groups.len(), 8);
+        assert!(
+            groups.iter().all(|line| line.contains("ITABLE_ZEROED")),
+            "a guest would have them zeroed: {told}"
+        );
         let refused = ensure(&disk, 2 << 30, &templates).unwrap_err().to_string();
         assert!(refused.contains("2147483648 were asked for"), "{refused}");
     }
