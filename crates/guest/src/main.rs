@@ -14,6 +14,7 @@ mod disks;
 mod early;
 mod files;
 mod hooks;
+mod memory;
 mod modules;
 mod processes;
 mod serve;
