@@ -15,6 +15,7 @@ mod dns;
 mod early;
 mod files;
 mod hooks;
+mod memory;
 mod modules;
 mod processes;
 mod serve;

@@ -3,7 +3,7 @@
 use crate::disks::UPPER;
 use crate::files::Files;
 use crate::hooks::GuestHooks;
-use crate::{Error, Result, Told, disks, dns, files, modules, shares};
+use crate::{Error, Result, Told, disks, dns, files, memory, modules, shares};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use sandbox::boot::{self, Answer, Boot, CONTROL_PORT, READY_PORT, VERSION};
 use sandbox::container::ContainerHull;
@@ -27,6 +27,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 pub fn serve() -> Result<()> {
     modules::load()?;
     modules::require("/dev/vsock", "vsock")?;
+    memory::report_small_blocks();
     // Before the host is told that we are here: it may connect at once.
     let listener = sys::vsock::listen(CONTROL_PORT).told("listen for the host")?;
     let files = sys::vsock::listen(FILES_PORT).told("listen for the host")?;
