@@ -37,10 +37,11 @@ pub fn configure(attachment: &Attachment) -> Result<(), NetError> {
     let a = attachment;
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     let found = link::get(&mut socket, &a.ifname).map_err(NetError::link("find interface", &a.ifname))?;
+    let found = found.ok_or_else(|| NetError::NoSpare { network: a.network_name.clone() })?;
     let mut batch = Batch::new();
-    if let Some(other) = found.filter(|l| l.mac != Some(a.mac) || l.mtu != a.bridge.mtu) {
+    if found.mac != Some(a.mac) || found.mtu != a.bridge.mtu {
         // Of another network, which nobody told us to leave.
-        link::flush_addresses(&mut socket, other.index)
+        link::flush_addresses(&mut socket, found.index)
             .map_err(NetError::link("clear interface", &a.ifname))?;
         link::set_mac(&mut batch, &a.ifname, a.mac);
         link::set_mtu(&mut batch, &a.ifname, a.bridge.mtu);

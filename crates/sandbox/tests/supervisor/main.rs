@@ -64,6 +64,99 @@ fn a_command_that_is_missing_is_127_and_leaves_nothing() {
     assert_eq!(rig.events(), ["attach", "(ended)", "(finished)"]);
 }
 
+fn attachment(slot: usize, internal: bool) -> types::Attachment {
+    serde_json::from_value(serde_json::json!({
+        "bridge": { "name": format!("br{slot}"), "gateway4": "10.0.0.1", "prefix4": 24, "gateway6": null, "prefix6": 64,
+                    "mtu": 1500, "internal": internal },
+        "id": rig::ID, "network": slot.to_string().repeat(64), "network_name": format!("net{slot}"), "names": ["t"],
+        "default_route": slot == 0, "host_ifname": format!("vd{slot}"), "ifname": format!("eth{slot}"),
+        "mac": [2, 0, 0, 0, 0, slot], "ipv4": format!("10.0.{slot}.2"), "ipv6": null,
+        "ports": [{ "host_ip": "0.0.0.0", "host_port": 8080 + slot, "container_port": 80, "protocol": "tcp" }],
+    }))
+    .unwrap()
+}
+
+/// The interfaces of the bundle on the disk, and which of them has the default route.
+fn noted(rig: &Rig) -> Vec<(String, bool)> {
+    let bundle: types::Bundle =
+        serde_json::from_slice(&std::fs::read(rig.dir().join("bundle.json")).unwrap()).unwrap();
+    bundle.network.attachments().iter().map(|a| (a.ifname.clone(), a.default_route)).collect()
+}
+
+#[test]
+fn networks_come_and_go_and_the_bundle_knows() {
+    let mut rig = Rig::new("sleep 1000");
+    rig.bundle.network = types::NetworkPlan::Networks(vec![attachment(0, false)]);
+    rig.launch(None).unwrap();
+    let mut client = rig.client();
+    let bare = |slot, internal| types::Attachment { ports: Vec::new(), ..attachment(slot, internal) };
+    client.connect_network(&bare(2, false)).unwrap();
+    client.connect_network(&bare(1, true)).unwrap();
+    let all = [("eth0".into(), true), ("eth1".into(), false), ("eth2".into(), false)];
+    assert_eq!(noted(&rig), all);
+    let Err(ClientError::Refused(twice)) = client.connect_network(&bare(2, false)) else { panic!() };
+    assert_eq!(twice.kind, types::ErrorKind::Conflict);
+    // One that cannot be connected leaves nothing.
+    let Err(ClientError::Refused(failed)) = client.connect_network(&bare(9, false)) else { panic!() };
+    assert_eq!(failed.message, "no wire left");
+    assert_eq!(noted(&rig), all);
+    // The next one that leads outside has the default route and the ports.
+    client.disconnect_network(&"0".repeat(64)).unwrap();
+    assert_eq!(noted(&rig), [("eth1".into(), false), ("eth2".into(), true)]);
+    assert_eq!(rig.state().ports.len(), 1);
+    let Err(ClientError::Refused(none)) = client.disconnect_network(&"0".repeat(64)) else { panic!() };
+    assert_eq!(none.kind, types::ErrorKind::NotFound);
+    client.disconnect_network(&"2".repeat(64)).unwrap();
+    assert_eq!(noted(&rig), [("eth1".into(), false)]);
+    assert!(rig.state().ports.is_empty());
+    // A network that leads outside has the route if nobody has it.
+    client.connect_network(&bare(3, false)).unwrap();
+    assert_eq!(noted(&rig), [("eth1".into(), false), ("eth3".into(), true)]);
+    let wired: Vec<_> =
+        rig.events().into_iter().filter(|e| e.starts_with("(c") || e.starts_with("(d")).collect();
+    assert_eq!(
+        wired,
+        [
+            "(connect eth2 default=false)",
+            "(connect eth1 default=false)",
+            "(connect eth9 default=false)",
+            "(disconnect eth9)",
+            "(disconnect eth0)",
+            "(configure eth2 default=true)",
+            "(disconnect eth2)",
+            "(connect eth3 default=true)",
+        ]
+    );
+    client.kill_all().unwrap();
+    rig.gone();
+}
+
+#[test]
+fn who_has_no_networks_of_its_own_gets_none() {
+    let mut rig = Rig::new("sleep 1000");
+    rig.launch(None).unwrap();
+    let Err(ClientError::Refused(refused)) = rig.client().connect_network(&attachment(0, false)) else {
+        panic!()
+    };
+    assert!(refused.message.contains("no network (none)"), "{refused}");
+    rig.client().kill_all().unwrap();
+    rig.gone();
+}
+
+#[test]
+fn who_adopts_finishes_a_connection() {
+    let mut rig = Rig::new("sleep 1000");
+    rig.bundle.network = types::NetworkPlan::Networks(vec![attachment(0, false), attachment(7, false)]);
+    rig.launch(None).unwrap();
+    let mut first = rig.child.take().unwrap();
+    first.kill().unwrap();
+    first.wait().unwrap();
+    rig.adopt();
+    assert!(rig.events().contains(&"(connect eth7 default=false)".to_owned()), "{:?}", rig.events());
+    rig.client().kill_all().unwrap();
+    rig.gone();
+}
+
 #[test]
 fn much_binary_output_survives_slow_and_vanishing_clients() {
     let mut rig = Rig::new("");
