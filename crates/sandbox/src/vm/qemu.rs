@@ -49,12 +49,11 @@ pub(super) fn start(
             "{PROGRAM} is not installed, and this host has no KVM: install the package qemu-system-x86"
         ))
     })?;
-    let devices =
-        FIXED_DEVICES + usize::from(shares.is_some()) + usize::from(!of.layers.is_empty()) + of.taps.len();
+    let optional = usize::from(shares.is_some()) + usize::from(!of.layers.is_empty());
+    let devices = FIXED_DEVICES + optional + of.taps.len() + of.plan.volumes.len();
+    // It has eight devices with one interrupt controller, and twenty-four with a second one.
     let second = if devices > DEVICES { "on" } else { "off" };
     let mut given = Given::default();
-    // It has eight devices with one interrupt controller, and twenty-four with a second one.
-    let second = if of.plan.volumes.is_empty() { "off" } else { "on" };
     given
         .args(["-M", &format!("microvm,acpi=on,rtc=on,isa-serial=on,ioapic2={second},memory-backend=mem")])
         .args(["-accel", &format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}")])
