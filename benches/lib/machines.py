@@ -215,9 +215,10 @@ class Sink(threading.Thread):
 
 
 def vm_net(host):
-    # A container keeps the bridge there.
-    host.dhow("run", "-d", "--name", "keeper", "bench", "sleep", "10000")
-    inspect = "{{.NetworkSettings.Networks.bridge.Gateway}} {{.NetworkSettings.Networks.bridge.IPPrefixLen}}"
+    # A network whose machines may reach the host, QEMU's too; a container keeps its bridge there.
+    host.dhow("network", "create", "-o", "host-access=true", "open")
+    host.dhow("run", "-d", "--name", "keeper", "--network", "open", "bench", "sleep", "10000")
+    inspect = "{{.NetworkSettings.Networks.open.Gateway}} {{.NetworkSettings.Networks.open.IPPrefixLen}}"
     gateway, prefix = host.dhow("inspect", "-f", inspect, "keeper").split()
     links = json.loads(host.run(["ip", "-json", "addr"]))
     (bridge,) = [link["ifname"] for link in links if any(a.get("local") == gateway for a in link["addr_info"])]
@@ -234,13 +235,14 @@ def vm_net(host):
     nic = ["-netdev", f"tap,id=n,ifname={tap},script=no,downscript=no", "-device", "virtio-net-device,netdev=n,mac=02:00:00:00:00:fa"]
     try:
         commands = {
-            "dhow": [host.program, "run", "--vm", "--rm", "bench", "send", gateway, str(sink.port), str(SEND_MIB)],
+            "dhow": [host.program, "run", "--vm", "--rm", "--network", "open", "bench", "send", gateway, str(sink.port), str(SEND_MIB)],
             "qemu": host.qemu(script, *nic),
         }
         return rates(commands, SEND_MIB)
     finally:
         host.dhow("rm", "-f", "keeper")
         host.run(["ip", "link", "del", tap])
+        host.dhow("network", "rm", "open")
 
 
 ROWS = {"vm-run": vm_run, "vm-memory": vm_memory, "vm-disk": vm_disk, "vm-net": vm_net}

@@ -7,9 +7,9 @@ use std::process::Stdio;
 const APPLETS: &[&str] = &[
     "adduser", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "echo", "env", "false", "find",
     "grep", "head", "hostname", "httpd", "id", "ip", "kill", "ln", "ls", "md5sum", "mkdir", "mknod", "mount",
-    "mv", "nc", "ping", "ps", "pwd", "readlink", "rm", "sed", "seq", "setsid", "sh", "sleep", "sort", "stat",
-    "stty", "su", "sync", "tail", "tee", "test", "touch", "tr", "trap", "true", "tty", "umount", "uname",
-    "unshare", "vi", "wc", "wget", "whoami", "xargs", "yes",
+    "mv", "nc", "nslookup", "ping", "ps", "pwd", "readlink", "rm", "sed", "seq", "setsid", "sh", "sleep",
+    "sort", "stat", "stty", "su", "sync", "tail", "tee", "test", "touch", "tr", "trap", "true", "tty",
+    "umount", "uname", "unshare", "vi", "wc", "wget", "whoami", "xargs", "yes",
 ];
 
 /// A store with the image `busybox`; `None`, said so, where the host has no static busybox.

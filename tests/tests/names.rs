@@ -147,7 +147,7 @@ fn names_outside_are_asked_of_the_host_and_of_nobody_where_nothing_leads_out() {
     store.ok(&["network", "create", &open]);
     store.ok(&["network", "create", "--internal", &shut]);
     // Serves port 53 of all its addresses itself, as servers of names do.
-    let serve = ["busybox", "nc", "-lk", "-p", "53", "-e", "echo", "mine"];
+    let serve = ["busybox", "httpd", "-f", "-p", "53", "-h", "/etc"];
     start(&store, &["--name", "me", "--network", &open, "--dns", &server], &serve);
     start(&store, &["--name", "shut", "--network", &shut, "--dns", &server], SLEEP);
     let text = lookup(&store, "me", "anything.example");

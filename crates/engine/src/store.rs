@@ -62,7 +62,7 @@ const NETWORKS: &str = "
     INSERT INTO networks SELECT lower(hex(randomblob(32))), column1, strftime('%s', 'now') * 1000000000, NULL,
         json_object('driver', column2)
         FROM (VALUES ('bridge', 'bridge'), ('host', 'host'), ('none', 'null'));
-    UPDATE networks SET last4 = (SELECT max(address) FROM addresses) WHERE name = 'bridge';
+    UPDATE networks SET last4 = (SELECT max(address) FROM addresses WHERE network = 'bridge') WHERE name = 'bridge';
     CREATE TABLE endpoints(
         container TEXT NOT NULL REFERENCES containers(id) ON DELETE CASCADE,
         network TEXT NOT NULL,
@@ -83,6 +83,11 @@ const NETWORKS: &str = "
     CREATE UNIQUE INDEX endpoints_ipv6 ON endpoints(network, ipv6) WHERE ipv6 IS NOT NULL;
     CREATE INDEX endpoints_by_network ON endpoints(network);
     ALTER TABLE containers DROP COLUMN networking;
+    CREATE TABLE user_ranges(
+        slot INTEGER PRIMARY KEY,
+        container TEXT NOT NULL UNIQUE REFERENCES containers(id) ON DELETE CASCADE
+    );
+    INSERT INTO user_ranges SELECT address, container FROM addresses WHERE network = 'userns';
     DROP TABLE addresses;
     DELETE FROM settings WHERE key = 'last-address';
     CREATE TABLE dead_bridges(name TEXT PRIMARY KEY, plan TEXT NOT NULL) WITHOUT ROWID;

@@ -17,8 +17,6 @@ pub(crate) const IDS: u32 = 65_536;
 pub(crate) const FIRST_ID: u32 = 1 << 17;
 /// Ranges that there are.
 const SLOTS: u32 = 30_000;
-/// Their name in the address table.
-const TABLE: &str = "userns";
 
 /// Whether a container is to have a user namespace of its own.
 pub(crate) fn is_private(host: &HostConfig) -> bool {
@@ -70,24 +68,20 @@ impl Engine {
     }
 
     fn lease_slot(&self, id: &ContainerId, granted: &dyn Fn(u32) -> bool) -> Result<u32> {
-        let held = "SELECT address FROM addresses WHERE container = ?1 AND network = ?2";
+        let held = "SELECT slot FROM user_ranges WHERE container = ?1";
         let mut statement = self.db.conn().prepare_cached(held)?;
-        if let Some(slot) = statement.query_row([id.as_str(), TABLE], |r| r.get(0)).optional()? {
+        if let Some(slot) = statement.query_row([id.as_str()], |r| r.get(0)).optional()? {
             return Ok(slot);
         }
         let begin = id.as_str().get(..7).and_then(|hex| u32::from_str_radix(hex, 16).ok()).unwrap_or(0);
         self.db.write(|tx| {
-            let mut taken =
-                tx.prepare_cached("SELECT 1 FROM addresses WHERE network = ?1 AND address = ?2")?;
+            let mut taken = tx.prepare_cached("SELECT 1 FROM user_ranges WHERE slot = ?1")?;
             for slot in (0..SLOTS).map(|n| (begin + n) % SLOTS) {
-                if granted(slot) || taken.exists(params![TABLE, slot])? {
+                if granted(slot) || taken.exists([slot])? {
                     continue;
                 }
-                tx.prepare_cached("INSERT INTO addresses VALUES (?1, ?2, ?3)")?.execute(params![
-                    TABLE,
-                    slot,
-                    id.as_str()
-                ])?;
+                tx.prepare_cached("INSERT INTO user_ranges VALUES (?1, ?2)")?
+                    .execute(params![slot, id.as_str()])?;
                 return Ok(slot);
             }
             Err(EngineError::Exhausted(

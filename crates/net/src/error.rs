@@ -59,7 +59,7 @@ pub enum NetError {
     PortInUse {
         /// Where.
         address: SocketAddr,
-        /// Name and pid of who has it, where that can be found out.
+        /// Who has it, where that can be found out: a container by its id, or a process by name and pid.
         owner: Option<String>,
     },
     /// The address and port cannot be bound for another reason.

@@ -107,7 +107,7 @@ fn device(name: &str) -> io::Result<OwnedFd> {
     let number = std::fs::read_to_string(link.join(format!("tap{}", index.trim())).join("dev"))?;
     let number = number.trim().split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
     let (major, minor) = number.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-    let dir = sys::mount::new_filesystem("tmpfs", Some("dhow"), ["mode=0700"].into_iter(), 0)?;
+    let dir = sys::mount::new_filesystem("tmpfs", Some("dhow"), ["mode=0700"], 0)?;
     let (node, device) = ("tap", rustix::fs::makedev(major, minor));
     rustix::fs::mknodat(dir.as_fd(), node, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, device)?;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;

@@ -3,7 +3,8 @@
 use std::fs;
 use types::Protocol;
 
-/// Name and pid of the process that has this port bound (listening, for TCP), if it can be found.
+/// Who has this port bound (listening, for TCP), if that can be found: the id of the container whose supervisor it is,
+/// otherwise name and pid of the process.
 pub(crate) fn of_port(port: u16, protocol: Protocol) -> Option<String> {
     let inode = ["", "6"].iter().find_map(|family| {
         let table = format!("/proc/thread-self/net/{}{family}", protocol.as_str());
@@ -19,8 +20,22 @@ pub(crate) fn of_port(port: u16, protocol: Protocol) -> Option<String> {
                 .any(|link| link.as_os_str() == wanted.as_str())
         })
     })?;
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if let Some(id) = supervised(&words) {
+        return Some(format!("container {id}"));
+    }
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(format!("{}, pid {pid}", name.trim_end()))
+}
+
+/// The short id in a supervisor's command line: `dhow supervise ROOT RUN ID …`.
+fn supervised(words: &[u8]) -> Option<&str> {
+    let mut words = words.split(|b| *b == 0);
+    let id = words.nth(1).filter(|w| *w == b"supervise").and_then(|_| words.nth(2))?;
+    let id = std::str::from_utf8(id)
+        .ok()
+        .filter(|id| id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    id.get(..12)
 }
 
 /// The inode of the socket bound to `port` in a table of `/proc/net` (`proc_net_tcp`, kernel documentation).
@@ -47,6 +62,24 @@ mod tests {
         assert!(said.ends_with(&format!("pid {}", std::process::id())), "{said}");
         let socket = std::net::UdpSocket::bind("[::1]:0").unwrap();
         assert!(of_port(socket.local_addr().unwrap().port(), Protocol::Udp).is_some());
+    }
+
+    #[test]
+    fn a_supervisor_is_told_from_other_processes() {
+        let id = "0123456789abcdef".repeat(4);
+        let line = |words: &[&str]| words.join("\0").into_bytes();
+        assert_eq!(
+            supervised(&line(&["dhow", "supervise", "/r", "/run", &id, "start"])),
+            Some("0123456789ab")
+        );
+        for other in [
+            &["dhow", "run", "/r", "/run", &id][..],
+            &["dhow", "supervise", "/r", "/run", "web"],
+            &["x"],
+            &[],
+        ] {
+            assert_eq!(supervised(&line(other)), None);
+        }
     }
 
     proptest! {

@@ -37,7 +37,10 @@ pub fn sweep(plan: &BridgePlan, live: impl FnOnce() -> Vec<Attachment>) -> Resul
     let mut published = Vec::new();
     let mut held = None;
     if let Some(rules) = &mut rules {
-        held = Some(firewall::held(rules)?);
+        held = match firewall::held(rules) {
+            Err(e) if firewall::is_missing(&e) => None,
+            done => Some(done?),
+        };
         for family in [Family::V4, Family::V6] {
             match firewall::published_in(rules, family) {
                 Err(e) if firewall::is_missing(&e) => {}

@@ -322,7 +322,10 @@ mod tests {
         db.conn()
             .execute("INSERT INTO addresses VALUES ('bridge', 2887647234, ?1)", ["a".repeat(64)])
             .unwrap();
+        db.conn().execute("INSERT INTO addresses VALUES ('userns', 7, ?1)", ["b".repeat(64)]).unwrap();
         db.migrate("engine", SCHEMA).unwrap();
+        let slot = "SELECT slot FROM user_ranges WHERE container = ?1";
+        assert_eq!(db.conn().query_row(slot, ["b".repeat(64)], |r| r.get::<_, u32>(0)).unwrap(), 7);
         let of = |name: &str| of_container(&db, &name.repeat(64)).unwrap();
         let (endpoint, network) = of("a").remove(0);
         assert_eq!(endpoint.ipv4, Some(Ipv4Addr::new(172, 30, 0, 2)));

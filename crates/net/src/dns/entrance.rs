@@ -2,12 +2,14 @@
 
 use super::redirect::{self, Ports};
 use super::{ADDRESS, PORT};
+use crate::link;
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_ip_freebind, set_socket_reuseaddr};
+use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use sys::netlink::{Batch, Family, Socket};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -29,6 +31,11 @@ impl Entrance {
 
     /// Opens them in another network namespace.
     pub fn within(netns: BorrowedFd<'_>) -> io::Result<Self> {
+        // Before its interface is up, the address is nobody's: a socket that is bound to it answers from another.
+        let mut links = Socket::open_in(Family::Route, netns)?;
+        let mut batch = Batch::new();
+        link::loopback_up(&mut batch);
+        link::run(&mut links, batch, &[])?;
         Self::open(Some(netns), |port| sys::netns::within(netns, || Self::bind(port))?)
     }
 
@@ -49,8 +56,6 @@ impl Entrance {
         let open = |kind| -> Result<OwnedFd, Errno> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = rustix::net::socket_with(AddressFamily::INET, kind, flags, None)?;
-            // The loopback interface may not be up yet.
-            set_ip_freebind(&socket, true)?;
             if kind == SocketType::STREAM {
                 set_socket_reuseaddr(&socket, true)?;
             }

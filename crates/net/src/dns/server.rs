@@ -1,7 +1,7 @@
 //! The server of names for one sandbox, in its supervisor: one epoll descriptor, no thread, no waiting.
 
 use super::decide::{self, Verdict, decide};
-use super::message::{self, Answer, NoQuery, Query, Rcode, Record};
+use super::message::{self, Answer, NoQuery, Query, Rcode, Record, kind};
 use super::outside::{Outcome, Outside};
 use super::registry::View;
 use super::relay::{self, Frame, Transport};
@@ -132,7 +132,8 @@ pub struct Server {
     streams: BTreeMap<u32, Stream>,
     next: u32,
     outside: Outside,
-    turn: usize,
+    /// Whose turn it is, of both families: a client that asks for both gets each in turn.
+    turns: [usize; 2],
     /// Until when addresses are permitted, by network, place of the rule, and address.
     permitted: HashMap<(String, usize, IpAddr), Instant>,
 }
@@ -172,7 +173,7 @@ impl Server {
             streams: BTreeMap::new(),
             next: 0,
             outside,
-            turn: 0,
+            turns: [0; 2],
             permitted: HashMap::new(),
         })
     }
@@ -303,9 +304,12 @@ impl Server {
         if !query.is_plain() {
             return tell(self, Rcode::NotImplemented, &[]);
         }
-        match decide(&query, &self.view, &self.names.attachments, self.turn) {
+        let turn = self.turns.get(usize::from(query.kind == kind::AAAA)).copied().unwrap_or_default();
+        match decide(&query, &self.view, &self.names.attachments, turn) {
             Verdict::Known(records) => {
-                self.turn = self.turn.wrapping_add(1);
+                if let Some(turn) = self.turns.get_mut(usize::from(query.kind == kind::AAAA)) {
+                    *turn = turn.wrapping_add(1);
+                }
                 let addresses = records.iter().filter_map(|r| match r {
                     Record::Address(a) => Some((*a, NEAR)),
                     Record::Name(_) => None,

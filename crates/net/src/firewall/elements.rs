@@ -225,23 +225,27 @@ pub(super) fn publish(socket: &mut Socket, list: &[Published]) -> io::Result<()>
 
 /// Removes published ports that still lead where `list` says; the rest is gone, or another's.
 pub(super) fn withdraw(socket: &mut Socket, list: &[Published]) -> io::Result<()> {
+    let mut ours = Vec::new();
     for p in list {
         let mut batch = Batch::new();
         p.element().ask(&mut batch);
         let mut found = Vec::new();
-        let asked = socket.query(batch, &mut |m| found.extend(read(m, p.family, p.map())));
-        let done = match asked {
-            Ok(()) if found.iter().any(|e| Published::parse(e).as_ref() == Some(p)) => {
-                transact(socket, |b| p.element().take(b))
-            }
-            done => done,
-        };
-        match done {
+        match socket.query(batch, &mut |m| found.extend(read(m, p.family, p.map()))) {
             Err(e) if errno(&e) == Some(Errno::NOENT) => {}
             done => done?,
         }
+        ours.extend(found.iter().filter_map(Published::parse).filter(|f| f == p));
     }
-    Ok(())
+    match transact(socket, |b| ours.iter().for_each(|p| p.element().take(b))) {
+        // Somebody else withdrew one meanwhile.
+        Err(e) if errno(&e) == Some(Errno::NOENT) => {
+            ours.iter().try_for_each(|p| match transact(socket, |b| p.element().take(b)) {
+                Err(e) if errno(&e) == Some(Errno::NOENT) => Ok(()),
+                done => done,
+            })
+        }
+        done => done,
+    }
 }
 
 /// All published ports of a family.

@@ -160,12 +160,21 @@ impl Expr<'_> {
     }
 
     /// `fib saddr . iif oif missing`: goes on only if answers to the packet would not leave by where it came in.
-    pub(super) fn from_elsewhere(&mut self) -> &mut Self {
+    pub(super) fn comes_from_elsewhere(&mut self) -> &mut Self {
         const SADDR_IIF: u32 = 1 | (1 << 3);
         self.put("fib", |b| {
             b.attr_be32(1, REG).attr_be32(2, 1).attr_be32(3, SADDR_IIF);
         });
         self.compare(REG, false, &[0; 4])
+    }
+
+    /// `fib daddr . iif oif exists`: goes on only if the packet would leave by where it came in.
+    pub(super) fn destination_is_near(&mut self) -> &mut Self {
+        const DADDR_IIF: u32 = (1 << 1) | (1 << 3);
+        self.put("fib", |b| {
+            b.attr_be32(1, REG).attr_be32(2, 1).attr_be32(3, DADDR_IIF);
+        });
+        self.compare(REG, true, &[0; 4])
     }
 
     /// Adds the key in the register to a set, or has it stay for `millis` from now.

@@ -30,6 +30,10 @@ pub(crate) fn is_confined(a: &Attachment) -> bool {
 /// Every lasting element of a sandbox, but for published ports.
 pub(super) fn of(a: &Attachment) -> Vec<Element> {
     let mut all = Vec::new();
+    if a.uplink.is_some() {
+        // What it sends does not come by here.
+        return all;
+    }
     let own = addresses(a);
     if a.host_access {
         all.extend(own.iter().map(|ip| {

@@ -201,7 +201,8 @@ fn egress(batch: &mut Batch, ip: Family, refuse: Refuse) {
         e.established().verdict(ACCEPT);
     });
     if ip == Family::V6 {
-        // Neighbour discovery with this host: not one that is routed on.
+        // Neighbour discovery with this host and, where bridged packets come by here (br_netfilter), with neighbours: not
+        // one that is routed on.
         for kind in [135, 136] {
             rule(batch, inet, "egress", |e| {
                 of_family(e, inet, ip);
@@ -212,6 +213,11 @@ fn egress(batch: &mut Batch, ip: Family, refuse: Refuse) {
                 of_family(e, inet, ip);
                 icmp(e, ip, kind);
                 e.destination_is_local().verdict(ACCEPT);
+            });
+            rule(batch, inet, "egress", |e| {
+                of_family(e, inet, ip);
+                icmp(e, ip, kind);
+                e.destination_is_near().verdict(ACCEPT);
             });
         }
     }

@@ -137,7 +137,7 @@ fn spoofed(batch: &mut Batch, family: Family) {
         }
     }
     rule(batch, family, "spoofed", |e| {
-        e.meta(Meta::IifName, REG).in_set(BRIDGES, REG, false).from_elsewhere().verdict(DROP);
+        e.meta(Meta::IifName, REG).in_set(BRIDGES, REG, false).comes_from_elsewhere().verdict(DROP);
     });
     let mut shield = |address: &[u8]| {
         rule(batch, family, "spoofed", |e| {

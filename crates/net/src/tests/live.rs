@@ -133,7 +133,7 @@ fn addresses(socket: &mut Socket) -> Vec<Ipv4Addr> {
     let mut all: Vec<_> = link::prefixes(socket)
         .unwrap()
         .into_iter()
-        .filter_map(|(a, _, _)| match a {
+        .filter_map(|(a, ..)| match a {
             IpAddr::V4(a) if !a.is_loopback() && ![0, 255].contains(&a.octets()[3]) => Some(a),
             _ => None,
         })

@@ -91,7 +91,7 @@ fn stores_beside_each_other_leave_each_others_alone() {
         assert_eq!(all_published().len(), 1);
         repair(&[], Vec::new).unwrap();
         let left = state();
-        repair(&[theirs.clone()], || vec![b.clone()]).unwrap();
+        repair(std::slice::from_ref(&theirs), || vec![b.clone()]).unwrap();
         assert_eq!(state(), left);
         leave(std::slice::from_ref(&b)).unwrap();
         remove_bridge(&theirs).unwrap();

@@ -103,7 +103,7 @@ fn the_hosts_services_are_closed_unless_asked_for() {
     let published = world.host.run(|| {
         answer(tcp_server(Ipv4Addr::UNSPECIFIED, 99));
         answer(tcp_server(Ipv6Addr::UNSPECIFIED, 98));
-        answer_udp(Ipv4Addr::UNSPECIFIED, 99);
+        answer_udp(HOST4, 99);
         publish(&proxied).unwrap()
     });
     a.run(|| {
@@ -285,7 +285,8 @@ fn no_network_sends_from_anothers_addresses() {
     // The default network, where ports are not held to their addresses.
     let a = Attachment { network_name: "bridge".into(), ..attachment(2, vec![]) };
     let b = attachment_on(other_bridge(), 3, vec![]);
-    let (guest, _other) = (world.machine(&a), world.sandbox(&b));
+    world.host.run(|| ensure_bridge(&b.bridge).unwrap());
+    let guest = world.machine(&a);
     let server = world.outside.run(|| UdpSocket::bind((PEER4, 9)).unwrap());
     server.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let gateway = mac_from_ipv4(a.bridge.gateway4);
