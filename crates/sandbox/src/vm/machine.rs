@@ -139,7 +139,14 @@ impl Sandbox for MicroVm {
     }
 
     fn wait(&mut self) -> Result<ExitStatus, HullError> {
-        self.host.wait()
+        Ok(match self.host.wait()? {
+            ExitStatus::Unknown => {
+                let told = std::fs::read_to_string(self.dir.join(super::monitor::CODE)).ok();
+                told.and_then(|code| code.parse::<u8>().ok())
+                    .map_or(ExitStatus::Unknown, |code| ExitStatus::Exited(code.into()))
+            }
+            known => known,
+        })
     }
 
     fn destroy(&mut self) -> Result<(), HullError> {

@@ -30,6 +30,9 @@ pub(super) const KERNEL_CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 rdinit=/init dhow.hull=vm random.trust_cpu=on";
 /// A file in the machine's directory that says that the OOM killer of its guest struck.
 pub(super) const OOM: &str = "oom";
+/// Another, with the workload's exit code in decimal digits: on kernels before 6.15 a supervisor that has adopted the
+/// machine cannot be told it by the end of this process.
+pub(super) const CODE: &str = "code";
 /// What is kept of the guest's console.
 const CONSOLE_TAIL: usize = 16 << 10;
 /// How many of its lines an error carries.
@@ -211,6 +214,7 @@ impl Monitor<'_> {
             // Before the supervisor can see the end of this process, with which it asks. A failure tells less, not wrong.
             let _ = std::fs::write(self.dir.join(OOM), b"");
         }
+        let _ = std::fs::write(self.dir.join(CODE), (code & 0xff).to_string());
         Ok(Some(code))
     }
 
