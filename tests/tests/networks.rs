@@ -400,7 +400,7 @@ fn what_a_killed_command_leaves_is_swept() {
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
     let begin = Instant::now();
-    while store.ok(&["ps", "-q"]) != "" {
+    while !store.ok(&["ps", "-q"]).is_empty() {
         assert!(begin.elapsed() < Duration::from_secs(20), "it still runs");
     }
     store.ok(&["network", "rm", "a"]);

@@ -474,6 +474,9 @@ impl Hooks for EngineHooks {
         for attachment in bundle.network.attachments() {
             let _ = net::remove_rest(attachment);
         }
+        if bundle.machine.is_some() {
+            let _ = net::remove_ends(bundle.id.as_str());
+        }
         self.left = net::leave(bundle.network.attachments()).ok();
         self.let_go = self.layers.take();
         self.release_volumes();

@@ -294,6 +294,16 @@ pub fn remove_rest(attachment: &Attachment) -> Result<(), NetError> {
     if attachment.uplink.is_some() { macvlan::remove_tap(attachment) } else { Ok(()) }
 }
 
+/// Removes every end on the host that a microVM that ended may have left, on whatever network it was: a macvtap link that it
+/// was disconnected from stays until then, as the machine holds it.
+pub fn remove_ends(id: &str) -> Result<(), NetError> {
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let mut batch = Batch::new();
+    (0..crate::MAX_INTERFACES).for_each(|slot| link::delete(&mut batch, &crate::host_ifname(id, slot)));
+    let removed = link::run(&mut socket, batch, &[Errno::NODEV]);
+    removed.map_err(NetError::system("remove the microVM's interfaces"))
+}
+
 pub(crate) fn remove_link(socket: &mut Socket, name: &str) -> Result<(), NetError> {
     let mut batch = Batch::new();
     link::delete(&mut batch, name);

@@ -37,7 +37,7 @@ mod tests;
 pub use bridge::{ensure_bridge, remove_bridge};
 pub use endpoint::{
     Left, attach, attach_tap, configure_in, configure_inside, connect, detach, disconnect_others,
-    is_attached, join_tap, leave, leave_tap, remove_rest, spare_tap, unlink,
+    is_attached, join_tap, leave, leave_tap, remove_ends, remove_rest, spare_tap, unlink,
 };
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};
