@@ -99,7 +99,7 @@ fn a_database_in_a_microvm_and_its_service_in_a_container() {
         "/etc",
     ]);
     await_database(&store);
-    let pgbench = "$(echo /usr/lib/postgresql/*/bin)/pgbench -h db -U postgres";
+    let pgbench = "$(echo /usr/lib/postgresql/*/bin)/pgbench -h db -U postgres postgres";
     store.ok(&["exec", "tools", "sh", "-c", &format!("{pgbench} -i -q -s 1 2>&1")]);
 
     let service =
