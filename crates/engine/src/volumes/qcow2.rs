@@ -36,7 +36,7 @@ pub(super) fn write(disk: &File, size: u64, out: &mut dyn Write) -> io::Result<(
         out.write_all(&u16::from(n < plan.total).to_be_bytes())?;
     }
     table(out, plan.l1_entries, plan.l1, |n| match tables.binary_search(&n) {
-        Ok(at) => COPIED | (plan.first_table() + at as u64) * CLUSTER,
+        Ok(at) => COPIED | ((plan.first_table() + at as u64) * CLUSTER),
         Err(_) => 0,
     })?;
     let mut next = plan.first_table() + tables.len() as u64;
@@ -46,7 +46,7 @@ pub(super) fn write(disk: &File, size: u64, out: &mut dyn Write) -> io::Result<(
             for cluster in (*first).max(number * ENTRIES)..(first + count).min((number + 1) * ENTRIES) {
                 let at = ((cluster % ENTRIES) * 8) as usize;
                 if let Some(entry) = entries.get_mut(at..at + 8) {
-                    entry.copy_from_slice(&(COPIED | next * CLUSTER).to_be_bytes());
+                    entry.copy_from_slice(&(COPIED | (next * CLUSTER)).to_be_bytes());
                 }
                 next += 1;
             }
@@ -254,7 +254,7 @@ impl<'a> Image<'a> {
     }
 
     fn cluster(&self, offset: u64, into: &mut [u8], left: &mut u64) -> io::Result<()> {
-        if offset % self.cluster != 0 || offset >= self.length {
+        if !offset.is_multiple_of(self.cluster) || offset >= self.length {
             return Err(wrong("a cluster lies outside of the image"));
         }
         *left = left

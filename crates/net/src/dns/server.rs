@@ -197,7 +197,6 @@ impl Server {
         if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)).is_err() {
             return;
         }
-        self.view.refresh();
         for Event { data, flags } in events {
             match Token::decode(data) {
                 Token::Datagrams => self.datagrams(),
@@ -292,6 +291,8 @@ impl Server {
     }
 
     fn question(&mut self, client: Client, bytes: &[u8]) {
+        // For each question: what changed before it was asked is seen by it.
+        self.view.refresh();
         let query = match Query::parse(bytes) {
             Ok(query) => query,
             Err(NoQuery::Silence) => return,

@@ -115,6 +115,7 @@ impl Sandbox for MicroVm {
             pids_limit: inside.pids_limit,
             guest_memory: Some([inside.memory_usage, inside.memory_limit]).filter(|m| *m != [0, 0]),
             networks: inside.networks,
+            blkio_bytes: inside.blkio_bytes,
             ..host
         })
     }
