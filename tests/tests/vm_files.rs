@@ -139,7 +139,7 @@ impl Drop for Small {
 fn what_does_not_fit_on_the_hosts_disk_is_no_success() {
     let Some(store) = vm::store() else { return };
     let id = store.ok(&["create", "--vm", "--network", "none", "--name", "full", "busybox", "sleep", "1000"]);
-    let _small = Small::new(&store.root().join("sandboxes").join(&id), "24m");
+    let small = Small::new(&store.root().join("sandboxes").join(&id), "24m");
     let big = store.root().join("big");
     fs::write(&big, vec![b'x'; 40 << 20]).unwrap();
     store.ok(&["start", "full"]);
@@ -149,6 +149,7 @@ fn what_does_not_fit_on_the_hosts_disk_is_no_success() {
     store.ok(&["wait", "full"]);
     let why = store.ok(&["inspect", "-f", "{{.State.Error}}", "full"]);
     assert!(why.contains("disk failed on the host: No space left on device"), "{why:?}");
+    drop(small);
     store.ok(&["rm", "-f", "full"]);
 }
 

@@ -19,6 +19,8 @@ use vmm::control::{Answer, Request, ask};
 
 /// How long the guest may take to give memory: the supervisor does nothing else meanwhile.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may give nothing more: it has nothing left then, and every moment of that may bring its OOM killer.
+const STALLED: Duration = Duration::from_secs(2);
 /// How often is looked how far it is.
 const LOOK: Duration = Duration::from_millis(20);
 /// Microseconds of a period of CPU time where none is given (cgroups(7)).
@@ -169,12 +171,18 @@ impl Orders {
         let begin = Instant::now();
         let step = || "take memory from the guest".to_owned();
         self.balloon(mib).step(step)?;
+        let (mut most, mut moved) = (before.given_mib, None);
         loop {
             let given = self.look().step(step)?.given_mib;
             if given >= mib {
                 return Ok(());
             }
-            if begin.elapsed() >= PATIENCE {
+            if given > most {
+                (most, moved) = (given, Some(Instant::now()));
+            }
+            // It may be slow to begin.
+            let stalled = moved.is_some_and(|moved: Instant| moved.elapsed() >= STALLED);
+            if stalled || begin.elapsed() >= PATIENCE {
                 self.balloon(before.given_mib).step(step)?;
                 return Err(HullError::Invalid(format!(
                     "the guest has given only {} of the {} MiB that were to be taken from it: its kernel and its processes use the rest",
