@@ -53,16 +53,28 @@ pub struct Process {
     pub command: String,
 }
 
-/// Those whose command line names the store: commands, supervisors, monitors, hypervisors.
+/// Those whose command line names the store, commands, supervisors and monitors; and its hypervisors.
 pub fn processes(store: &Store) -> Vec<Process> {
     let dir = store.root().parent().unwrap().display().to_string();
-    let all = std::fs::read_dir("/proc").unwrap().flatten();
-    let with_command = all.filter_map(|entry| {
+    let mut found: Vec<_> = all().filter(|process| process.command.contains(&dir)).collect();
+    found.extend(hypervisors(store));
+    found
+}
+
+/// QEMU has what it opens as descriptors: it is known by its container's id.
+pub fn hypervisors(store: &Store) -> Vec<Process> {
+    let dirs = std::fs::read_dir(store.root().join("sandboxes")).into_iter().flatten().flatten();
+    let names: Vec<_> = dirs.map(|d| format!(" -name {} ", d.file_name().to_string_lossy())).collect();
+    let is_ours = |p: &Process| p.command.contains("qemu") && names.iter().any(|n| p.command.contains(n));
+    all().filter(is_ours).collect()
+}
+
+fn all() -> impl Iterator<Item = Process> {
+    std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let command = std::fs::read(entry.path().join("cmdline")).ok()?;
         Some(Process { pid, command: String::from_utf8_lossy(&command).replace('\0', " ") })
-    });
-    with_command.filter(|process| process.command.contains(&dir)).collect()
+    })
 }
 
 /// What a store leaves on the host.

@@ -2,7 +2,7 @@
 //! name and reaches nothing else, and a machine that dies in the middle of the work.
 
 use dhow_tests::debian::{self, get_soon};
-use dhow_tests::traces::{kill, processes};
+use dhow_tests::traces::{hypervisors, kill};
 use dhow_tests::{Store, vm};
 use std::path::Path;
 use std::process::Stdio;
@@ -130,7 +130,7 @@ fn a_database_in_a_microvm_and_its_service_in_a_container() {
         assert!(begin.elapsed() < PATIENCE, "pgbench does nothing");
         std::thread::sleep(Duration::from_millis(200));
     }
-    let killed: Vec<_> = processes(&store).into_iter().filter(|p| p.command.starts_with("qemu")).collect();
+    let killed = hypervisors(&store);
     assert_eq!(killed.len(), 1, "one machine");
     kill(killed[0].pid);
     load.wait().unwrap();

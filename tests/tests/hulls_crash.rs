@@ -3,7 +3,7 @@
 //!
 //! `DHOW_SOAK=1` makes it a hundred kills.
 
-use dhow_tests::traces::{Random, at_rest, back_to, kill, processes, soak, until};
+use dhow_tests::traces::{Random, at_rest, back_to, hypervisors, kill, processes, soak, until};
 use dhow_tests::{Store, vm};
 use std::path::Path;
 use std::process::Stdio;
@@ -46,7 +46,7 @@ fn random_kills_of_microvms_leave_nothing() {
             // The command, one process of whichever kind, every hypervisor, everything.
             0 => run.kill().unwrap(),
             1 if !all.is_empty() => kill(all[random.below(all.len() as u64) as usize].pid),
-            2 => all.iter().filter(|p| p.command.starts_with("qemu")).for_each(|p| kill(p.pid)),
+            2 => hypervisors(&store).iter().for_each(|p| kill(p.pid)),
             _ => all.iter().for_each(|p| kill(p.pid)),
         }
         let _ = run.wait();
