@@ -15,6 +15,7 @@ if [ ! -s $data/PG_VERSION ]; then
     mkdir -p $data && chown postgres $data
     setpriv --reuid postgres --regid postgres --init-groups $bin/initdb -D $data -A trust >/dev/null
     echo 'host all all all trust' >>$data/pg_hba.conf
+    sync
 fi
 mkdir -p /run/postgresql && chown postgres /run/postgresql
 exec setpriv --reuid postgres --regid postgres --init-groups $bin/postgres -D $data -c listen_addresses='*'
@@ -34,6 +35,9 @@ class Count(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("", 8000), Count).serve_forever()
 "#;
 
+/// Nobody tells a client that the machine at the other end has gone: it must ask (libpq, "Parameter Key Words").
+const CONNECTION: &str = "host=db user=postgres dbname=postgres tcp_user_timeout=5000 keepalives_idle=2 \
+                          keepalives_interval=1 keepalives_count=4";
 const CLIENTS: u64 = 4;
 /// In which the database must be there, emulated beside other tests.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -99,7 +103,7 @@ fn a_database_in_a_microvm_and_its_service_in_a_container() {
         "/etc",
     ]);
     await_database(&store);
-    let pgbench = "$(echo /usr/lib/postgresql/*/bin)/pgbench -h db -U postgres postgres";
+    let pgbench = format!("$(echo /usr/lib/postgresql/*/bin)/pgbench '{CONNECTION}'");
     store.ok(&["exec", "tools", "sh", "-c", &format!("{pgbench} -i -q -s 1 2>&1")]);
 
     let service =
