@@ -112,7 +112,9 @@ install: dist ## Install under PREFIX (and DESTDIR): program, completions, syste
 	@install -Dm755 $(OUT)/dist/dhow $(DESTDIR)$(PREFIX)/bin/dhow
 	@install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	  $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	@sed 's|@BINDIR@|$(PREFIX)/bin|' contrib/dhow-recover.service >$(DESTDIR)$(UNITDIR)/dhow-recover.service
+	@for unit in dhow-recover.service dhow.service dhow.socket; do \
+	  sed 's|@BINDIR@|$(PREFIX)/bin|' contrib/$$unit >$(DESTDIR)$(UNITDIR)/$$unit; \
+	done
 	@$(OUT)/dist/dhow completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dhow
 	@$(OUT)/dist/dhow completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_dhow
 	@$(OUT)/dist/dhow completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dhow.fish

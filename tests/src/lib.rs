@@ -8,6 +8,7 @@ pub mod debian;
 pub mod layout;
 pub mod liar;
 pub mod registry;
+pub mod server;
 pub mod traces;
 pub mod vm;
 

@@ -12,6 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["image", "rootfs", "net", "process", "vmm"],
     &["sandbox"],
     &["engine", "guest"],
+    &["api"],
     &["dhow"],
 ];
 

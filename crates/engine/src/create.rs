@@ -86,6 +86,11 @@ impl Engine {
         Ok(self.images.pull(&reference, &options, progress)?.image)
     }
 
+    /// Whether this is the image that is embedded in the program.
+    pub fn is_embedded(&self, name: &str) -> bool {
+        self.is_hello(name)
+    }
+
     fn is_hello(&self, name: &str) -> bool {
         !self.hello.is_empty() && matches!(name, image::HELLO | "hello:latest")
     }
@@ -211,7 +216,7 @@ pub(crate) fn new_id() -> Result<ContainerId> {
 
 fn refuse_unsupported(host: &HostConfig) -> Result<()> {
     match host.runtime.as_deref().unwrap_or("") {
-        "" | "runc" | "dhow" | "container" | crate::machine::RUNTIME => {}
+        "" | "runc" | "io.containerd.runc.v2" | "dhow" | "container" | "vm" | crate::machine::RUNTIME => {}
         other => return Err(EngineError::Invalid(format!("unknown or invalid runtime name: {other}"))),
     }
     if host.links.as_ref().is_some_and(|l| !l.is_empty()) {
@@ -236,6 +241,11 @@ fn fill_in(host: &mut HostConfig) {
     host.ipc_mode.get_or_insert_with(|| "private".into());
     host.cgroupns_mode.get_or_insert(types::docker::HostConfigCgroupnsModeEnum::PRIVATE);
     host.shm_size.get_or_insert(64 << 20);
-    host.runtime.get_or_insert_with(|| "dhow".into());
+    let runtime = host.runtime.get_or_insert_default();
+    match runtime.as_str() {
+        "" => *runtime = "dhow".into(),
+        "vm" => *runtime = crate::machine::RUNTIME.into(),
+        _ => {}
+    }
     host.log_config.get_or_insert_default().typ.get_or_insert_with(|| "json-file".into());
 }

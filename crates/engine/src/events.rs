@@ -4,8 +4,10 @@ use crate::filters;
 use crate::request::EventOptions;
 use crate::store::Container;
 use crate::{Engine, EngineError, Result};
+use state::EventLog;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use types::{Bundle, Event, EventType};
 
 /// Attributes that events carry of a container.
@@ -73,6 +75,14 @@ impl Engine {
         let _ = self.events.append(&event);
     }
 
+    /// The events that match.
+    pub fn event_feed(&self, options: &EventOptions) -> Result<EventFeed> {
+        const KNOWN: &[&str] =
+            &["container", "image", "volume", "network", "event", "type", "label", "scope", "daemon"];
+        filters::check(&options.filters, KNOWN)?;
+        Ok(EventFeed { log: self.events.clone(), options: options.clone(), dir: self.paths.run.clone() })
+    }
+
     /// Gives the events that match to `sink`, until the asked time or until `sink` or `idle` breaks.
     pub fn events(
         &self,
@@ -80,19 +90,35 @@ impl Engine {
         sink: &mut dyn FnMut(Event) -> ControlFlow<()>,
         idle: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<()> {
-        const KNOWN: &[&str] =
-            &["container", "image", "volume", "network", "event", "type", "label", "scope", "daemon"];
-        filters::check(&options.filters, KNOWN)?;
-        let span = state::Follow { since_ns: options.since_ns, until_ns: options.until_ns };
+        self.event_feed(options)?.follow(sink, idle)
+    }
+}
+
+/// Events of one store: followed without the engine, so that many can follow for long.
+#[derive(Clone, Debug)]
+pub struct EventFeed {
+    log: EventLog,
+    options: EventOptions,
+    dir: PathBuf,
+}
+
+impl EventFeed {
+    /// Gives them to `sink`, until the asked time or until `sink` or `idle` breaks.
+    pub fn follow(
+        &self,
+        sink: &mut dyn FnMut(Event) -> ControlFlow<()>,
+        idle: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<()> {
+        let span = state::Follow { since_ns: self.options.since_ns, until_ns: self.options.until_ns };
         let mut matching = |event: Event| {
-            if filters::event_matches(&options.filters, &event) {
+            if filters::event_matches(&self.options.filters, &event) {
                 sink(event)
             } else {
                 ControlFlow::Continue(())
             }
         };
-        self.events
+        self.log
             .follow(span, &mut matching, idle)
-            .map_err(EngineError::io("cannot read the events in", &self.paths.run))
+            .map_err(EngineError::io("cannot read the events in", &self.dir))
     }
 }

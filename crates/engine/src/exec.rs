@@ -48,7 +48,10 @@ impl Engine {
         } else {
             self.process_by_files(&container, &state, &spec, config, user_name)?
         };
-        let id = crate::create::new_id()?.to_string();
+        let id = match &request.id {
+            Some(id) => id.clone(),
+            None => crate::create::new_id()?.to_string(),
+        };
         let options = ExecOptions {
             id: id.clone(),
             process,

@@ -4,8 +4,8 @@ use crate::request::Filters;
 use crate::spec::invalid;
 use crate::{Engine, Result, store};
 use image::{ImageStore, ImageUser, ListFilters};
-use types::Digest;
 use types::docker::ImageDeleteResponseItem;
+use types::{Digest, ImageRef};
 
 impl Engine {
     /// The image store.
@@ -37,6 +37,13 @@ impl Engine {
                 }
             })
             .collect()
+    }
+
+    /// Every tag that this store has of a repository.
+    pub fn tags_of(&self, repository: &ImageRef) -> Result<Vec<ImageRef>> {
+        let filters = ListFilters { reference: vec![repository.familiar_name()], ..ListFilters::default() };
+        let tags = self.images.list(&filters)?.into_iter().flat_map(|i| i.repo_tags);
+        Ok(tags.filter_map(|t| ImageRef::parse(&t).ok()).filter(|r| r.name() == repository.name()).collect())
     }
 
     /// `rmi`: takes a name, and with the last one the image.

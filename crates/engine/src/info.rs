@@ -8,6 +8,11 @@ use types::docker::{
     SystemVersionComponents, SystemVersionPlatform,
 };
 
+/// The newest version of Docker's API that is spoken: that of its client of version 28.
+pub const API_VERSION: &str = "1.50";
+/// The oldest.
+pub const MIN_API_VERSION: &str = "1.24";
+
 /// What the binary knows of its own making.
 #[derive(Clone, Copy, Debug)]
 pub struct BuildInfo {
@@ -73,7 +78,9 @@ impl Engine {
             mem_total: i64::try_from(sandbox::container::cgroup::host_memory()).ok(),
             name: text(uname.nodename()),
             server_version: Some(build.version.into()),
-            runtimes: Some(HashMap::from([("dhow".to_owned(), Runtime::default())])),
+            runtimes: Some(
+                ["dhow", crate::VM_RUNTIME].map(|name| (name.to_owned(), Runtime::default())).into(),
+            ),
             default_runtime: Some("dhow".into()),
             security_options: Some(security_options()),
             warnings: Some(Vec::new()),
@@ -100,6 +107,8 @@ pub fn version(build: &BuildInfo) -> SystemVersion {
             details: Some(HashMap::from([("GitCommit".to_owned(), build.commit.to_owned())])),
         }]),
         version: Some(build.version.into()),
+        api_version: Some(API_VERSION.into()),
+        min_api_version: Some(MIN_API_VERSION.into()),
         git_commit: Some(build.commit.into()),
         os: Some("linux".into()),
         arch: Some(types::Platform::host().architecture),

@@ -21,6 +21,16 @@ impl Engine {
         Ok(self.find(name)?.id)
     }
 
+    /// What a container is at.
+    pub fn status(&self, name: &str) -> Result<Status> {
+        Ok(self.state(&self.find(name)?)?.status)
+    }
+
+    /// Whether a container goes when it ends (`--rm`); one that is gone does not.
+    pub fn removes_itself(&self, name: &str) -> bool {
+        self.find(name).is_ok_and(|c| c.host.auto_remove.unwrap_or(false))
+    }
+
     /// A connection to a container that runs.
     fn running(&self, name: &str) -> Result<(Container, Box<RunState>, Client)> {
         let container = self.find(name)?;

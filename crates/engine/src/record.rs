@@ -24,7 +24,7 @@ pub(crate) fn read_state(paths: &Paths, id: &ContainerId) -> RunState {
     }
 }
 
-fn written(path: &Path) -> Option<RunState> {
+pub(crate) fn written(path: &Path) -> Option<RunState> {
     std::fs::read(path).ok().and_then(|b| serde_json::from_slice(&b).ok())
 }
 

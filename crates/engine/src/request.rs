@@ -72,6 +72,8 @@ pub struct RemoveOptions {
 /// A command to run in a container: Docker's `ExecConfig`, and what only a terminal knows.
 #[derive(Clone, Debug, Default)]
 pub struct ExecRequest {
+    /// What names the session; made up if it has no name yet.
+    pub id: Option<String>,
     /// Command, user, environment, directory, streams.
     pub config: docker::ExecConfig,
     /// Rows and columns.

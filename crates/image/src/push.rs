@@ -101,6 +101,11 @@ pub fn login(registry: &str, user: &str, password: &str, access: &Access) -> Res
     credentials::store(registry, user, password)
 }
 
+/// Asks a registry whether it takes the credentials of `access`.
+pub fn verify_login(registry: &str, access: &Access) -> Result<(), ImageError> {
+    Registry::connect(registry, access)?.verify_login()
+}
+
 /// Forgets the credentials for a registry. False: there were none.
 pub fn logout(registry: &str) -> Result<bool, ImageError> {
     credentials::erase(registry)

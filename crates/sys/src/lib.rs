@@ -10,6 +10,7 @@ pub mod file;
 pub mod fsctl;
 pub mod fsids;
 pub mod host;
+pub mod inherited;
 pub mod inspect;
 pub mod loopdev;
 pub mod mount;

@@ -45,3 +45,23 @@ pub struct Event {
     /// Nanoseconds since the epoch.
     pub time_ns: i64,
 }
+
+impl Event {
+    /// Docker's `EventMessage`.
+    pub fn docker(&self) -> serde_json::Value {
+        let mut message = serde_json::json!({
+            "Type": self.kind.as_str(), "Action": self.action,
+            "Actor": {"ID": self.id, "Attributes": self.attributes},
+            "scope": "local", "time": self.time_ns / 1_000_000_000, "timeNano": self.time_ns,
+        });
+        // As before API 1.22, which clients still read.
+        if matches!(self.kind, EventType::Container | EventType::Image) {
+            message["status"] = self.action.clone().into();
+            message["id"] = self.id.clone().into();
+            if let Some(image) = self.attributes.get("image") {
+                message["from"] = image.clone().into();
+            }
+        }
+        message
+    }
+}

@@ -2,7 +2,6 @@
 //! but for [`resolve`], the second step, which does just that.
 
 pub mod container;
-pub mod keys;
 pub mod lists;
 pub mod machine;
 pub mod moments;

@@ -3,7 +3,7 @@
 use super::verb::Verb;
 use crate::verbs::{
     archive, attach, compare, completion, cp, doctor, events, images, inspect, kernel, lifecycle, logs, look,
-    network, ps, registry, run, stats, system, update, volume,
+    network, ps, registry, run, serve, stats, system, update, volume,
 };
 
 /// Those that the overview shows first.
@@ -259,6 +259,7 @@ pub const VERBS: &[Verb] = &[
         "Get real time events from all commands and supervisors",
     ),
     Verb::new::<system::Info>(&["info", "system info"], "[OPTIONS]", NONE, "Display system-wide information"),
+    Verb::new::<serve::Serve>(&["serve"], "[OPTIONS]", NONE, "Serve the Docker Engine API at a socket"),
     Verb::new::<system::Version>(&["version"], "[OPTIONS]", NONE, "Show the Dhow version information"),
     Verb::new::<system::Df>(&["system df"], "[OPTIONS]", NONE, "Show disk usage"),
     Verb::new::<system::Recover>(

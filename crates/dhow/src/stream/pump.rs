@@ -6,7 +6,7 @@
 
 use super::signals::{Arrived, Signals, ends};
 use super::terminal::{self, Raw};
-use crate::args::keys::Watcher;
+use engine::keys::Watcher;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use sandbox::client::{ClientError, Filled, Stream};

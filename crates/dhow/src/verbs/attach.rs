@@ -1,12 +1,13 @@
 //! `attach`, `start` and `exec`: everything that joins the streams of a process.
 
-use crate::args::{keys, resolve};
+use crate::args::resolve;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::verb::Run as Verb;
 use crate::stream::pump::{self, End};
 use crate::stream::terminal;
 use engine::ExecRequest;
+use engine::keys;
 use sandbox::client::{AttachOptions, Stream, WaitCondition};
 use types::docker;
 
@@ -205,6 +206,7 @@ impl Verb for Exec {
         let env = resolve::environment(&self.env_file, &self.env, &around)?;
         let stdin = self.interactive && !self.detach;
         let request = ExecRequest {
+            id: None,
             config: docker::ExecConfig {
                 attach_stdin: Some(stdin),
                 attach_stdout: Some(!self.detach),

@@ -73,10 +73,7 @@ fn line(e: &Event) -> String {
 
 /// Docker's event message.
 fn message(e: &Event) -> Value {
-    let mut v = json!({
-        "Type": e.kind.as_str(), "Action": e.action, "Actor": {"ID": e.id, "Attributes": e.attributes}, "scope": "local",
-        "time": e.time_ns / 1_000_000_000, "timeNano": e.time_ns,
-    });
+    let mut v = e.docker();
     // Templates use the names of Go's fields, `json` those of its tags; both find theirs.
     for (field, value) in [
         ("Scope", json!("local")),
@@ -87,9 +84,7 @@ fn message(e: &Event) -> Value {
         v[field] = value;
     }
     if matches!(e.kind, EventType::Container | EventType::Image) {
-        v["status"] = json!(e.action);
         v["Status"] = json!(e.action);
-        v["id"] = json!(e.id);
         let from = e.attributes.get("image").cloned().unwrap_or_default();
         v["from"] = json!(from);
         v["From"] = json!(from);

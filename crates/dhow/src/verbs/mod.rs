@@ -18,6 +18,7 @@ pub mod network;
 pub mod ps;
 pub mod registry;
 pub mod run;
+pub mod serve;
 pub mod stats;
 pub mod system;
 pub mod update;

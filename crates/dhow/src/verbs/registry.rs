@@ -17,7 +17,7 @@ const DOCKER_HUB: &str = "docker.io";
 /// Registries that are spoken to without TLS, beyond those on this host: the flag, and a comma-separated variable.
 fn access(flags: Vec<String>) -> Access {
     let named = engine::insecure_registries();
-    Access { insecure: flags.into_iter().chain(named).collect(), credentials: None }
+    Access { insecure: flags.into_iter().chain(named).collect(), ..Access::default() }
 }
 
 /// Flags of `pull`.

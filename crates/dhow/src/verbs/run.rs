@@ -1,7 +1,6 @@
 //! `run` and `create`.
 
 use crate::args::container::ContainerFlags;
-use crate::args::keys;
 use crate::args::request::{Draft, draft};
 use crate::args::resolve::{Surroundings, resolve};
 use crate::cli::context::Context;
@@ -10,6 +9,7 @@ use crate::cli::verb::Run as Verb;
 use crate::progress;
 use crate::stream::terminal;
 use engine::CreateRequest;
+use engine::keys;
 use sandbox::client::AttachOptions;
 use std::fs::OpenOptions;
 use std::io::Write;

@@ -81,21 +81,7 @@ impl Verb for Inspect {
 /// One volume as JSON.
 pub fn look(cx: &Context, name: &str) -> Result<Value, Failure> {
     let engine = cx.engine()?;
-    let v = engine.volume(name)?;
-    let mut shown = json!({
-        "CreatedAt": units::rfc3339(v.created_ns), "Driver": v.driver.as_str(), "Labels": v.all_labels(),
-        "Mountpoint": engine.mountpoint(&v), "Name": v.name, "Options": null, "Scope": "local",
-    });
-    if !v.options.is_empty() {
-        shown["Options"] = json!(v.options);
-    }
-    if v.driver == Driver::Disk {
-        shown["Status"] = json!({
-            "Size": engine.volume_capacity(&v), "Used": engine.volume_usage(&v)?,
-            "WrittenByGuest": engine.volume_is_foreign(&v),
-        });
-    }
-    Ok(shown)
+    Ok(engine.volume_shape(&engine.volume(name)?)?)
 }
 
 /// Flags of `volume create`.

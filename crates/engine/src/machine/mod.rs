@@ -26,7 +26,7 @@ pub const KERNEL: &str = "dhow.kernel";
 pub const HYPERVISOR: &str = "dhow.hypervisor";
 
 /// Whether it runs in a microVM.
-pub(crate) fn is_vm(host: &HostConfig) -> bool {
+pub fn is_vm(host: &HostConfig) -> bool {
     host.runtime.as_deref() == Some(RUNTIME)
 }
 

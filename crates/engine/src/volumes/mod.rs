@@ -289,6 +289,24 @@ impl Engine {
         .collect()
     }
 
+    /// A volume in Docker's shape.
+    pub fn volume_shape(&self, v: &VolumeInfo) -> Result<serde_json::Value> {
+        let mut shown = serde_json::json!({
+            "CreatedAt": types::units::rfc3339(v.created_ns), "Driver": v.driver.as_str(), "Labels": v.all_labels(),
+            "Mountpoint": self.mountpoint(v), "Name": v.name, "Options": null, "Scope": "local",
+        });
+        if !v.options.is_empty() {
+            shown["Options"] = serde_json::json!(v.options);
+        }
+        if v.driver == Driver::Disk {
+            shown["Status"] = serde_json::json!({
+                "Size": self.volume_capacity(v), "Used": self.volume_usage(v)?,
+                "WrittenByGuest": self.volume_is_foreign(v),
+            });
+        }
+        Ok(shown)
+    }
+
     /// Those that match the filters of `volume ls`.
     pub fn matching_volumes(&self, filter: &Filters) -> Result<Vec<VolumeInfo>> {
         filters::check(filter, &["dangling", "driver", "label", "name"])?;

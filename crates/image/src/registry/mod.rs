@@ -36,6 +36,8 @@ pub struct Access {
     pub insecure: Vec<String>,
     /// In place of what `~/.docker/config.json` says.
     pub credentials: Option<Credentials>,
+    /// Nor what that file says: for somebody else, whose it is not.
+    pub anonymous: bool,
 }
 
 /// One registry.
@@ -103,6 +105,7 @@ impl Registry {
         let http = Http::new(host, lax);
         let credentials = match &access.credentials {
             Some(given) => Some(given.clone()),
+            None if access.anonymous => None,
             None => credentials::find(host)?,
         };
         let name = if host == "docker.io" { "registry-1.docker.io" } else { host };

@@ -14,7 +14,7 @@ use crate::hull::Stats;
 use crate::protocol::{Decoder, Frame, ProtocolError, Request, Response};
 use rustix::fs::{Mode, OFlags};
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
@@ -228,6 +228,12 @@ impl Client {
         self.code(Request::Wait { condition })
     }
 
+    /// Asks the same without waiting for the answer.
+    pub fn waiting(mut self, condition: WaitCondition) -> Result<Waiting, ClientError> {
+        self.send(Request::Wait { condition })?;
+        Ok(Waiting { client: self })
+    }
+
     /// Exec sessions that run, and the last ones that ended.
     pub fn execs(&mut self) -> Result<Vec<ExecInfo>, ClientError> {
         match self.ask(Request::Execs)? {
@@ -308,5 +314,45 @@ impl Client {
 
     fn into_stream(self) -> Stream {
         Stream::new(self.socket, self.decoder)
+    }
+}
+
+/// An exit code on its way. Poll the descriptor for reading, then ask for the answer.
+#[derive(Debug)]
+pub struct Waiting {
+    client: Client,
+}
+
+impl Waiting {
+    /// The exit code, once it is there; never blocks.
+    pub fn answer(&mut self) -> Result<Option<i32>, ClientError> {
+        loop {
+            match self.client.decoder.next_frame()? {
+                Some(Frame::Hello) => continue,
+                Some(Frame::Response(response)) => {
+                    return match *response {
+                        Response::Exited { code } => Ok(Some(code)),
+                        Response::Failed(failure) => Err(failure.into()),
+                        _ => Err(ClientError::Unexpected),
+                    };
+                }
+                Some(_) => return Err(ClientError::Unexpected),
+                None => {}
+            }
+            let mut piece = [0; 4096];
+            match rustix::net::recv(&self.client.socket, &mut piece[..], rustix::net::RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return Err(ClientError::Gone),
+                Ok((n, _)) => self.client.decoder.input().extend(piece.get(..n).unwrap_or_default()),
+                Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(io::Error::from(e).into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Waiting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.client.socket.as_fd()
     }
 }

@@ -1,0 +1,196 @@
+//! Bodies: of an answer, whole or piece by piece from a thread that blocks; of a request, as something to read.
+
+use crate::fault::Fault;
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming};
+use std::io::{self, Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Most bytes of a request that is a document; Docker's clients send some kilobytes.
+pub const MOST: usize = 16 << 20;
+/// How long a client may take for the next piece of a document.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pieces on their way: as many as keep both sides busy.
+const PIECES: usize = 4;
+/// What is collected before it is sent.
+const PIECE: usize = 32 << 10;
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Body {
+    /// All of it; then nothing.
+    Whole(Option<Bytes>),
+    /// Piece by piece. An error breaks the connection off, so that nobody takes a part for the whole.
+    Pieces(mpsc::Receiver<io::Result<Bytes>>),
+}
+
+impl Body {
+    /// No bytes.
+    pub fn empty() -> Self {
+        Self::Whole(None)
+    }
+
+    /// These bytes.
+    pub fn of(bytes: impl Into<Bytes>) -> Self {
+        Self::Whole(Some(bytes.into()))
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match &mut *self {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Pieces(pieces) => pieces.poll_recv(cx).map(|p| p.map(|p| p.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Whole(None))
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        match self {
+            Self::Whole(bytes) => {
+                hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
+            }
+            Self::Pieces(_) => hyper::body::SizeHint::default(),
+        }
+    }
+}
+
+/// The sending end of [`Body::Pieces`], for a thread that may block. The first byte, or [`BodyWriter::begin`], makes the
+/// answer a success; what fails before may still become an error.
+#[derive(Debug)]
+pub struct BodyWriter {
+    pieces: mpsc::Sender<io::Result<Bytes>>,
+    begun: Option<oneshot::Sender<()>>,
+    buffer: Vec<u8>,
+}
+
+impl BodyWriter {
+    /// A writer, what tells of its beginning, and what it writes to.
+    pub fn pair() -> (Self, oneshot::Receiver<()>, Body) {
+        let (pieces, receiver) = mpsc::channel(PIECES);
+        let (begun, has_begun) = oneshot::channel();
+        (Self { pieces, begun: Some(begun), buffer: Vec::new() }, has_begun, Body::Pieces(receiver))
+    }
+
+    /// Lets the answer's head go out, though there is nothing to say yet.
+    pub fn begin(&mut self) {
+        if let Some(begun) = self.begun.take() {
+            let _ = begun.send(());
+        }
+    }
+
+    /// Whether an answer is on its way already.
+    pub fn has_begun(&self) -> bool {
+        self.begun.is_none()
+    }
+
+    /// Whether nobody listens any more.
+    pub fn is_gone(&self) -> bool {
+        self.pieces.is_closed()
+    }
+
+    /// Ends the answer as one that is not whole.
+    pub fn abort(&mut self, why: &Fault) {
+        self.begin();
+        let _ = self.pieces.blocking_send(Err(io::Error::other(why.message.clone())));
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        self.begin();
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let piece = Bytes::from(std::mem::take(&mut self.buffer));
+        self.pieces.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl Write for BodyWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= PIECE {
+            self.send()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send()
+    }
+}
+
+/// The whole of a request's body, if it is not beyond all measure.
+pub async fn whole(mut body: Incoming) -> Result<Vec<u8>, Fault> {
+    let mut out = Vec::new();
+    loop {
+        let next = tokio::time::timeout(PATIENCE, body.frame());
+        let frame = next.await.map_err(|_| Fault::new(408, "the request's body did not arrive in time"))?;
+        match frame {
+            None => return Ok(out),
+            Some(Err(e)) => return Err(Fault::invalid(format!("the request's body broke off: {e}"))),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    if out.len() + data.len() > MOST {
+                        return Err(Fault::new(413, format!("the request's body is over {MOST} bytes")));
+                    }
+                    out.extend_from_slice(&data);
+                }
+            }
+        }
+    }
+}
+
+/// A request's body as something that a thread reads.
+#[derive(Debug)]
+pub struct BodyReader {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    rest: Bytes,
+}
+
+impl BodyReader {
+    /// Starts to receive it.
+    pub fn new(mut body: Incoming) -> Self {
+        let (to, pieces) = mpsc::channel(PIECES);
+        tokio::spawn(async move {
+            while let Some(frame) = body.frame().await {
+                let piece = match frame {
+                    Ok(frame) => match frame.into_data() {
+                        Ok(data) => Ok(data),
+                        Err(_) => continue,
+                    },
+                    Err(e) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, e)),
+                };
+                if to.send(piece).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { pieces, rest: Bytes::new() }
+    }
+}
+
+impl Read for BodyReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() {
+            match self.pieces.blocking_recv() {
+                None => return Ok(0),
+                Some(piece) => self.rest = piece?,
+            }
+        }
+        let n = out.len().min(self.rest.len());
+        let piece = self.rest.split_to(n);
+        if let Some(out) = out.get_mut(..n) {
+            out.copy_from_slice(&piece);
+        }
+        Ok(n)
+    }
+}

@@ -1,0 +1,225 @@
+//! One request, taken apart.
+
+use super::Answer;
+use crate::body::BodyWriter;
+use crate::body::{self, Body};
+use crate::connection::Wire;
+use crate::fault::Fault;
+use crate::query::Query;
+use crate::server::Server;
+use crate::work::{self, Late};
+use engine::Engine;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, UPGRADE};
+use hyper::http::response::Builder;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// A request.
+pub(crate) struct Ask {
+    pub server: Arc<Server>,
+    pub method: Method,
+    /// Without the version.
+    pub path: String,
+    /// Minor version of the API that the client speaks.
+    pub version: u32,
+    pub query: Query,
+    pub headers: HeaderMap,
+    pub wire: Option<Wire>,
+    body: Option<Incoming>,
+    upgrade: Option<OnUpgrade>,
+}
+
+impl Ask {
+    /// Takes a request apart. The version in its path must be one that is spoken.
+    pub fn new(server: Arc<Server>, mut request: Request<Incoming>) -> Result<Self, Fault> {
+        let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let decoded = percent_decode(parts.uri.path())?;
+        let (version, path) = version(&decoded)?;
+        Ok(Self {
+            server,
+            method: parts.method,
+            path: path.to_owned(),
+            version,
+            query: Query::parse(parts.uri.query().unwrap_or_default()),
+            headers: parts.headers,
+            wire: parts.extensions.get::<Wire>().cloned(),
+            body: Some(body),
+            upgrade,
+        })
+    }
+
+    /// Calls the engine.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Engine) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        work::run(&self.server.settings.store, job).await
+    }
+
+    /// Calls the engine for a stream.
+    pub async fn stream(
+        &self,
+        head: Builder,
+        late: Late,
+        job: impl FnOnce(&Engine, &mut BodyWriter) -> Result<(), Fault> + Send + 'static,
+    ) -> Answer {
+        work::stream(&self.server.settings.store, head, late, job).await
+    }
+
+    /// The body as it comes.
+    pub fn take_body(&mut self) -> Result<Incoming, Fault> {
+        self.body.take().ok_or_else(|| Fault::internal("the request's body was taken twice"))
+    }
+
+    /// The connection itself, if the client asks for it.
+    pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
+        self.upgrade.take()
+    }
+
+    /// The body as JSON; `None` where there is none.
+    pub async fn document(&mut self) -> Result<Option<Value>, Fault> {
+        let bytes = body::whole(self.take_body()?).await?;
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Ok(None);
+        }
+        let kind = self.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let essence = kind.split(';').next().unwrap_or_default().trim();
+        if essence != "application/json" {
+            return Err(Fault::invalid(format!(
+                "unsupported Content-Type header ({kind}): must be 'application/json'"
+            )));
+        }
+        let value: Value =
+            serde_json::from_slice(&bytes).map_err(|e| Fault::invalid(format!("invalid JSON: {e}")))?;
+        match value {
+            Value::Object(_) => Ok(Some(value)),
+            Value::Null => Ok(None),
+            _ => Err(Fault::invalid("invalid JSON: an object is expected")),
+        }
+    }
+
+    /// The body as one of Docker's shapes; fields that it does not have are ignored.
+    pub async fn shape<T: DeserializeOwned + Default>(&mut self) -> Result<T, Fault> {
+        match self.document().await? {
+            Some(value) => shaped(value),
+            None => Ok(T::default()),
+        }
+    }
+}
+
+/// One of Docker's shapes out of JSON.
+pub(crate) fn shaped<T: DeserializeOwned>(value: Value) -> Result<T, Fault> {
+    serde_json::from_value(value).map_err(|e| Fault::invalid(format!("invalid JSON: {e}")))
+}
+
+/// An answer of JSON.
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    let mut bytes = serde_json::to_vec(value)?;
+    bytes.push(b'\n');
+    Response::builder()
+        .status(status)
+        .header(CONTENT_TYPE, "application/json")
+        .body(Body::of(bytes))
+        .map_err(|e| Fault::internal(e.to_string()))
+}
+
+/// An answer without a body.
+pub(crate) fn empty(status: StatusCode) -> Answer {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    Ok(response)
+}
+
+/// The head of a stream of this type.
+pub(crate) fn head(kind: &str) -> Builder {
+    Response::builder().status(StatusCode::OK).header(CONTENT_TYPE, kind)
+}
+
+fn wants_upgrade(headers: &HeaderMap) -> bool {
+    let words =
+        |name| headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join(",");
+    let upgrade = words(UPGRADE).to_ascii_lowercase();
+    words(CONNECTION).to_ascii_lowercase().contains("upgrade")
+        && matches!(upgrade.as_str(), "tcp" | "websocket")
+}
+
+/// `/v1.41/containers/json` is `(41, "/containers/json")`.
+fn version(path: &str) -> Result<(u32, &str), Fault> {
+    let newest = minor(engine::API_VERSION).unwrap_or(0);
+    let Some((version, rest)) = path.strip_prefix("/v").map(|p| p.split_once('/').unwrap_or((p, ""))) else {
+        return Ok((newest, path));
+    };
+    if !version.starts_with(|c: char| c.is_ascii_digit()) {
+        return Ok((newest, path));
+    }
+    let asked = version
+        .split_once('.')
+        .and_then(|(major, minor)| Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?)));
+    let Some(asked) = asked else {
+        return Err(Fault::invalid(format!(
+            "invalid version {version:?} in the path: give one such as v{}",
+            engine::API_VERSION
+        )));
+    };
+    if asked > (1, newest) {
+        return Err(Fault::invalid(format!(
+            "client version {version} is too new. Maximum supported API version is {}",
+            engine::API_VERSION
+        )));
+    }
+    if asked < (1, minor(engine::MIN_API_VERSION).unwrap_or(0)) {
+        return Err(Fault::invalid(format!(
+            "client version {version} is too old. Minimum supported API version is {}, please upgrade your client to a newer version",
+            engine::MIN_API_VERSION
+        )));
+    }
+    Ok((asked.1, rest))
+}
+
+fn minor(version: &str) -> Option<u32> {
+    version.split_once('.')?.1.parse().ok()
+}
+
+fn percent_decode(path: &str) -> Result<String, Fault> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut bytes = path.bytes();
+    while let Some(b) = bytes.next() {
+        if b != b'%' {
+            out.push(b);
+            continue;
+        }
+        let hex = |b: Option<u8>| b.and_then(|b| char::from(b).to_digit(16));
+        let digits = hex(bytes.next()).zip(hex(bytes.next()));
+        let (high, low) = digits
+            .ok_or_else(|| Fault::invalid(format!("the path {path:?} is not encoded as it should be")))?;
+        out.extend(u8::try_from(high * 16 + low));
+    }
+    String::from_utf8(out).map_err(|_| Fault::invalid("the path is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_negotiated() {
+        assert_eq!(version("/v1.24/info").unwrap(), (24, "info"));
+        assert_eq!(version("/info").unwrap().1, "/info");
+        assert_eq!(version("/volumes/x").unwrap().1, "/volumes/x");
+        assert!(version("/v1.23/info").unwrap_err().message.contains("too old"));
+        assert!(version("/v9.1/info").unwrap_err().message.contains("too new"));
+        assert!(version("/v1.x/info").is_err());
+    }
+
+    #[test]
+    fn paths_are_decoded() {
+        assert_eq!(percent_decode("/images/a%2Fb:1/json").unwrap(), "/images/a/b:1/json");
+        assert!(percent_decode("/a%2").is_err() && percent_decode("/%ff").is_err());
+    }
+}

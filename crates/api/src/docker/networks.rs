@@ -1,0 +1,74 @@
+//! Networks.
+
+use super::{Answer, Ask, ask};
+use crate::fault::Fault;
+use hyper::StatusCode;
+use serde_json::json;
+use types::docker::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
+
+pub async fn list(ask: Ask) -> Answer {
+    let filters = ask.query.filters()?;
+    let found = ask.run(move |engine| Ok(engine.networks(&filters)?)).await?;
+    ask::json(StatusCode::OK, &found)
+}
+
+pub async fn inspect(ask: Ask, id: &str) -> Answer {
+    let name = id.to_owned();
+    let shown = ask.run(move |engine| Ok(engine.inspect_network(&name)?)).await?;
+    ask::json(StatusCode::OK, &shown)
+}
+
+pub async fn create(mut ask: Ask) -> Answer {
+    let request: NetworkCreateRequest = ask.shape().await?;
+    if request.name.is_empty() {
+        return Err(Fault::invalid("network name cannot be empty"));
+    }
+    if let (Some(_), Some("macvlan")) = (&ask.server.settings.policy.restrict, request.driver.as_deref()) {
+        return Err(crate::policy::refused(
+            "namespaces",
+            "networks on the host's own interfaces are not allowed",
+        ));
+    }
+    let id = ask.run(move |engine| Ok(engine.create_network(&request)?)).await?;
+    ask::json(StatusCode::CREATED, &json!({"Id": id, "Warning": ""}))
+}
+
+pub async fn remove(ask: Ask, id: &str) -> Answer {
+    let name = id.to_owned();
+    ask.run(move |engine| Ok(engine.remove_network(&name)?)).await?;
+    ask::empty(StatusCode::NO_CONTENT)
+}
+
+pub async fn prune(ask: Ask) -> Answer {
+    let filters = ask.query.filters()?;
+    let pruned = ask.run(move |engine| Ok(engine.prune_networks(&filters)?)).await?;
+    ask::json(StatusCode::OK, &json!({"NetworksDeleted": pruned}))
+}
+
+pub async fn connect(mut ask: Ask, id: &str) -> Answer {
+    let request: NetworkConnectRequest = ask.shape().await?;
+    let network = id.to_owned();
+    let restrict = ask.server.settings.policy.restrict.clone();
+    ask.run(move |engine| {
+        if let Some(rules) = restrict {
+            super::admit(engine, &request.container, &rules)?;
+        }
+        Ok(engine.connect_network(
+            &network,
+            &request.container,
+            request.endpoint_config.unwrap_or_default(),
+        )?)
+    })
+    .await?;
+    ask::empty(StatusCode::OK)
+}
+
+pub async fn disconnect(mut ask: Ask, id: &str) -> Answer {
+    let request: NetworkDisconnectRequest = ask.shape().await?;
+    let network = id.to_owned();
+    ask.run(move |engine| {
+        Ok(engine.disconnect_network(&network, &request.container, request.force.unwrap_or(false))?)
+    })
+    .await?;
+    ask::empty(StatusCode::OK)
+}

@@ -1,0 +1,87 @@
+//! What went wrong, as a client is told: a status and one sentence, `{"message": "…"}`.
+
+use engine::EngineError;
+use image::ImageError;
+use types::{ErrorKind, Kinded};
+
+/// A failed request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// HTTP status.
+    pub status: u16,
+    /// One sentence.
+    pub message: String,
+}
+
+impl Fault {
+    /// Any status.
+    pub fn new(status: u16, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    /// The request is wrong.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(400, message)
+    }
+
+    /// No such thing.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(404, message)
+    }
+
+    /// Not in this state.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(409, message)
+    }
+
+    /// The server failed.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(500, message)
+    }
+}
+
+fn status(kind: ErrorKind) -> u16 {
+    match kind {
+        ErrorKind::NotFound => 404,
+        ErrorKind::Conflict => 409,
+        ErrorKind::Invalid | ErrorKind::Unsupported => 400,
+        ErrorKind::Denied => 403,
+        ErrorKind::Unavailable | ErrorKind::Exhausted | ErrorKind::Corrupt | ErrorKind::Internal => 500,
+    }
+}
+
+impl From<EngineError> for Fault {
+    fn from(e: EngineError) -> Self {
+        let message = match &e {
+            // Docker's words, which clients look for.
+            EngineError::NoSuchContainer(name) => format!("No such container: {name}"),
+            EngineError::Image(image) => return Self::from_image(image),
+            EngineError::Start { message, .. } => return Self::new(400, message),
+            other => other.to_string(),
+        };
+        Self::new(status(e.kind()), message)
+    }
+}
+
+impl From<ImageError> for Fault {
+    fn from(e: ImageError) -> Self {
+        Self::from_image(&e)
+    }
+}
+
+impl Fault {
+    fn from_image(e: &ImageError) -> Self {
+        match e {
+            ImageError::NotFound(name) => Self::not_found(format!("No such image: {name}")),
+            ImageError::PullDenied { .. } => Self::not_found(e.to_string()),
+            // Docker's daemon calls every failure of a registry its own.
+            other => Self::new(status(other.kind()), other.to_string()),
+        }
+    }
+}
+
+impl From<serde_json::Error> for Fault {
+    fn from(e: serde_json::Error) -> Self {
+        Self::internal(format!("cannot write the answer: {e}"))
+    }
+}

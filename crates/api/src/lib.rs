@@ -1,0 +1,34 @@
+//! Dhow's servers. One so far: the Docker Engine API, so that what speaks to Docker speaks to Dhow unchanged.
+//!
+//! ```text
+//! listen ─► connection ─► docker (which request is it?) ─► policy (may it?) ─► one method of the engine
+//!                                                                               on a thread of its own
+//! ```
+//!
+//! A server holds no state: what it knows is the engine's, and killing it stops nothing. What it does keep, as long as it
+//! lives, are its connections, and the clients among them that wait for a container's start (see [`mod@rendezvous`]).
+//! Network and streams are asynchronous; the engine is not, and is called on threads that may block.
+#![forbid(unsafe_code)]
+
+mod body;
+mod connection;
+mod docker;
+mod fault;
+mod listen;
+mod policy;
+mod query;
+mod rendezvous;
+mod server;
+mod stream;
+mod takeover;
+mod tls;
+mod work;
+
+pub use listen::{ListenError, Listener};
+pub use policy::{Policy, PolicyError, Restrict};
+pub use server::{ServeOptions, Settings, serve};
+
+/// The newest version of Docker's API that is spoken.
+pub const API_VERSION: &str = engine::API_VERSION;
+/// The oldest.
+pub const MIN_API_VERSION: &str = engine::MIN_API_VERSION;

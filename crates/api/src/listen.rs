@@ -1,0 +1,149 @@
+//! Where a server listens: Unix sockets, sockets that systemd opened, and TCP with mutual TLS, never without.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why there is no listening there.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another server listens there.
+    #[error("another server listens at {0}: stop it, or choose another path with --socket")]
+    Taken(PathBuf),
+    /// What is there is not a socket.
+    #[error("{0} exists and is not a socket: choose another path with --socket")]
+    NotASocket(PathBuf),
+    /// The system refused.
+    #[error("cannot listen at {at}: {source}")]
+    Io {
+        /// Where.
+        at: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Keys or certificates do not fit.
+    #[error("cannot use {path}: {reason}")]
+    Tls {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A socket that listens.
+#[derive(Debug)]
+pub enum Listener {
+    /// A Unix socket; its path is removed at the end if we made it.
+    Unix(UnixListener, Option<PathBuf>),
+    /// TCP with mutual TLS.
+    Tls(TcpListener, Arc<tokio_rustls::rustls::ServerConfig>),
+}
+
+fn failed(at: impl ToString) -> impl FnOnce(io::Error) -> ListenError {
+    let at = at.to_string();
+    move |source| ListenError::Io { at, source }
+}
+
+impl Listener {
+    /// A Unix socket with this mode, given to this group. A socket that a killed server left is taken over.
+    pub fn unix(path: &Path, mode: u32, group: Option<u32>) -> Result<Self, ListenError> {
+        let io = || failed(path.display());
+        if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+            std::fs::create_dir_all(dir).map_err(io())?;
+        }
+        match std::fs::symlink_metadata(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(io()(e)),
+            Ok(m) if !m.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_owned())),
+            Ok(_) if UnixStream::connect(path).is_ok() => return Err(ListenError::Taken(path.to_owned())),
+            Ok(_) => std::fs::remove_file(path).map_err(io())?,
+        }
+        // Made aside and moved into place, so that nobody meets it with a mode that is too wide.
+        let aside = path.with_file_name(format!(".{}.{}", file_name(path), std::process::id()));
+        let _ = std::fs::remove_file(&aside);
+        let listener = UnixListener::bind(&aside).map_err(io())?;
+        let placed = std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(mode))
+            .and_then(|()| std::os::unix::fs::chown(&aside, None, group))
+            .and_then(|()| std::fs::rename(&aside, path));
+        if let Err(e) = placed {
+            let _ = std::fs::remove_file(&aside);
+            return Err(io()(e));
+        }
+        Ok(Self::Unix(listener, Some(path.to_owned())))
+    }
+
+    /// A Unix socket that systemd listens at already (`sd_listen_fds(3)`).
+    pub fn inherited(fd: OwnedFd) -> Self {
+        Self::Unix(UnixListener::from(fd), None)
+    }
+
+    /// TCP, for clients whose certificate this authority signed.
+    pub fn tls(at: &str, ca: &Path, cert: &Path, key: &Path) -> Result<Self, ListenError> {
+        let config = crate::tls::config(ca, cert, key)?;
+        let listener = TcpListener::bind(at).map_err(failed(at))?;
+        Ok(Self::Tls(listener, Arc::new(config)))
+    }
+
+    /// Where it listens, as `DOCKER_HOST` names it.
+    pub fn address(&self) -> String {
+        match self {
+            Self::Unix(_, Some(path)) => format!("unix://{}", path.display()),
+            Self::Unix(listener, None) => {
+                let path = listener.local_addr().ok().and_then(|a| a.as_pathname().map(Path::to_owned));
+                path.map_or_else(|| "a socket of systemd".into(), |p| format!("unix://{}", p.display()))
+            }
+            Self::Tls(listener, _) => {
+                listener.local_addr().map_or_else(|_| "tcp".into(), |a: SocketAddr| format!("tcp://{a}"))
+            }
+        }
+    }
+
+    /// Ready for the runtime, and what takes its path away in the end.
+    pub(crate) fn activate(self) -> io::Result<(Active, Option<Remover>)> {
+        match self {
+            Self::Unix(listener, path) => {
+                listener.set_nonblocking(true)?;
+                let remover = path.and_then(|path| {
+                    let m = std::fs::symlink_metadata(&path).ok()?;
+                    Some(Remover { path, identity: (m.dev(), m.ino()) })
+                });
+                Ok((Active::Unix(tokio::net::UnixListener::from_std(listener)?), remover))
+            }
+            Self::Tls(listener, config) => {
+                listener.set_nonblocking(true)?;
+                let acceptor = tokio_rustls::TlsAcceptor::from(config);
+                Ok((Active::Tls(tokio::net::TcpListener::from_std(listener)?, acceptor), None))
+            }
+        }
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A listener of the runtime.
+pub(crate) enum Active {
+    Unix(tokio::net::UnixListener),
+    Tls(tokio::net::TcpListener, tokio_rustls::TlsAcceptor),
+}
+
+/// Takes a socket's path away, unless it is another server's by now.
+#[derive(Debug)]
+pub(crate) struct Remover {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Drop for Remover {
+    fn drop(&mut self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What clients of a server may do, beyond Docker's all or nothing.
+//!
+//! `--readonly` lets nothing change. `--restrict` keeps workloads behind their walls, so that a socket can be handed to
+//! a job without handing over the host: what a client creates must keep to the rules, and what it enters (exec,
+//! attach, copy, start) must keep to them too, whoever made it. Each refusal names its rule.
+
+use crate::fault::Fault;
+use std::path::{Component, Path, PathBuf};
+use types::docker::{ContainerConfig, HostConfig, MountType, VolumeCreateRequest};
+
+/// A rule that cannot be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PolicyError {
+    /// No such rule.
+    #[error("unknown rule {0:?} of --restrict: give default, vm, bind=DIRECTORY, or image=PATTERN")]
+    Unknown(String),
+    /// Not an absolute path.
+    #[error("--restrict bind={0}: give an absolute path without '..'")]
+    Path(String),
+}
+
+/// What clients may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Nothing changes.
+    pub read_only: bool,
+    /// What workloads must keep to, if anything.
+    pub restrict: Option<Restrict>,
+}
+
+/// The rules of `--restrict`. That nothing is privileged, joins the host's namespaces, adds capabilities or devices, or takes
+/// a wall away, is always among them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restrict {
+    /// Only microVMs.
+    pub vm_only: bool,
+    /// Directories below which a bind mount may lie; none allows no bind mount.
+    pub binds: Vec<PathBuf>,
+    /// Images that may be used, with `*` for any text; none allows all.
+    pub images: Vec<String>,
+}
+
+impl Restrict {
+    /// Reads the values of the flag.
+    pub fn parse<S: AsRef<str>>(rules: &[S]) -> Result<Self, PolicyError> {
+        let mut out = Self::default();
+        for rule in rules.iter().flat_map(|r| r.as_ref().split(',')) {
+            match rule.split_once('=').unwrap_or((rule, "")) {
+                ("default", "") => {}
+                ("vm", "") => out.vm_only = true,
+                ("image", pattern) if !pattern.is_empty() => out.images.push(pattern.to_owned()),
+                ("bind", dir) => {
+                    let path = Path::new(dir);
+                    if !is_plain(path) {
+                        return Err(PolicyError::Path(dir.to_owned()));
+                    }
+                    out.binds.push(path.to_owned());
+                }
+                _ => return Err(PolicyError::Unknown(rule.to_owned())),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Whether a workload keeps to the rules.
+    pub fn admit(&self, config: &ContainerConfig, host: &HostConfig) -> Result<(), Fault> {
+        self.admit_image(config.image.as_deref().unwrap_or_default())?;
+        if self.vm_only && !engine::is_vm(host) {
+            return Err(refused("vm", "only microVMs may run (--runtime vm)"));
+        }
+        if host.privileged == Some(true) {
+            return Err(refused("privileged", "privileged workloads are not allowed"));
+        }
+        namespaces(host)?;
+        additions(host)?;
+        self.mounts(host)
+    }
+
+    /// Whether an image may be used.
+    pub fn admit_image(&self, image: &str) -> Result<(), Fault> {
+        let full = types::ImageRef::parse(image).map(|r| r.familiar()).unwrap_or_else(|_| image.to_owned());
+        if self.images.is_empty() || self.images.iter().any(|p| matches(p, image) || matches(p, &full)) {
+            return Ok(());
+        }
+        Err(refused("image", &format!("the image {image} is not on the list ({})", self.images.join(", "))))
+    }
+
+    /// Whether a volume may be made: one that is a directory of the host's is a bind mount by another name.
+    pub fn admit_volume(&self, request: &VolumeCreateRequest) -> Result<(), Fault> {
+        let options = request.driver_opts.iter().flatten();
+        match options.into_iter().find(|(key, _)| matches!(key.as_str(), "device" | "o" | "type")) {
+            Some((key, value)) => {
+                Err(refused("bind", &format!("volumes with the option {key}={value} are not allowed")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn mounts(&self, host: &HostConfig) -> Result<(), Fault> {
+        for bind in host.binds.iter().flatten() {
+            let source = bind.split(':').next().unwrap_or_default();
+            if source.starts_with('/') || source.starts_with('.') {
+                self.admit_bind(source)?;
+            }
+        }
+        for mount in host.mounts.iter().flatten() {
+            match mount.typ {
+                Some(MountType::BIND) => self.admit_bind(mount.source.as_deref().unwrap_or_default())?,
+                Some(MountType::VOLUME) => {
+                    let driver = mount.volume_options.as_ref().and_then(|o| o.driver_config.as_ref());
+                    if let Some(options) = driver.and_then(|d| d.options.clone()) {
+                        let request =
+                            VolumeCreateRequest { driver_opts: Some(options), ..Default::default() };
+                        self.admit_volume(&request)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn admit_bind(&self, source: &str) -> Result<(), Fault> {
+        // The path that is mounted, not the one that is written: a link below an allowed directory leads out of it.
+        let real = std::fs::canonicalize(source).ok().filter(|p| is_plain(p));
+        if real.is_some_and(|real| self.binds.iter().any(|dir| real.starts_with(dir))) {
+            return Ok(());
+        }
+        let allowed: Vec<_> = self.binds.iter().map(|d| d.display().to_string()).collect();
+        let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
+        Err(refused("bind", &format!("{source} is not below an allowed directory ({allowed})")))
+    }
+}
+
+fn is_plain(path: &Path) -> bool {
+    path.is_absolute() && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
+}
+
+/// A refusal by a rule.
+pub fn refused(rule: &str, why: &str) -> Fault {
+    Fault::new(403, format!("refused by the rule {rule:?} of this server: {why}"))
+}
+
+fn namespaces(host: &HostConfig) -> Result<(), Fault> {
+    let given = [
+        ("PidMode", &host.pid_mode),
+        ("IpcMode", &host.ipc_mode),
+        ("UTSMode", &host.uts_mode),
+        ("UsernsMode", &host.userns_mode),
+        ("NetworkMode", &host.network_mode),
+    ];
+    for (name, mode) in given {
+        let mode = mode.as_deref().unwrap_or_default();
+        if mode == "host" || mode.starts_with("container:") {
+            return Err(refused("namespaces", &format!("{name} {mode:?} is not allowed")));
+        }
+    }
+    if host.cgroupns_mode == Some(types::docker::HostConfigCgroupnsModeEnum::HOST) {
+        return Err(refused("namespaces", "CgroupnsMode \"host\" is not allowed"));
+    }
+    Ok(())
+}
+
+/// What a workload gets on top of the default, or is spared of it.
+fn additions(host: &HostConfig) -> Result<(), Fault> {
+    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    let walls = |option: &String| {
+        !matches!(option.as_str(), "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true")
+    };
+    let refusals = [
+        (some(&host.cap_add), "capabilities", "CapAdd is not allowed"),
+        (host.devices.as_ref().is_some_and(|d| !d.is_empty()), "devices", "Devices are not allowed"),
+        (some(&host.device_cgroup_rules), "devices", "DeviceCgroupRules are not allowed"),
+        (
+            host.device_requests.as_ref().is_some_and(|d| !d.is_empty()),
+            "devices",
+            "DeviceRequests are not allowed",
+        ),
+        (
+            host.security_opt.iter().flatten().any(walls),
+            "security",
+            "SecurityOpt may only say no-new-privileges",
+        ),
+        (
+            host.masked_paths.is_some() || host.readonly_paths.is_some(),
+            "security",
+            "MaskedPaths and ReadonlyPaths may not be changed",
+        ),
+        (host.sysctls.as_ref().is_some_and(|s| !s.is_empty()), "security", "Sysctls are not allowed"),
+        (some(&host.volumes_from), "bind", "VolumesFrom is not allowed"),
+        (
+            host.cgroup_parent.as_deref().is_some_and(|c| !c.is_empty()),
+            "namespaces",
+            "CgroupParent is not allowed",
+        ),
+        (host.oom_score_adj.is_some_and(|o| o < 0), "security", "OomScoreAdj below 0 is not allowed"),
+    ];
+    match refusals.into_iter().find(|(hit, ..)| *hit) {
+        Some((_, rule, why)) => Err(refused(rule, why)),
+        None => Ok(()),
+    }
+}
+
+/// `*` stands for any text.
+fn matches(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((head, rest)) => text.strip_prefix(head).is_some_and(|tail| {
+            (0..=tail.len()).filter_map(|at| tail.get(at..)).any(|tail| matches(rest, tail))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(host: HostConfig, restrict: &Restrict) -> Result<(), String> {
+        restrict.admit(&ContainerConfig::default(), &host).map_err(|f| f.message)
+    }
+
+    #[test]
+    fn the_walls_stay() {
+        let r = Restrict::default();
+        assert_eq!(rule(HostConfig::default(), &r), Ok(()));
+        let text = |s: &str| Some(s.to_owned());
+        let list = |s: &str| Some(vec![s.to_owned()]);
+        for (host, name) in [
+            (HostConfig { privileged: Some(true), ..Default::default() }, "privileged"),
+            (HostConfig { pid_mode: text("host"), ..Default::default() }, "namespaces"),
+            (HostConfig { network_mode: text("container:x"), ..Default::default() }, "namespaces"),
+            (HostConfig { cap_add: list("SYS_ADMIN"), ..Default::default() }, "capabilities"),
+            (HostConfig { security_opt: list("seccomp=unconfined"), ..Default::default() }, "security"),
+            (HostConfig { masked_paths: Some(vec![]), ..Default::default() }, "security"),
+            (HostConfig { binds: list("/etc:/x"), ..Default::default() }, "bind"),
+            (HostConfig { volumes_from: list("x"), ..Default::default() }, "bind"),
+        ] {
+            let said = rule(host, &r).unwrap_err();
+            assert!(said.contains(&format!("{name:?}")), "{said}");
+        }
+        assert_eq!(
+            rule(HostConfig { security_opt: list("no-new-privileges"), ..Default::default() }, &r),
+            Ok(())
+        );
+        assert!(rule(HostConfig::default(), &Restrict { vm_only: true, ..r }).is_err());
+    }
+
+    #[test]
+    fn binds_lie_below_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = std::fs::canonicalize(dir.path()).unwrap();
+        std::fs::create_dir(real.join("in")).unwrap();
+        std::os::unix::fs::symlink("/etc", real.join("out")).unwrap();
+        let r = Restrict::parse(&[format!("bind={}", real.display())]).unwrap();
+        let bind =
+            |p: &Path| HostConfig { binds: Some(vec![format!("{}:/x", p.display())]), ..Default::default() };
+        assert_eq!(rule(bind(&real.join("in")), &r), Ok(()));
+        for bad in [real.join("out"), real.join("in/../.."), real.join("none"), "/etc".into()] {
+            assert!(rule(bind(&bad), &r).is_err(), "{}", bad.display());
+        }
+    }
+
+    #[test]
+    fn rules_are_read() {
+        let r = Restrict::parse(&["vm,image=registry.example/*", "image=hello"]).unwrap();
+        assert!(r.vm_only && r.admit_image("hello").is_ok() && r.admit_image("registry.example/a:1").is_ok());
+        assert!(r.admit_image("evil").is_err());
+        assert_eq!(Restrict::parse(&["nonsense"]), Err(PolicyError::Unknown("nonsense".into())));
+        assert_eq!(Restrict::parse(&["bind=../x"]), Err(PolicyError::Path("../x".into())));
+    }
+}

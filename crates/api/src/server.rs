@@ -1,0 +1,92 @@
+//! One server: its settings, and its life from the first connection to the last.
+
+use crate::connection;
+use crate::listen::Listener;
+use crate::policy::Policy;
+use crate::rendezvous::Rendezvous;
+use engine::{BuildInfo, OpenOptions};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Connections at once; more wait in the listening socket's queue.
+const MOST_CONNECTIONS: usize = 4096;
+/// Calls of the engine at once.
+const MOST_CALLS: usize = 256;
+/// How long a thread without work is kept.
+const KEEP: Duration = Duration::from_secs(5);
+/// How long requests on their way may take when the server is asked to end.
+const LAST_CALLS: Duration = Duration::from_secs(3);
+
+/// What a server is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The store.
+    pub store: OpenOptions,
+    /// What this program is.
+    pub build: BuildInfo,
+    /// What clients may do.
+    pub policy: Policy,
+    /// Workloads whose client names no runtime are microVMs.
+    pub vm_by_default: bool,
+}
+
+/// Where a server listens, and what it is told.
+#[derive(Debug)]
+pub struct ServeOptions {
+    /// Sockets.
+    pub listeners: Vec<Listener>,
+    /// Settings.
+    pub settings: Settings,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub settings: &'static Settings,
+    pub rendezvous: Rendezvous,
+}
+
+/// Serves until SIGTERM or SIGINT. Calls `ready` when every socket takes connections.
+pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> io::Result<()> {
+    // One per process, for ever: threads of the engine borrow it.
+    let settings: &'static Settings = Box::leak(Box::new(options.settings));
+    let server = Arc::new(Server { settings, rendezvous: Rendezvous::default() });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(MOST_CALLS)
+        .thread_keep_alive(KEEP)
+        .thread_stack_size(1 << 20)
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(run(server, options.listeners, ready));
+    // A stream that follows something for ever ends with the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    ended
+}
+
+async fn run(server: Arc<Server>, listeners: Vec<Listener>, ready: impl FnOnce()) -> io::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let places = Arc::new(tokio::sync::Semaphore::new(MOST_CONNECTIONS));
+    let mut tasks = Vec::new();
+    let mut removers = Vec::new();
+    for listener in listeners {
+        let (listener, remover) = listener.activate()?;
+        removers.extend(remover);
+        tasks.push(tokio::spawn(connection::accept(Arc::clone(&server), listener, Arc::clone(&places))));
+    }
+    ready();
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    for task in &tasks {
+        task.abort();
+    }
+    drop(removers);
+    let all = u32::try_from(MOST_CONNECTIONS).unwrap_or(u32::MAX);
+    connection::CLOSING.notify_waiters();
+    let _ = tokio::time::timeout(LAST_CALLS, places.acquire_many(all)).await;
+    Ok(())
+}

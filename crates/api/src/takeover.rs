@@ -1,0 +1,146 @@
+//! Connections that stop being HTTP: taken over as they are, or as a websocket; and the same over an answer that goes on,
+//! for clients that do not ask for the connection.
+
+use crate::body::Body;
+use crate::docker::Ask;
+use crate::fault::Fault;
+use http_body_util::BodyExt;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
+use hyper::{Response, StatusCode};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+
+/// Bytes between a websocket and the streams.
+const PIPE: usize = 64 << 10;
+
+/// The answer that hands the connection over.
+pub fn accepted(kind: &str, protocol: &str) -> Result<Response<Body>, Fault> {
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(CONTENT_TYPE, kind)
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, protocol)
+        .body(Body::empty())
+        .map_err(|e| Fault::internal(e.to_string()))
+}
+
+/// A request's body as input.
+pub struct BodyInput {
+    body: Incoming,
+    rest: Bytes,
+}
+
+impl BodyInput {
+    /// Reads it.
+    pub fn new(body: Incoming) -> Self {
+        Self { body, rest: Bytes::new() }
+    }
+}
+
+impl AsyncRead for BodyInput {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.rest.is_empty() {
+            let frame = std::task::ready!(Pin::new(&mut self.body.frame()).poll(cx));
+            match frame {
+                None => return Poll::Ready(Ok(())),
+                Some(Err(e)) => return Poll::Ready(Err(io::Error::other(e))),
+                Some(Ok(frame)) => self.rest = frame.into_data().unwrap_or_default(),
+            }
+        }
+        let n = out.remaining().min(self.rest.len());
+        out.put_slice(&self.rest.split_to(n));
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Output that is the body of an answer.
+pub fn answer_output() -> (DuplexStream, Body) {
+    let (ours, mut theirs) = tokio::io::duplex(PIPE);
+    let (to, body) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let n = tokio::select! {
+                n = theirs.read(&mut buffer) => n.unwrap_or(0),
+                () = to.closed() => 0,
+            };
+            let piece = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
+            if piece.is_empty() || to.send(Ok(piece)).await.is_err() {
+                return;
+            }
+        }
+    });
+    (ours, Body::Pieces(body))
+}
+
+/// Input and output of a websocket (RFC 6455), when its client has it.
+type Socket = Pin<Box<dyn Future<Output = Option<(DuplexStream, DuplexStream)>> + Send>>;
+
+/// Makes a websocket of the connection.
+pub fn websocket(ask: &mut Ask) -> Result<(Response<Body>, Socket), Fault> {
+    let key = ask.headers.get("Sec-WebSocket-Key").map(|k| derive_accept_key(k.as_bytes()));
+    let (Some(key), Some(upgrade)) = (key, ask.take_upgrade()) else {
+        return Err(Fault::invalid("a websocket is needed here: ask for the upgrade (RFC 6455)"));
+    };
+    let answer = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, "websocket")
+        .header("Sec-WebSocket-Accept", key)
+        .body(Body::empty())
+        .map_err(|e| Fault::internal(e.to_string()))?;
+    let socket = async move {
+        let io = hyper_util::rt::TokioIo::new(upgrade.await.ok()?);
+        let limits = WebSocketConfig::default().max_message_size(Some(1 << 20)).max_frame_size(Some(1 << 20));
+        let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(limits)).await;
+        let (input, to_workload) = tokio::io::duplex(PIPE);
+        let (output, from_workload) = tokio::io::duplex(PIPE);
+        tokio::spawn(relay(socket, to_workload, from_workload));
+        Some((input, output))
+    };
+    Ok((answer, Box::pin(socket)))
+}
+
+async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
+    mut socket: WebSocketStream<S>,
+    mut to: DuplexStream,
+    mut from: DuplexStream,
+) {
+    use futures_util::{SinkExt, StreamExt};
+    let mut buffer = vec![0; 16 << 10];
+    let mut open = true;
+    loop {
+        tokio::select! {
+            n = from.read(&mut buffer) => match n {
+                Ok(n) if n > 0 => {
+                    let piece = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
+                    if socket.send(Message::Binary(piece)).await.is_err() {
+                        return;
+                    }
+                }
+                _ => {
+                    let _ = socket.close(None).await;
+                    return;
+                }
+            },
+            message = socket.next(), if open => match message {
+                Some(Ok(Message::Binary(bytes))) => open = to.write_all(&bytes).await.is_ok(),
+                Some(Ok(Message::Text(text))) => open = to.write_all(text.as_bytes()).await.is_ok(),
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+            },
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The engine on threads that may block. It is not for sharing, so each thread opens its own and keeps it.
+
+use crate::body::{Body, BodyWriter};
+use crate::fault::Fault;
+use engine::{Engine, OpenOptions};
+use hyper::Response;
+use std::cell::RefCell;
+use std::os::unix::fs::MetadataExt;
+use std::rc::Rc;
+
+/// A store's database: the same path may name another one later (`system reset`).
+type Identity = (u64, u64);
+
+thread_local! {
+    static OPEN: RefCell<Option<(Identity, Rc<Engine>)>> = const { RefCell::new(None) };
+}
+
+fn identity(engine: &Engine) -> Option<Identity> {
+    std::fs::metadata(engine.paths().db()).ok().map(|m| (m.dev(), m.ino()))
+}
+
+/// This thread's engine.
+fn with<T>(options: &OpenOptions, job: impl FnOnce(&Engine) -> Result<T, Fault>) -> Result<T, Fault> {
+    let kept = OPEN.with_borrow(|open| {
+        open.as_ref().filter(|(known, engine)| identity(engine) == Some(*known)).map(|(_, e)| Rc::clone(e))
+    });
+    let engine = match kept {
+        Some(engine) => engine,
+        None => {
+            let engine = Rc::new(Engine::open(options)?);
+            if let Some(known) = identity(&engine) {
+                OPEN.set(Some((known, Rc::clone(&engine))));
+            }
+            engine
+        }
+    };
+    job(&engine)
+}
+
+/// Runs one call of the engine.
+pub async fn run<T: Send + 'static>(
+    options: &'static OpenOptions,
+    job: impl FnOnce(&Engine) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    let done = tokio::task::spawn_blocking(move || with(options, job)).await;
+    done.unwrap_or_else(|e| Err(Fault::internal(format!("the request's thread died: {e}"))))
+}
+
+/// What becomes of a stream whose job failed when it had begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Late {
+    /// A last document tells: `{"errorDetail": …}`, as in Docker's progress messages.
+    Document,
+    /// The connection is broken off.
+    BrokenOff,
+}
+
+/// Runs one call of the engine whose result is a stream. The answer's head goes out with its first byte; what fails before
+/// is an error like any other.
+pub async fn stream(
+    options: &'static OpenOptions,
+    head: hyper::http::response::Builder,
+    late: Late,
+    job: impl FnOnce(&Engine, &mut BodyWriter) -> Result<(), Fault> + Send + 'static,
+) -> Result<Response<Body>, Fault> {
+    let (writer, begun, body) = BodyWriter::pair();
+    let done = tokio::task::spawn_blocking(move || {
+        with(options, |engine| conclude(writer, late, |out| job(engine, out)))
+    });
+    answer(head, begun, body, async {
+        done.await.unwrap_or_else(|e| Err(Fault::internal(format!("the request's thread died: {e}"))))
+    })
+    .await
+}
+
+/// The same for what may last: a thread of its own, with a small stack and no engine.
+pub async fn follow(
+    head: hyper::http::response::Builder,
+    job: impl FnOnce(&mut BodyWriter) -> Result<(), Fault> + Send + 'static,
+) -> Result<Response<Body>, Fault> {
+    let (writer, begun, body) = BodyWriter::pair();
+    let (tell, done) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("follow".into()).stack_size(256 << 10);
+    thread
+        .spawn(move || drop(tell.send(conclude(writer, Late::BrokenOff, job))))
+        .map_err(|e| Fault::new(503, format!("no thread can be had for the stream: {e}")))?;
+    answer(head, begun, body, async {
+        done.await.unwrap_or_else(|_| Err(Fault::internal("the stream's thread died")))
+    })
+    .await
+}
+
+fn conclude(
+    mut writer: BodyWriter,
+    late: Late,
+    job: impl FnOnce(&mut BodyWriter) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    use std::io::Write;
+    let done = job(&mut writer);
+    match &done {
+        Ok(()) => drop(writer.flush()),
+        Err(fault) if writer.has_begun() && late == Late::BrokenOff => writer.abort(fault),
+        Err(fault) if writer.has_begun() => {
+            let last = serde_json::json!({"errorDetail": {"message": fault.message}, "error": fault.message});
+            let _ = write!(writer, "{last}\r\n").and_then(|()| writer.flush());
+        }
+        Err(_) => {}
+    }
+    done
+}
+
+async fn answer(
+    head: hyper::http::response::Builder,
+    begun: tokio::sync::oneshot::Receiver<()>,
+    body: Body,
+    done: impl Future<Output = Result<(), Fault>>,
+) -> Result<Response<Body>, Fault> {
+    // The writer goes without a word when its job fails.
+    if begun.await.is_err() {
+        done.await?;
+    }
+    head.body(body).map_err(|e| Fault::internal(e.to_string()))
+}
