@@ -104,7 +104,21 @@ pub fn version(build: &BuildInfo) -> SystemVersion {
         components: Some(vec![SystemVersionComponents {
             name: "Engine".into(),
             version: build.version.into(),
-            details: Some(HashMap::from([("GitCommit".to_owned(), build.commit.to_owned())])),
+            details: Some(
+                [
+                    ("ApiVersion", API_VERSION),
+                    ("MinAPIVersion", MIN_API_VERSION),
+                    ("Arch", &types::Platform::host().architecture),
+                    ("Os", "linux"),
+                    ("GitCommit", build.commit),
+                    ("GoVersion", ""),
+                    ("BuildTime", ""),
+                    ("Experimental", "false"),
+                    ("KernelVersion", &uname.release().to_string_lossy()),
+                ]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            ),
         }]),
         version: Some(build.version.into()),
         api_version: Some(API_VERSION.into()),

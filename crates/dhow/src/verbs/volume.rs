@@ -6,8 +6,8 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::verb::Run as Verb;
 use crate::format::table::{Columns, Layout, Row};
-use engine::{CreateVolume, Driver, VolumeFormat, VolumeInfo};
-use serde_json::{Value, json};
+use engine::{CreateVolume, VolumeFormat, VolumeInfo};
+use serde_json::Value;
 use types::units;
 
 const COLUMNS: Columns = Columns {
