@@ -162,7 +162,7 @@ def looks(step, answer, body):
         out["body"] = "text" if streams is None else "frames of " + " and ".join(streams)
         return out
     if step["as"].startswith("events"):
-        out["order"] = [f"{e.get('Type')} {e.get('Action')}" for e in found]
+        out["order"] = [f"{e['Type']} {e['Action'].strip()}" for e in found if "Type" in e]
     stream = len(found) > 1 or (found and isinstance(found[0], dict) and {"status", "stream", "errorDetail"} & set(found[0]))
     if stream:
         out["body"] = {"stream": merged([shape(d) for d in found])}

@@ -16,6 +16,7 @@ mod images;
 mod logs;
 mod networks;
 mod registry;
+mod shapes;
 mod start;
 mod system;
 mod volumes;

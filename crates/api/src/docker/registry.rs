@@ -256,8 +256,15 @@ pub async fn auth(mut ask: Ask) -> Answer {
         host => host.to_owned(),
     };
     let access = auth.access();
-    ask.run(move |_| image::verify_login(&host, &access).map_err(|e| Fault::new(401, e.to_string()))).await?;
+    ask.run(move |_| image::verify_login(&host, &access).map_err(refused_login)).await?;
     ask::json(StatusCode::OK, &json!({"Status": "Login Succeeded", "IdentityToken": ""}))
+}
+
+fn refused_login(e: image::ImageError) -> Fault {
+    match e {
+        image::ImageError::Login { .. } => Fault::new(401, e.to_string()),
+        e => e.into(),
+    }
 }
 
 /// `distribution/{name}/json`.

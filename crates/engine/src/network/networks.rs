@@ -201,6 +201,7 @@ impl Engine {
                 Err(e) => return Err(e),
             }
         }
+        self.prune_event(types::EventType::Network, 0);
         Ok(gone)
     }
 
