@@ -8,12 +8,14 @@
 //! A server holds no state: what it knows is the engine's, and killing it stops nothing. What it does keep, as long as it
 //! lives, are its connections, and the clients among them that wait for a container's start (see [`mod@rendezvous`]).
 //! Network and streams are asynchronous; the engine is not, and is called on threads that may block.
+#![recursion_limit = "256"]
 #![forbid(unsafe_code)]
 
 mod body;
 mod connection;
 mod docker;
 mod fault;
+mod fuzz;
 mod listen;
 mod policy;
 mod query;
@@ -24,6 +26,8 @@ mod takeover;
 mod tls;
 mod work;
 
+#[doc(hidden)]
+pub use fuzz::fuzz_request;
 pub use listen::{ListenError, Listener};
 pub use policy::{Policy, PolicyError, Restrict};
 pub use server::{ServeOptions, Settings, serve};
