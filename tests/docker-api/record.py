@@ -10,6 +10,7 @@ The script is requests.json beside this file, one request a line:
     ask     method and path                        body    a JSON document     tar   a tar of these files
     keep    {name: where in the answer}            raw     text (of type kind) send  bytes that were kept
     bytes   name for the whole answer              auth    a document for X-Registry-Auth
+    until   what the answer must have, or look like, before the script goes on
 
 Names that were kept stand for their values as {name} in later requests. A shape has the keys of objects, and for values:
 their type, and for text whether it is empty, a time or an id. Maps whose keys are data are one entry, `*`; lists are what all
@@ -162,7 +163,8 @@ def looks(step, answer, body):
         out["body"] = "text" if streams is None else "frames of " + " and ".join(streams)
         return out
     if step["as"].startswith("events"):
-        out["order"] = [f"{e['Type']} {e['Action'].strip()}" for e in found if "Type" in e]
+        # When a command ends beside others nobody knows.
+        out["order"] = [f"{e['Type']} {e['Action'].strip()}" for e in found if "Type" in e and e["Action"] != "exec_die"]
     stream = len(found) > 1 or (found and isinstance(found[0], dict) and {"status", "stream", "errorDetail"} & set(found[0]))
     if stream:
         out["body"] = {"stream": merged([shape(d) for d in found])}
@@ -223,12 +225,23 @@ class Run:
             self.kept[name] = value
         return looks(step, answer, got), got
 
+    def settled(self, step):
+        """The answer, asked for again until what the step waits for has come."""
+        deadline = time.monotonic() + 30
+        while True:
+            looked, got = self.step(step)
+            wanted = step.get("until")
+            come = looked["body"] == wanted if isinstance(wanted, str) else all(json.loads(got).get(k) == v for k, v in (wanted or {}).items())
+            if wanted is None or come or time.monotonic() > deadline:
+                return looked, got
+            time.sleep(0.02)
+
     def all(self, script, verbose):
         out = {}
         for step in script:
             began = time.monotonic()
             try:
-                out[step["as"]], got = self.step(step)
+                out[step["as"]], got = self.settled(step)
             except Exception as e:
                 raise RuntimeError(f"{step['as']}: {e!r}") from e
             if verbose:

@@ -184,7 +184,8 @@ fn answers_look_like_dockers() {
     let mut wrong = String::new();
     for d in found.iter().filter(|d| !listed.iter().any(|l| l.is_about(d))) {
         let line = log.lines().find(|l| l.contains(&format!(" {}: ", d.request))).unwrap_or_default();
-        wrong += &format!("not listed: | {} | `{}` | {} | {} |   {line}\n", d.request, d.place, d.docker, d.ours);
+        wrong +=
+            &format!("not listed: | {} | `{}` | {} | {} |   {line}\n", d.request, d.place, d.docker, d.ours);
     }
     for l in listed.iter().filter(|l| !found.iter().any(|d| l.is_about(d))) {
         wrong += &format!("listed, but not there: {}\n", l.row);

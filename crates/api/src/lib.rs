@@ -8,8 +8,9 @@
 //! A server holds no state: what it knows is the engine's, and killing it stops nothing. What it does keep, as long as it
 //! lives, are its connections, and the clients among them that wait for a container's start (see [`mod@rendezvous`]).
 //! Network and streams are asynchronous; the engine is not, and is called on threads that may block.
-#![recursion_limit = "256"]
 #![forbid(unsafe_code)]
+// One of Docker's documents has more members than a macro may otherwise take.
+#![recursion_limit = "256"]
 
 mod body;
 mod connection;

@@ -21,7 +21,7 @@ pub async fn list(ask: Ask) -> Answer {
         filters: ask.query.filters()?,
     };
     let mut found = ask.run(move |engine| Ok(serde_json::to_value(engine.list(&options)?)?)).await?;
-    shapes::containers(&mut found);
+    shapes::containers(&mut found, ask.version);
     ask::json(StatusCode::OK, &found)
 }
 

@@ -9,14 +9,14 @@ use types::docker::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconne
 pub async fn list(ask: Ask) -> Answer {
     let filters = ask.query.filters()?;
     let mut found = ask.run(move |engine| Ok(serde_json::to_value(engine.networks(&filters)?)?)).await?;
-    shapes::networks(&mut found);
+    shapes::networks(&mut found, ask.version);
     ask::json(StatusCode::OK, &found)
 }
 
 pub async fn inspect(ask: Ask, id: &str) -> Answer {
     let name = id.to_owned();
     let mut shown = ask.run(move |engine| Ok(serde_json::to_value(engine.inspect_network(&name)?)?)).await?;
-    shapes::network(&mut shown);
+    shapes::network(&mut shown, ask.version);
     ask::json(StatusCode::OK, &shown)
 }
 

@@ -55,7 +55,7 @@ static INFO: LazyLock<Value> = LazyLock::new(|| {
         "NEventsListener": 0, "ContainerdCommit": commit, "RuncCommit": commit, "InitCommit": commit,
         "InitBinary": "", "ExperimentalBuild": false, "GenericResources": null, "HttpProxy": "", "HttpsProxy": "",
         "NoProxy": "", "IndexServerAddress": "https://index.docker.io/v1/", "Isolation": "", "Labels": [],
-        "LiveRestoreEnabled": true, "OSVersion": "", "ProductLicense": "", "Plugins": {"Authorization": null},
+        "LiveRestoreEnabled": true, "OSVersion": "", "Plugins": {"Authorization": null},
         "RegistryConfig": {
             "AllowNondistributableArtifactsCIDRs": [], "AllowNondistributableArtifactsHostnames": [],
             "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"], "Mirrors": [],
@@ -118,7 +118,7 @@ pub(super) fn container(value: &mut Value, version: u32) {
     }
     mask(host);
     let settings = &mut value["NetworkSettings"];
-    each(&mut settings["Networks"], |endpoint| fill(endpoint, &ENDPOINT));
+    each(&mut settings["Networks"], |e| endpoint(e, version));
     let default = settings["Networks"]["bridge"].clone();
     fill(settings, &NETWORKS);
     for (key, value) in settings.as_object_mut().into_iter().flatten() {
@@ -147,8 +147,20 @@ fn mask(host: &mut Value) {
 }
 
 /// `containers/json`.
-pub(super) fn containers(value: &mut Value) {
-    each(value, |c| each(&mut c["NetworkSettings"]["Networks"], |endpoint| fill(endpoint, &ENDPOINT)));
+pub(super) fn containers(value: &mut Value, version: u32) {
+    each(value, |c| each(&mut c["NetworkSettings"]["Networks"], |e| endpoint(e, version)));
+}
+
+fn endpoint(value: &mut Value, version: u32) {
+    fill(value, &ENDPOINT);
+    forget(value, version, &[(44, "DNSNames"), (48, "GwPriority")]);
+}
+
+/// Takes out what an older version does not know.
+fn forget(value: &mut Value, version: u32, since: &[(u32, &str)]) {
+    for (_, key) in since.iter().filter(|(first, _)| version < *first) {
+        value.as_object_mut().map(|map| map.remove(*key));
+    }
 }
 
 /// `images/{name}/json`.
@@ -186,18 +198,22 @@ pub(super) fn images(value: &mut Value, version: u32) {
 }
 
 /// `networks/{id}`, and one of `networks`.
-pub(super) fn network(value: &mut Value) {
+pub(super) fn network(value: &mut Value, version: u32) {
     fill(value, &json!({"Containers": {}, "IPAM": {"Options": null}}));
+    forget(value, version, &[(48, "EnableIPv4")]);
 }
 
 /// `networks`.
-pub(super) fn networks(value: &mut Value) {
-    each(value, network);
+pub(super) fn networks(value: &mut Value, version: u32) {
+    each(value, |n| network(n, version));
 }
 
 /// `info`.
-pub(super) fn info(value: &mut Value) {
+pub(super) fn info(value: &mut Value, version: u32) {
     fill(value, &INFO);
+    if version < 42 {
+        fill(value, &json!({"KernelMemory": false, "KernelMemoryTCP": false}));
+    }
     null_if_empty(&mut value["Warnings"]);
     each(&mut value["Runtimes"], |runtime| fill(runtime, &json!({"path": "dhow"})));
 }
@@ -209,7 +225,16 @@ pub(super) fn version(value: &mut Value) {
 
 /// One reading of `containers/{id}/stats`; of a container that does not run it has no figures.
 pub(super) fn stats(mut value: Value, runs: bool) -> Value {
-    let kinds = ["io_service_bytes", "io_serviced", "io_queue", "io_service_time", "io_wait_time", "io_merged", "io_time", "sectors"];
+    let kinds = [
+        "io_service_bytes",
+        "io_serviced",
+        "io_queue",
+        "io_service_time",
+        "io_wait_time",
+        "io_merged",
+        "io_time",
+        "sectors",
+    ];
     let blkio = |none: Value| -> Value {
         kinds.iter().map(|k| (format!("{k}_recursive"), none.clone())).collect::<Map<_, _>>().into()
     };

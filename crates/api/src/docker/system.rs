@@ -30,7 +30,7 @@ pub async fn info(ask: Ask) -> Answer {
     if settings.vm_by_default {
         info["DefaultRuntime"] = json!(engine::VM_RUNTIME);
     }
-    shapes::info(&mut info);
+    shapes::info(&mut info, ask.version);
     ask::json(StatusCode::OK, &info)
 }
 
@@ -51,7 +51,7 @@ pub async fn df(ask: Ask) -> Answer {
             if wants("container") {
                 let options = engine::ListOptions { all: true, size: true, ..Default::default() };
                 out["Containers"] = json!(engine.list(&options)?);
-                shapes::containers(&mut out["Containers"]);
+                shapes::containers(&mut out["Containers"], version);
             }
             if wants("volume") {
                 let volumes = engine.volumes()?;
