@@ -18,7 +18,7 @@ struct Difference {
     ours: String,
 }
 
-/// A row of the table: requests (`*` for any text), where, Docker's, ours.
+/// A row of the table: requests, where, Docker's, ours; in each `*` stands for any text.
 #[derive(Debug)]
 struct Listed {
     row: String,
@@ -30,7 +30,7 @@ struct Listed {
 
 impl Listed {
     fn is_about(&self, d: &Difference) -> bool {
-        self.place == d.place
+        fits(&self.place, &d.place)
             && self.requests.iter().any(|r| fits(r, &d.request))
             && fits(&self.docker, &d.docker)
             && fits(&self.ours, &d.ours)

@@ -168,14 +168,15 @@ impl Engine {
         if read_only && !on_mount {
             return Err(EngineError::Conflict("container rootfs is marked read-only".into()));
         }
-        self.event(&container, "extract-to-dir", &[]);
         self.with_root(name, dir, true, |source| match source {
             Source::Here(_, dir, Some(state)) => inside::write(state, dir, tar, options),
             Source::Here(root, dir, None) => Ok(rootfs::unpack(root, dir, tar, options)?),
             Source::Guest(files) => {
                 Ok(files.unpack(dir, options.no_overwrite_dir_non_dir, options.owner, tar)?)
             }
-        })
+        })?;
+        self.event(&container, "extract-to-dir", &[]);
+        Ok(())
     }
 
     /// What changed against the image.
