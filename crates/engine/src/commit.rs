@@ -33,8 +33,10 @@ impl Engine {
                 self.commit_frozen(&container, options, reference.as_ref(), pack)
             })
         });
-        if let Some(client) = &mut client {
-            client.resume()?;
+        match client.as_mut().map_or(Ok(()), Client::resume) {
+            // It was killed while it was frozen, and ends now.
+            Ok(()) | Err(ClientError::Gone) => {}
+            Err(e) => return Err(e.into()),
         }
         Ok(self.note_commit(&container, options, made?))
     }
