@@ -8,7 +8,7 @@ use super::lifecycle::Main;
 use super::listener::Listener;
 use super::order::{previous_state, take_order};
 use super::policy::BackOff;
-use super::starting::Starting;
+use super::starting::{Starting, TAKES_TIME};
 use super::{Hooks, Supervise};
 use crate::client::SOCKET;
 use crate::hull::Hull;
@@ -274,7 +274,7 @@ impl Core<'_> {
             watch(Token::Listener, listener.as_fd(), read);
         }
         watch(Token::Children, self.children.as_fd(), read);
-        if let Some(starting) = &self.starting {
+        if let Some(starting) = self.under_way() {
             watch(Token::Starting, starting.pending.fd(), read);
         }
         if let Some(main) = &self.main {
@@ -298,7 +298,7 @@ impl Core<'_> {
             }
         }
         for (id, exec) in &self.execs {
-            if let Some(pending) = &exec.pending {
+            if let Some(pending) = exec.waits_for() {
                 // Nothing of it is to be seen before its client has the answer.
                 watch(Token::ExecPending(*id), pending.fd(), read);
                 continue;
@@ -346,7 +346,7 @@ impl Core<'_> {
             Token::Listener => self.accept(),
             Token::Children => self.children_readable(),
             Token::Hooks => self.hooks.serve(),
-            Token::Starting => self.start_proceeds(),
+            Token::Starting if TAKES_TIME => self.start_proceeds(),
             Token::MainEnd => self.main_ended(),
             Token::MainOutput(source) => self.main_output(source),
             Token::MainInput => {
@@ -355,7 +355,8 @@ impl Core<'_> {
                 }
             }
             Token::Oom => self.oom_readable(),
-            Token::ExecPending(id) => self.exec_proceeds(id),
+            Token::ExecPending(id) if TAKES_TIME => self.exec_proceeds(id),
+            Token::Starting | Token::ExecPending(_) => {}
             Token::ExecEnd(id) => self.exec_ended(id),
             Token::ExecOutput(id, source) => self.exec_output(id, source),
             Token::ExecInput(id) => {
@@ -434,7 +435,7 @@ impl Core<'_> {
     pub(super) fn reap_orphans(&mut self) {
         while let Some(pid) = sys::signals::ended_child() {
             let ours = self.main.as_ref().is_some_and(|m| m.sandbox.pid() == pid && !m.is_draining())
-                || self.starting.as_ref().is_some_and(|s| s.sandbox.pid() == pid)
+                || self.under_way().is_some_and(|s| s.sandbox.pid() == pid)
                 || self.execs.values().any(|e| e.info.pid == pid && !e.has_ended());
             let Some(pid) = rustix::process::Pid::from_raw(pid) else { return };
             // Its own descriptor tells of it, and this is called once more then.
@@ -455,9 +456,9 @@ impl Core<'_> {
         let health =
             self.health.as_ref().and_then(|h| h.due).filter(|_| self.state.status == Status::Running);
         let kill = [self.kill_at, self.plug_at].into_iter().flatten().min();
-        let is_alive = self.starting.is_some() || self.main.as_ref().is_some_and(|m| !m.is_draining());
+        let is_alive = self.under_way().is_some() || self.main.as_ref().is_some_and(|m| !m.is_draining());
         let kill = kill.filter(|_| is_alive);
-        let starting = self.starting.as_ref().map(|s| s.pending.until());
+        let starting = self.under_way().map(|s| s.pending.until());
         let quiet = self.oom_quiet.filter(|_| self.main.is_some());
         let execs = self.execs.values().filter_map(Exec::deadline).min();
         [main, starting, waiting, health, kill, quiet, execs].into_iter().flatten()
@@ -487,10 +488,10 @@ impl Core<'_> {
             self.oom_quiet = None;
             self.oom_notice();
         }
-        if self.starting.as_ref().is_some_and(|s| due(Some(s.pending.until()))) {
+        if self.under_way().is_some_and(|s| due(Some(s.pending.until()))) {
             self.start_proceeds();
         }
-        if self.starting.as_ref().is_some_and(|s| s.aborted) {
+        if self.under_way().is_some_and(|s| s.aborted) {
             self.abort_start();
         }
         if due(self.kill_at) {

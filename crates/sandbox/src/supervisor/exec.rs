@@ -6,6 +6,7 @@ use super::core::{Core, internal};
 use super::health::Check;
 use super::lifecycle::DRAIN;
 use super::requests::Outcome;
+use super::starting::TAKES_TIME;
 use crate::hull::{ExecRequest, Pending};
 use crate::protocol::{ExecInfo, ExecOptions, Failure, Response};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -41,7 +42,7 @@ pub(super) struct Exec {
     pub(super) client: u64,
     pub(super) purpose: Purpose,
     /// Until when it is not executed, and a client has no answer.
-    pub(super) pending: Option<Box<dyn Pending>>,
+    pending: Option<Box<dyn Pending>>,
     /// Its code, and until when output is waited for.
     ended: Option<(i32, Instant)>,
     /// When it is killed.
@@ -53,8 +54,13 @@ impl Exec {
         self.ended.is_some()
     }
 
+    /// That by which it is known whether it is executed, until then.
+    pub(super) fn waits_for(&self) -> Option<&dyn Pending> {
+        self.pending.as_deref().filter(|_| TAKES_TIME)
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let pending = self.pending.as_ref().map(|p| p.until());
+        let pending = self.waits_for().map(|p| p.until());
         self.ended.map(|(_, at)| at).or([pending, self.kill_at].into_iter().flatten().min())
     }
 }
@@ -88,7 +94,7 @@ impl Core<'_> {
 
     /// The answer for the client of a session that is executed, and what the client is from now on.
     fn exec_answer(&mut self, key: u64, client: &mut Connection) -> Option<Response> {
-        let exec = self.execs.get_mut(&key).filter(|e| e.pending.is_none())?;
+        let exec = self.execs.get_mut(&key).filter(|e| e.waits_for().is_none())?;
         if matches!(exec.purpose, Purpose::Session { detached: true, .. }) {
             exec.client = 0;
             client.role = Role::Idle;
@@ -192,7 +198,7 @@ impl Core<'_> {
         if exec.has_ended() {
             return self.exec_over(id);
         }
-        if exec.pending.as_ref().is_some_and(|p| p.until() <= Instant::now()) {
+        if exec.waits_for().is_some_and(|p| p.until() <= Instant::now()) {
             return self.exec_proceeds(id);
         }
         exec.kill_at = None;
@@ -240,7 +246,7 @@ impl Core<'_> {
     /// The container ends, and its sessions with it.
     pub(super) fn end_execs(&mut self) {
         for id in self.execs.keys().copied().collect::<Vec<_>>() {
-            if self.execs.get(&id).is_some_and(|e| e.pending.is_some()) {
+            if self.execs.get(&id).is_some_and(|e| e.waits_for().is_some()) {
                 self.exec_failed(id, self.not_running());
                 continue;
             }

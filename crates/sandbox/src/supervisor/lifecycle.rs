@@ -5,7 +5,7 @@ use super::channel::{self, Channel};
 use super::connection::Role;
 use super::core::{Core, Waiting, internal};
 use super::health::Health;
-use super::starting::{Stage, Starting};
+use super::starting::{Stage, Starting, TAKES_TIME};
 use crate::hull::{AdoptRequest, CreateRequest, ExitStatus, HullError, Pending, Rootfs, Sandbox};
 use crate::logs::Source;
 use crate::protocol::{Failure, Response, WaitCondition};
@@ -62,11 +62,13 @@ impl Core<'_> {
         // Not two overlays on one writable directory.
         self.mounts = None;
         match self.create() {
-            Ok((sandbox, io, None)) => self.execute(sandbox, io),
-            Ok((sandbox, io, Some(pending))) => {
-                self.starting = Some(Starting::new(sandbox, io, pending, Stage::Building));
-                Ok(())
-            }
+            Ok((sandbox, io, pending)) => match pending.filter(|_| TAKES_TIME) {
+                None => self.execute(sandbox, io),
+                Some(pending) => {
+                    self.starting = Some(Starting::new(sandbox, io, pending, Stage::Building));
+                    Ok(())
+                }
+            },
             Err(failure) => {
                 self.hooks.ended(&self.bundle);
                 Err(failure)
@@ -76,7 +78,7 @@ impl Core<'_> {
 
     /// Has the workload executed of what is built.
     pub(super) fn execute(&mut self, mut sandbox: Box<dyn Sandbox>, io: Channel) -> Result<(), Failure> {
-        match sandbox.start() {
+        match sandbox.start().map(|pending| pending.filter(|_| TAKES_TIME)) {
             Ok(None) => self.runs(sandbox, io),
             Ok(Some(pending)) => {
                 self.starting = Some(Starting::new(sandbox, io, pending, Stage::Executing));
@@ -380,7 +382,7 @@ impl Core<'_> {
             Status::Restarting => {
                 format!("Container {id} is restarting, wait until the container is running")
             }
-            _ if self.starting.is_some() => {
+            _ if self.under_way().is_some() => {
                 format!("Container {id} is starting, wait until the container is running")
             }
             Status::Paused => format!("Container {id} is paused, unpause the container first"),

@@ -177,7 +177,7 @@ impl Core<'_> {
             self.end_wait();
             return Ok(Outcome::Now(Response::Done));
         }
-        if ends && let Some(starting) = self.starting.as_mut().filter(|s| s.ends_by(signal)) {
+        if ends && let Some(starting) = self.under_way_mut().filter(|s| s.ends_by(signal)) {
             starting.aborted = true;
             self.state.stopped_by_user = true;
             self.save();
@@ -227,7 +227,7 @@ impl Core<'_> {
             return Ok(Outcome::Later);
         }
         let signal = signal.unwrap_or(self.bundle.stop_signal);
-        match &mut self.starting {
+        match self.under_way_mut() {
             None => self.tell_stop(signal),
             Some(starting) if starting.ends_by(signal) => {
                 starting.aborted = true;
@@ -259,7 +259,7 @@ impl Core<'_> {
             self.end_wait();
             return Ok(Outcome::Later);
         }
-        if let Some(starting) = &mut self.starting {
+        if let Some(starting) = self.under_way_mut() {
             starting.aborted = true;
             return Ok(Outcome::Later);
         }
@@ -281,7 +281,7 @@ impl Core<'_> {
 
     /// The time that `stop` gave is over.
     pub(super) fn kill_now(&mut self) {
-        if self.starting.is_some() {
+        if self.under_way().is_some() {
             self.event("kill", &[("signal", SIGKILL.to_string())]);
             return self.abort_start();
         }
@@ -404,7 +404,7 @@ impl Core<'_> {
     }
 
     fn wait_for(&mut self, client: &mut Connection, condition: WaitCondition) -> Outcome {
-        if condition == WaitCondition::NotRunning && self.main.is_none() && self.starting.is_none() {
+        if condition == WaitCondition::NotRunning && self.main.is_none() && self.under_way().is_none() {
             return Outcome::Now(Response::Exited { code: self.state.exit_code });
         }
         client.role = Role::Waiting(condition);

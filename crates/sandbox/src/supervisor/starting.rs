@@ -17,6 +17,8 @@ use crate::hull::{Pending, Sandbox};
 use crate::protocol::{Failure, Request, Response};
 use types::{ErrorKind, Status};
 
+/// Whether there is such a start, or such a command. In a guest there is none, and its agent must be small.
+pub(super) const TAKES_TIME: bool = cfg!(feature = "host");
 /// The exit code of what is killed.
 const KILLED: i32 = 137;
 
@@ -71,9 +73,19 @@ impl Starting {
 }
 
 impl Core<'_> {
+    /// The start that takes its time.
+    pub(super) fn under_way(&self) -> Option<&Starting> {
+        self.starting.as_ref().filter(|_| TAKES_TIME)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn under_way_mut(&mut self) -> Option<&mut Starting> {
+        self.starting.as_mut().filter(|_| TAKES_TIME)
+    }
+
     /// Puts a request off that wants a container which runs or does not run; gives back any other.
     pub(super) fn postpone(&mut self, id: u64, client: &mut Connection, request: Request) -> Option<Request> {
-        match self.starting.as_mut().filter(|s| s.keeps_waiting(&request)) {
+        match self.under_way_mut().filter(|s| s.keeps_waiting(&request)) {
             Some(starting) => {
                 starting.postponed.push((id, request));
                 client.role = Role::Postponed;
