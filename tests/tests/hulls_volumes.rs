@@ -1,7 +1,7 @@
 //! Volumes that are disks, in microVMs: devices of their own, with the rules that hold for containers.
 
+use dhow_tests::traces::{hypervisors, kill};
 use dhow_tests::{Store, vm};
-use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -30,18 +30,6 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(begin.elapsed() < Duration::from_secs(120), "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// The hypervisor of a microVM.
-fn hypervisor_of(store: &Store, name: &str) -> i32 {
-    let monitor = store.ok(&["inspect", "-f", "{{.State.Pid}}", name]);
-    let children = fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children")).unwrap();
-    let is_one = |pid: &&str| {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        text(&command).contains("qemu-system")
-            || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.starts_with("vmm"))
-    };
-    children.split_whitespace().find(is_one).expect("there is a hypervisor").parse().unwrap()
 }
 
 #[test]
@@ -94,8 +82,7 @@ fn a_disk_volume_is_a_disk_of_the_microvm() {
     );
 
     // The hypervisor's death frees it, and what was synced is there.
-    let hypervisor = Pid::from_raw(hypervisor_of(&store, "first")).unwrap();
-    kill_process(hypervisor, Signal::KILL).unwrap();
+    hypervisors(&store).iter().for_each(|machine| kill(machine.pid));
     store.ok(&["wait", "first"]);
     refused(&run(&store, &["--rm", "-v", "db:/data"], "true"), "this host's kernel does not mount it");
     refused(&store.out(&["volume", "export", "db"]), "this host's kernel does not mount it");

@@ -71,6 +71,9 @@ pub enum Answer {
         memory_mib: u64,
         /// What the guest has given up of it, as it says.
         balloon_mib: u64,
+        /// How many disks it has.
+        #[serde(default)]
+        disks: usize,
     },
     /// It is not done.
     Refused {
@@ -198,7 +201,8 @@ mod tests {
         let text = |request: &Request| serde_json::to_string(request).unwrap();
         assert_eq!(text(&Request::Pause), r#"{"do":"pause"}"#);
         assert_eq!(text(&Request::Balloon { mib: 64 }), r#"{"do":"balloon","mib":64}"#);
-        let status = Answer::Status { state: State::Paused, vcpus: 2, memory_mib: 256, balloon_mib: 0 };
+        let status =
+            Answer::Status { state: State::Paused, vcpus: 2, memory_mib: 256, balloon_mib: 0, disks: 1 };
         let expected = r#"{"is":"status","state":"paused","vcpus":2,"memory_mib":256,"balloon_mib":0}"#;
         assert_eq!(serde_json::to_string(&status).unwrap(), expected);
         assert!(serde_json::from_str::<Request>(r#"{"do":"explode"}"#).is_err());

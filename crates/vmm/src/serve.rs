@@ -147,6 +147,7 @@ impl Control<'_> {
                     vcpus: self.config.vcpus,
                     memory_mib: self.config.memory_mib,
                     balloon_mib: u64::from(u32::from_le_bytes(pages)) / balloon::PAGES_PER_MIB,
+                    disks: self.config.disks.len(),
                 }
             }
             Request::Balloon { mib } => {

@@ -21,6 +21,8 @@ pub(super) enum Role {
     Exec(u64),
     /// It waits for an end.
     Waiting(WaitCondition),
+    /// What it asked for is done when the start is over.
+    Postponed,
 }
 
 /// A client's connection.

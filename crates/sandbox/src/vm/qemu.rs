@@ -28,8 +28,8 @@ const DEVICES: usize = 8;
 const FIXED_DEVICES: usize = 4;
 
 /// Names of the disks.
-pub(super) const LAYERS: &str = "layers";
-pub(super) const DISK: &str = "disk";
+const LAYERS: &str = "layers";
+const DISK: &str = "disk";
 
 /// What this machine adds to the kernel's command line. A kernel without firmware would otherwise jump to where a BIOS is
 /// entered, and spin there; a triple fault ends the machine.

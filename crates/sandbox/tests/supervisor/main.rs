@@ -2,6 +2,7 @@
 
 mod fake;
 mod rig;
+mod slow;
 
 use dhow_sandbox::client::*;
 use rig::{BOTH, Rig, collect, until};
