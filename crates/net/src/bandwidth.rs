@@ -6,8 +6,7 @@
 //! ```
 //!
 //! A link on an interface of the host (macvlan) has no host's end: there the limits are on the link itself, in the workload's
-//! namespace where it is a container's, and what is too much of what comes is dropped. A container with CAP_NET_ADMIN can lift
-//! them.
+//! namespace where it is a container's, ifb device and all. A container with CAP_NET_ADMIN can lift them.
 //!
 //! The qdiscs die with their interface. The ifb device does not, and is removed by [`remove`] or [`sweep`].
 //! Source: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h.
@@ -32,13 +31,6 @@ const TCA_U32_ACT: u16 = 7;
 const TCA_ACT_KIND: u16 = 1;
 const TCA_ACT_OPTIONS: u16 = 2;
 const TCA_MIRRED_PARMS: u16 = 2;
-const TCA_POLICE_TBF: u16 = 1;
-const TCA_POLICE_RATE: u16 = 2;
-const TCA_POLICE_RATE64: u16 = 8;
-const TC_POLICE_SHOT: u32 = 2;
-const TC_RTAB_SIZE: usize = 1024;
-/// Any but 0, which would be no table.
-const RATE_CELL: u8 = 3;
 const TCA_EGRESS_REDIR: u32 = 1;
 const TC_ACT_STOLEN: u32 = 4;
 const TC_U32_TERMINAL: u8 = 1;
@@ -65,16 +57,32 @@ fn ifb_name(host_ifname: &str) -> String {
 /// Applies what an attachment says to its host's end.
 pub(crate) fn apply(socket: &mut Socket, a: &Attachment) -> io::Result<()> {
     let Bandwidth { ingress, egress } = a.bandwidth;
+    limit(socket, a, &a.host_ifname, (ingress, egress))
+}
+
+/// Applies what an attachment says to its link on an interface of the host, by a socket in the link's namespace.
+pub(crate) fn apply_to_link(socket: &mut Socket, a: &Attachment, name: &str) -> io::Result<()> {
+    let Bandwidth { ingress, egress } = a.bandwidth;
+    limit(socket, a, name, (egress, ingress))
+}
+
+/// Limits what an interface sends, and what it receives.
+fn limit(
+    socket: &mut Socket,
+    a: &Attachment,
+    name: &str,
+    (sent, received): (Option<u64>, Option<u64>),
+) -> io::Result<()> {
     if a.bandwidth.is_unlimited() {
         return Ok(());
     }
-    let index = index_of(socket, &a.host_ifname)?;
-    if let Some(rate) = ingress {
+    let index = index_of(socket, name)?;
+    if let Some(rate) = sent {
         let mut batch = Batch::new();
         token_bucket(&mut batch, index, rate);
         link::run(socket, batch, &[])?;
     }
-    let Some(rate) = egress else { return Ok(()) };
+    let Some(rate) = received else { return Ok(()) };
     let name = ifb_name(&a.host_ifname);
     let mut batch = Batch::new();
     link::add_ifb(&mut batch, &name);
@@ -90,21 +98,9 @@ pub(crate) fn apply(socket: &mut Socket, a: &Attachment) -> io::Result<()> {
     link::run(socket, batch, &[])
 }
 
-/// Applies what an attachment says to its link on an interface of the host, by a socket in the link's namespace.
-pub(crate) fn apply_to_link(socket: &mut Socket, a: &Attachment, name: &str) -> io::Result<()> {
-    if a.bandwidth.is_unlimited() {
-        return Ok(());
-    }
-    let index = index_of(socket, name)?;
-    let mut batch = Batch::new();
-    if let Some(rate) = a.bandwidth.egress {
-        token_bucket(&mut batch, index, rate);
-    }
-    if let Some(rate) = a.bandwidth.ingress {
-        qdisc(&mut batch, index, INGRESS_HANDLE, TC_H_INGRESS).attr_str(TCA_KIND, "ingress");
-        police(&mut batch, index, rate);
-    }
-    link::run(socket, batch, &[])
+/// Whether there is an ifb device on the host: what its end receives is limited.
+fn has_ifb(a: &Attachment) -> bool {
+    if a.uplink.is_some() { a.bandwidth.ingress.is_some() } else { a.bandwidth.egress.is_some() }
 }
 
 /// Takes the limits from a host's end that stays.
@@ -123,7 +119,7 @@ pub(crate) fn lift(socket: &mut Socket, a: &Attachment) -> io::Result<()> {
 
 /// Removes what does not die with the host's end. May be repeated.
 pub(crate) fn remove(attachment: &Attachment) -> Result<(), NetError> {
-    if attachment.bandwidth.egress.is_none() {
+    if !has_ifb(attachment) {
         return Ok(());
     }
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
@@ -132,7 +128,7 @@ pub(crate) fn remove(attachment: &Attachment) -> Result<(), NetError> {
 
 fn delete_ifb(socket: &mut Socket, a: &Attachment) -> io::Result<()> {
     let mut batch = Batch::new();
-    if a.bandwidth.egress.is_some() {
+    if has_ifb(a) {
         link::delete(&mut batch, &ifb_name(&a.host_ifname));
     }
     link::run(socket, batch, &[Errno::NODEV])
@@ -193,50 +189,22 @@ fn token_bucket(batch: &mut Batch, index: u32, bits: u64) {
 
 /// Redirects all that an interface receives.
 fn redirect(batch: &mut Batch, index: u32, to: u32) {
-    // struct tc_mirred: index, capab, action, refcnt, bindcnt, eaction, ifindex.
-    let mut mirred = [0; 28];
-    for (place, value) in [(8, TC_ACT_STOLEN), (20, TCA_EGRESS_REDIR), (24, to)] {
-        mirred[place..place + 4].copy_from_slice(&value.to_ne_bytes());
-    }
-    all_received(batch, index, "mirred", |b| {
-        b.attr(TCA_MIRRED_PARMS, &mirred);
-    });
-}
-
-/// Drops what an interface receives beyond so many bits a second, with bursts of 100 ms.
-fn police(batch: &mut Batch, index: u32, bits: u64) {
-    let rate = (bits / 8).max(1);
-    // What comes from a neighbour on this host comes in packets of up to 64 KiB, which a burst must hold.
-    let burst = (rate / 10).clamp(192 << 10, 64 << 20);
-    // In units of 64 ns (PSCHED_SHIFT).
-    let ticks = u32::try_from(burst.saturating_mul(1_000_000_000) / rate / 64).unwrap_or(u32::MAX);
-    // struct tc_police: index, action, limit, burst, mtu, two tc_ratespec, refcnt, bindcnt, capab.
-    let mut parms = [0; 56];
-    for (place, value) in [(4, TC_POLICE_SHOT), (12, ticks), (16, u32::MAX)] {
-        parms[place..place + 4].copy_from_slice(&value.to_ne_bytes());
-    }
-    (parms[20], parms[21]) = (RATE_CELL, TC_LINKLAYER_ETHERNET);
-    parms[28..32].copy_from_slice(&u32::try_from(rate).unwrap_or(u32::MAX).to_ne_bytes());
-    all_received(batch, index, "police", |b| {
-        // A table of times that the kernel wants to have, and has not looked at since 3.8.
-        b.attr(TCA_POLICE_TBF, &parms).attr(TCA_POLICE_RATE, &[0; TC_RTAB_SIZE]);
-        if rate > u64::from(u32::MAX) {
-            b.attr(TCA_POLICE_RATE64, &rate.to_ne_bytes());
-        }
-    });
-}
-
-/// Has an action done to all that an interface receives.
-fn all_received(batch: &mut Batch, index: u32, action: &str, options: impl FnOnce(&mut Batch)) {
     let message = tcmsg(index, 0, INGRESS_HANDLE, ALL_PACKETS);
     batch.request(RTM_NEWTFILTER, flags::CREATE | flags::REPLACE).fixed(&message);
     // struct tc_u32_sel with one key that matches everything.
     let mut select = [0; 32];
     (select[0], select[2]) = (TC_U32_TERMINAL, 1);
+    // struct tc_mirred: index, capab, action, refcnt, bindcnt, eaction, ifindex.
+    let mut mirred = [0; 28];
+    for (place, value) in [(8, TC_ACT_STOLEN), (20, TCA_EGRESS_REDIR), (24, to)] {
+        mirred[place..place + 4].copy_from_slice(&value.to_ne_bytes());
+    }
     batch.attr_str(TCA_KIND, "u32").nest(TCA_OPTIONS, |b| {
         b.attr(TCA_U32_SEL, &select).nest(TCA_U32_ACT, |b| {
             b.nest(1, |b| {
-                b.attr_str(TCA_ACT_KIND, action).nest(TCA_ACT_OPTIONS, options);
+                b.attr_str(TCA_ACT_KIND, "mirred").nest(TCA_ACT_OPTIONS, |b| {
+                    b.attr(TCA_MIRRED_PARMS, &mirred);
+                });
             });
         });
     });
