@@ -2,8 +2,12 @@
 //! that would be in everybody's way. Files, processes and stores are the host's as ever.
 
 use crate::have;
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// Runs `f` on a thread in a network namespace of its own, in which loopback is up: what it starts is in there, too. `None`, said
 /// so, where that cannot be, or one of the programs it needs is missing.
@@ -50,7 +54,7 @@ impl Neighbour {
         let mut own = Self(child);
         // Until it is in its namespace.
         let mut word = [0; 6];
-        std::io::Read::read_exact(own.0.stdout.as_mut().unwrap(), &mut word).unwrap();
+        own.0.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
         let pid = own.0.id().to_string();
         run(&["ip", "link", "add", link, "type", "veth", "peer", "name", "lan", "netns", &pid]);
         run(&["ip", "link", "set", link, "up"]);
@@ -74,6 +78,23 @@ impl Neighbour {
         let out = self.command(argv).output().unwrap();
         assert!(out.status.success(), "{argv:?}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// What a server says to a request for `/group` from there; nothing if there is none.
+    pub fn get(&self, address: &str) -> String {
+        let file = format!("/proc/{}/ns/net", self.0.id());
+        let address = address.parse().unwrap();
+        let fetch = || {
+            let namespace = std::fs::File::open(file)?;
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /group HTTP/1.0\r\n\r\n")?;
+            let mut said = String::new();
+            stream.read_to_string(&mut said).map(|_| said)
+        };
+        let said: std::io::Result<String> = std::thread::scope(|s| s.spawn(fetch).join()).unwrap();
+        said.unwrap_or_default()
     }
 
     /// Serves `/etc` by HTTP there, until it is dropped.

@@ -235,7 +235,7 @@ impl Server {
                     if let Some(message) = buffer.get(..length) {
                         self.question(Client::Datagram(from), message);
                     }
-                    self.haste.answered(asked);
+                    self.haste.answered(asked, Instant::now());
                 }
                 Err(Errno::AGAIN) if self.haste.goes_on() => {}
                 Err(Errno::AGAIN) => return,
