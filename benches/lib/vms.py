@@ -22,7 +22,7 @@ def cache(repository):
 
 
 # QEMU's guests have no modules.
-LEAN_ONLY = {"vm-disk", "vm-net"}
+LEAN_ONLY = {"vm-disk", "vm-net", "vm-pair"}
 LEAN = "lean kernel"
 
 
@@ -100,4 +100,11 @@ def net(where, seen):
     return [Result.throughput(f"TCP from guest to host ({where})", seen, "dhow", "qemu", 1)]
 
 
-RESULTS = {"vm-run": run, "vm-memory": memory, "vm-disk": disk, "vm-net": net}
+def pair(where, seen):
+    return [
+        Result.throughput(f"TCP from guest to guest ({where})", seen["between"], "dhow", "qemu", 1),
+        Result.throughput(f"TCP from host to guest ({where})", seen["inward"], "dhow", "qemu", 1),
+    ]
+
+
+RESULTS = {"vm-run": run, "vm-memory": memory, "vm-disk": disk, "vm-net": net, "vm-pair": pair}

@@ -7,6 +7,7 @@ pub mod busybox;
 pub mod debian;
 pub mod layout;
 pub mod liar;
+pub mod private;
 pub mod registry;
 pub mod server;
 pub mod traces;

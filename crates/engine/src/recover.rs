@@ -178,6 +178,10 @@ impl Engine {
             net::detach(attachment)?;
             net::dns::withdraw(&self.paths.run, attachment)?;
         }
+        if bundle.as_ref().is_some_and(|b| b.machine.is_some()) {
+            // Also of networks that it was disconnected from.
+            net::remove_ends(container.id.as_str())?;
+        }
         for plan in bundle.iter().flat_map(|b| &b.volumes) {
             place::clear(&plan.place)?;
         }
