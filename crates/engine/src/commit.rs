@@ -26,7 +26,7 @@ impl Engine {
         let freeze = options.pause && matches!(&live, Liveness::Supervised(s) if s.status == Status::Running);
         let mut client = if freeze { Some(self.client(&container)?) } else { None };
         if let Some(client) = &mut client {
-            client.pause()?;
+            client.hold()?;
         }
         let plan = self.rootfs_plan(&container);
         let made = plan.and_then(|plan| {

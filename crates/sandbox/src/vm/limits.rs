@@ -91,7 +91,7 @@ impl Machine {
 }
 
 /// The way to a hypervisor.
-enum Orders {
+pub(super) enum Orders {
     Kvm {
         /// By which the path leads to the socket.
         _dir: OwnedFd,
@@ -101,7 +101,7 @@ enum Orders {
 }
 
 impl Orders {
-    fn connect(dir: &Path) -> io::Result<Self> {
+    pub(super) fn connect(dir: &Path) -> io::Result<Self> {
         if dir.join(qmp::SOCKET).exists() {
             return Ok(Self::Qemu(Qmp::connect(dir)?));
         }
@@ -163,6 +163,17 @@ impl Orders {
                 let _ = qmp.limit(qemu::LAYERS, &rate);
                 qmp.limit(qemu::DISK, &rate)
             }
+        }
+    }
+
+    /// Has a disk that is the volume of this number, and of that one among all disks, take all of its file.
+    pub(super) fn grow(&mut self, volume: usize, disk: usize, bytes: u64) -> io::Result<()> {
+        match self {
+            Self::Kvm { socket, .. } => match ask(socket, &Request::GrowDisk { number: disk })? {
+                Answer::Refused { why } => Err(io::Error::other(why)),
+                _ => Ok(()),
+            },
+            Self::Qemu(qmp) => qmp.resize(&qemu::volume_disk(volume), bytes),
         }
     }
 

@@ -19,6 +19,7 @@ mod carrier;
 mod connect;
 mod exec;
 mod files;
+mod grow;
 mod kvm;
 mod limits;
 mod machine;
@@ -52,6 +53,7 @@ use vmm::config::DiskRate;
 pub use appliance::{Appliance, Order, serve};
 pub use connect::listen_for_guest;
 pub use files::Files;
+pub use grow::{GrowError, Growth};
 
 /// Directory in a sandbox's run directory with the sockets of its microVM.
 pub const DIR: &str = "vm";
