@@ -24,7 +24,7 @@ mod words;
 pub use options::Driver;
 pub use transfer::Format as VolumeFormat;
 
-use crate::mounts::{Kind, check_source};
+use crate::mounts::Kind;
 use crate::recover::remove_tree;
 use crate::request::{Filters, Pruned};
 use crate::spec::invalid;
@@ -258,8 +258,6 @@ impl Engine {
                         .create(&mount.source)
                         .map_err(EngineError::io("cannot create the directory", &mount.source))?;
                 }
-                // It may lead elsewhere than when the container was made.
-                Kind::Bind => check_source(mount, &self.paths)?,
                 _ => {}
             }
         }

@@ -105,7 +105,9 @@ pub(super) fn start(
         .args(["-device", &format!("virtio-blk-device,drive={DISK},werror=report,rerror=report")]);
     for (number, volume) in of.plan.volumes.iter().enumerate() {
         let Some(file) = volume.disk() else { continue };
+        // QEMU's own locks would be in its way when the disk grows, as it has the file by two descriptors.
         let file = given.open_locked(&volume.name, file, volume.read_only)?;
+        let file = format!("file.driver=file,file.locking=off,file.filename={file}");
         let read_only = if volume.read_only { "on" } else { "off" };
         let serial = spec::serial(of.layers.len(), number);
         let name = volume_disk(number);
@@ -113,7 +115,7 @@ pub(super) fn start(
             .args([
                 "-drive",
                 &format!(
-                    "id={name},if=none,format=raw,readonly={read_only},cache=writeback,discard=unmap,file={file}{throttling}"
+                    "id={name},if=none,format=raw,readonly={read_only},cache=writeback,discard=unmap,{file}{throttling}"
                 ),
             ])
             .args([
