@@ -57,7 +57,7 @@ fn a_removal_takes_nothing_from_who_takes_the_name_meanwhile() {
     std::thread::scope(|scope| {
         let store = &store;
         let removing = scope.spawn(move || {
-            for _ in 0..60 {
+            for _ in 0..20 {
                 let _ = store.out(&["volume", "rm", "contested"]);
                 let _ = store.out(&["volume", "prune", "-af"]);
             }
