@@ -5,8 +5,8 @@ use crate::spec::namespaces::private_ids;
 use crate::spec::{Context, invalid, is_privileged};
 use crate::{EngineError, Result};
 use std::path::Path;
-use types::{SUBPATH, VolumePlan, VolumeSource};
 use types::oci::{Mount, MountBuilder};
+use types::{SUBPATH, VolumePlan, VolumeSource};
 
 /// Docker's default size of `/dev/shm`.
 const SHM: i64 = 64 << 20;

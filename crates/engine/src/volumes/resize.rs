@@ -77,7 +77,9 @@ impl Engine {
             return Err(EngineError::Conflict(format!(
                 "volume {} is in use by the microVM {}, which is {}: a disk grows while its microVM runs, or when it is \
                  stopped",
-                volume.name, container.name, state.status.as_str()
+                volume.name,
+                container.name,
+                state.status.as_str()
             )));
         }
         let bundle = self.read_bundle(container)?;
