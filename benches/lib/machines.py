@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The rows of microVMs, on a host that has KVM: beside QEMU's microvm machine with KVM and the same kernel.
 
-    machines.py --kernel FILE [--modules DIR] --sender PROGRAM ROW ...
+    machines.py --kernel FILE [--modules DIR] --tools DIR ROW ...
 
 Runs on the emulated host too, from which nothing but its output comes back: prints the figures as one line of JSON.
 """
@@ -20,6 +20,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+import shares
 
 MARK = "figures: "
 ROUNDS = int(os.environ.get("DHOW_BENCH_ROUNDS", "5"))
@@ -59,20 +61,22 @@ class Host:
     def dhow(self, *args):
         return self.run([self.program, *args])
 
+    say = staticmethod(say)
+
     @staticmethod
-    def run(argv):
+    def run(argv, patience=PATIENCE):
         argv = [str(arg) for arg in argv]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=patience, check=False, stdin=subprocess.DEVNULL)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(argv)}: {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout + done.stderr
 
     def image(self):
-        """busybox, what sends, and a file to be read."""
+        """busybox, the tools, and what they work on."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
-            self.add(tar, "bin/busybox", Path("/bin/busybox").read_bytes())
-            self.add(tar, "bin/send", Path(self.options.sender).read_bytes())
+            for name, content in self.programs().items():
+                self.add(tar, name, content)
             for name in ("sh", "true", "sleep", "dd"):
                 entry = tarfile.TarInfo(f"bin/{name}")
                 entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
@@ -81,6 +85,15 @@ class Host:
                 self.add(tar, "file", os.urandom(FILE_MIB * MIB))
         return packed.getvalue()
 
+    def programs(self):
+        """What every guest has, by its path."""
+        tools = {"bin/send": "send", "bin/files": "files", "bin/sync-writes": "sync"}
+        found = {path: (Path(self.options.tools) / name).read_bytes() for path, name in tools.items()}
+        found["bin/busybox"] = Path("/bin/busybox").read_bytes()
+        if "vm-files" in self.options.rows:
+            found[shares.TREE] = shares.tree()
+        return found
+
     @staticmethod
     def add(tar, name, content):
         entry = tarfile.TarInfo(name)
@@ -88,11 +101,11 @@ class Host:
         tar.addfile(entry, io.BytesIO(content))
 
     def initramfs(self, script):
-        """busybox and what sends, and an init that carries out the script and powers off."""
+        """The same in a root of memory, with an init that carries out the script and powers off."""
         tree = Path(tempfile.mkdtemp(dir=self.work))
         (tree / "bin").mkdir()
-        for name, source in (("bin/busybox", "/bin/busybox"), ("bin/send", self.options.sender)):
-            (tree / name).write_bytes(Path(source).read_bytes())
+        for name, content in self.programs().items():
+            (tree / name).write_bytes(content)
             (tree / name).chmod(0o755)
         (tree / "init").write_text(INIT % script)
         (tree / "init").chmod(0o755)
@@ -284,14 +297,14 @@ def vm_pair(host):
             host.dhow("rm", "-f", "sink")
 
 
-ROWS = {"vm-run": vm_run, "vm-memory": vm_memory, "vm-disk": vm_disk, "vm-net": vm_net, "vm-pair": vm_pair}
+ROWS = {"vm-run": vm_run, "vm-memory": vm_memory, "vm-disk": vm_disk, "vm-net": vm_net, "vm-pair": vm_pair, **shares.ROWS}
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--kernel", required=True)
     parser.add_argument("--modules")
-    parser.add_argument("--sender", required=True)
+    parser.add_argument("--tools", required=True)
     parser.add_argument("rows", nargs="+", choices=list(ROWS))
     options = parser.parse_args()
     figures = {}

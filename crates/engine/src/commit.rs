@@ -44,7 +44,7 @@ impl Engine {
     /// Freezes it; the connection thaws it. None where it ends just now: then it holds still by itself.
     fn freeze(&self, container: &Container) -> Result<Option<Client>> {
         let frozen = self.client(container).and_then(|mut client| {
-            client.pause().map_err(|e| self.refused(container, e))?;
+            client.hold().map_err(|e| self.refused(container, e))?;
             Ok(client)
         });
         match frozen {

@@ -201,8 +201,7 @@ impl EngineHooks {
     /// long.
     fn fill_volumes(&mut self, bundle: &Bundle) -> Result<(), HookError> {
         self.hold_volumes(bundle)?;
-        let is_empty = |dir: &PathBuf| std::fs::read_dir(dir).is_ok_and(|mut list| list.next().is_none());
-        if !volumes_to_fill(bundle)?.iter().any(|(_, dir)| is_empty(dir)) {
+        if !volumes_to_fill(bundle)?.iter().any(|(_, dir)| rootfs::is_unfilled(dir)) {
             return Ok(());
         }
         let options = rootfs::MountOptions { access: rootfs::Access::LayersOnly, ..Default::default() };
@@ -419,7 +418,12 @@ fn volumes_to_fill(bundle: &Bundle) -> Result<Vec<(PathBuf, PathBuf)>, HookError
 
 fn copy_up(root: &sys::Root, bundle: &Bundle) -> Result<(), HookError> {
     for (target, dest) in volumes_to_fill(bundle)? {
-        rootfs::copy_up(root, &target, &dest).map_err(|e| HookError::new(&e))?;
+        if rootfs::is_unfilled(&dest) {
+            // One after the other, where several begin with it at once.
+            let lock = Lock::exclusive(&dest.with_file_name("making"));
+            let _lock = lock.map_err(|e| io("lock a volume", e))?;
+            rootfs::copy_up(root, &target, &dest).map_err(|e| HookError::new(&e))?;
+        }
     }
     Ok(())
 }

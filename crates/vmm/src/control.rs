@@ -46,6 +46,11 @@ pub enum Request {
         /// The limits.
         rate: DiskRate,
     },
+    /// Takes the size of a disk's file anew, which has become longer, and tells the guest.
+    GrowDisk {
+        /// Its number in the configuration, from 0.
+        number: usize,
+    },
     /// Sets the limits of a network interface.
     LimitNet {
         /// Its number in the configuration, from 0.

@@ -159,6 +159,10 @@ impl Control<'_> {
                 let set = self.machine.bus.command(DISK, number, Command::LimitDisk(rate));
                 done(set, || format!("this guest has no disk {number} that can be limited"))
             }
+            Request::GrowDisk { number } => {
+                let grown = self.machine.bus.command(DISK, number, Command::TakeSize);
+                done(grown, || format!("this guest has no disk {number} that can grow"))
+            }
             Request::LimitNet { number, rate } => {
                 let set = self.machine.bus.command(NET, number, Command::Limit(rate));
                 done(set, || format!("this guest has no network interface {number} that can be limited"))

@@ -396,6 +396,10 @@ impl Core<'_> {
         let over: Vec<u64> = self.clients.iter().filter(|(_, c)| c.is_over()).map(|(id, _)| *id).collect();
         for id in over {
             let Some(client) = self.clients.remove(&id) else { continue };
+            if client.holds {
+                // Somebody else may have thawed it already.
+                let _ = self.resume();
+            }
             match client.role {
                 Role::Attached(options) if options.stdin && !client.detached => self.end_main_input(),
                 Role::Exec(exec) => self.exec_client_gone(exec, client.detached),

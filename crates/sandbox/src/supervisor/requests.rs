@@ -97,7 +97,15 @@ impl Core<'_> {
             Request::Stop { signal, timeout } => self.stop(client, signal, timeout),
             Request::KillAll => self.kill_all(client),
             Request::Pause => self.pause(),
-            Request::Resume => self.resume(),
+            Request::Hold => {
+                let done = self.pause();
+                client.holds = done.is_ok();
+                done
+            }
+            Request::Resume => {
+                client.holds = false;
+                self.resume()
+            }
             Request::Update { resources, restart } => self.update(resources, restart),
             Request::Rename { name } => {
                 let old = std::mem::replace(&mut self.bundle.name, name);
@@ -330,7 +338,7 @@ impl Core<'_> {
         Ok(done)
     }
 
-    fn resume(&mut self) -> Result<Outcome, Failure> {
+    pub(super) fn resume(&mut self) -> Result<Outcome, Failure> {
         if self.state.status != Status::Paused {
             let message = format!("Container {} is not paused", self.bundle.id.as_str());
             return Err(Failure { kind: ErrorKind::Conflict, message, exit_code: 1 });

@@ -95,7 +95,7 @@ impl Machine {
 }
 
 /// The way to a hypervisor.
-enum Orders {
+pub(super) enum Orders {
     Kvm {
         /// By which the path leads to the socket.
         _dir: OwnedFd,
@@ -105,7 +105,7 @@ enum Orders {
 }
 
 impl Orders {
-    fn connect(dir: &Path) -> io::Result<Self> {
+    pub(super) fn connect(dir: &Path) -> io::Result<Self> {
         if dir.join(qmp::SOCKET).exists() {
             return Ok(Self::Qemu(Qmp::connect(dir)?));
         }
@@ -167,6 +167,17 @@ impl Orders {
                 let drives = qmp.drives()?;
                 drives.iter().take(MAX_DISKS).try_for_each(|drive| qmp.limit(drive, &rate))
             }
+        }
+    }
+
+    /// Has a disk that is the volume of this number, and of that one among all disks, take all of its file.
+    pub(super) fn grow(&mut self, volume: usize, disk: usize, bytes: u64) -> io::Result<()> {
+        match self {
+            Self::Kvm { socket, .. } => match ask(socket, &Request::GrowDisk { number: disk })? {
+                Answer::Refused { why } => Err(io::Error::other(why)),
+                _ => Ok(()),
+            },
+            Self::Qemu(qmp) => qmp.resize(&qemu::volume_disk(volume), bytes),
         }
     }
 

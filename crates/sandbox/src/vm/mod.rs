@@ -19,6 +19,7 @@ mod carrier;
 mod connect;
 mod exec;
 mod files;
+mod grow;
 mod kvm;
 mod limits;
 mod machine;
@@ -53,6 +54,7 @@ use vmm::config::DiskRate;
 pub use appliance::{Appliance, Order, serve};
 pub use connect::listen_for_guest;
 pub use files::Files;
+pub use grow::{GrowError, Growth};
 pub use kvm::{MACHINE_VERB, carry};
 pub use shares::{SHARES_VERB, serve as serve_shares};
 

@@ -73,6 +73,11 @@ impl Qmp {
         self.ask("block_set_io_throttle", limits).map(drop)
     }
 
+    /// Has a drive take so many bytes of its file, and tells the guest.
+    pub(super) fn resize(&mut self, drive: &str, bytes: u64) -> io::Result<()> {
+        self.ask("block_resize", json!({ "device": drive, "size": bytes })).map(drop)
+    }
+
     fn ask(&mut self, command: &str, arguments: Value) -> io::Result<Value> {
         let text = json!({ "execute": command, "arguments": arguments });
         let socket = self.lines.get_mut().get_mut();
