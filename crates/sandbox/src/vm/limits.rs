@@ -5,7 +5,7 @@
 //! can have.
 
 use super::qmp::{self, Qmp};
-use super::{connect, spec};
+use super::{connect, qemu, spec};
 use crate::container::running::Container;
 use crate::container::step::Step;
 use crate::hull::{HullError, Sandbox};
