@@ -2,7 +2,7 @@
 
 use dhow_tests::said::{ok, refused, run, text, until};
 use dhow_tests::traces::{hypervisors, kill};
-use dhow_tests::{Store, vm};
+use dhow_tests::vm;
 use std::fs;
 
 #[test]
