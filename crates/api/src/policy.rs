@@ -6,7 +6,7 @@
 
 use crate::fault::Fault;
 use std::path::{Component, Path, PathBuf};
-use types::docker::{ContainerConfig, HostConfig, MountType, VolumeCreateRequest};
+use types::docker::{ContainerConfig, HostConfig, MountType, NetworkCreateRequest, VolumeCreateRequest};
 
 /// A rule that cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -92,6 +92,17 @@ impl Restrict {
             Some((key, value)) => {
                 Err(refused("bind", &format!("volumes with the option {key}={value} are not allowed")))
             }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a network may be made.
+    pub fn admit_network(&self, request: &NetworkCreateRequest) -> Result<(), Fault> {
+        if request.driver.as_deref().is_some_and(|d| !matches!(d, "" | "default" | "bridge")) {
+            return Err(refused("network", "networks on the host's own interfaces are not allowed"));
+        }
+        match request.options.iter().flatten().find(|(key, _)| *key == engine::HOST_ACCESS) {
+            Some(_) => Err(refused("network", "networks that reach the host's own services are not allowed")),
             None => Ok(()),
         }
     }

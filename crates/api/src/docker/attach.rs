@@ -14,8 +14,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 use types::Status;
 
-/// How often a container that somebody else may start is looked at.
+/// After which time a container is first looked at that somebody else may start.
 const LOOK: Duration = Duration::from_millis(50);
+/// How rarely in the end.
+const RARELY: Duration = Duration::from_secs(1);
 
 /// What a client wants of a container.
 struct Wanted {
@@ -167,6 +169,7 @@ async fn later(
 ) -> (Option<Stream>, Waiters) {
     let mut waiters = Waiters::default();
     let mut is_ours = true;
+    let mut look = LOOK;
     loop {
         tokio::select! {
             given = &mut handed, if is_ours => match given {
@@ -178,8 +181,9 @@ async fn later(
                 // The start failed.
                 Err(_) => return (None, waiters),
             },
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(look) => {}
         }
+        look = (look * 5 / 4).min(RARELY);
         if wire.is_some_and(Wire::is_cut) {
             return (None, waiters);
         }

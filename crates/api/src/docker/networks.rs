@@ -23,11 +23,8 @@ pub async fn create(mut ask: Ask) -> Answer {
     if request.name.is_empty() {
         return Err(Fault::invalid("network name cannot be empty"));
     }
-    if let (Some(_), Some("macvlan")) = (&ask.server.settings.policy.restrict, request.driver.as_deref()) {
-        return Err(crate::policy::refused(
-            "namespaces",
-            "networks on the host's own interfaces are not allowed",
-        ));
+    if let Some(rules) = &ask.server.settings.policy.restrict {
+        rules.admit_network(&request)?;
     }
     let id = ask.run(move |engine| Ok(engine.create_network(&request)?)).await?;
     ask::json(StatusCode::CREATED, &json!({"Id": id, "Warning": ""}))
