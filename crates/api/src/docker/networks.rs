@@ -49,6 +49,7 @@ pub async fn connect(mut ask: Ask, id: &str) -> Answer {
     ask.run(move |engine| {
         if let Some(rules) = restrict {
             super::admit(engine, &request.container, &rules)?;
+            request.endpoint_config.iter().try_for_each(|settings| rules.admit_endpoint(settings))?;
         }
         Ok(engine.connect_network(
             &network,
