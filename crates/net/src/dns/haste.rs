@@ -23,7 +23,7 @@ const RESPITE: u32 = 1000;
 const WEIGHT: u32 = 16;
 
 /// Whether the next question is waited for awake.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Haste {
     last: Option<Instant>,
     awake: bool,
@@ -35,11 +35,23 @@ pub(super) struct Haste {
     several: Option<bool>,
 }
 
+impl Default for Haste {
+    fn default() -> Self {
+        // Averages of fewer questions say little.
+        let (asleep_took, awake_took) = Default::default();
+        Self { last: None, awake: false, asleep_took, awake_took, respite: WEIGHT, several: None }
+    }
+}
+
 impl Haste {
     /// A question that came at `asked` is answered now.
     pub(super) fn answered(&mut self, asked: Instant, now: Instant) {
-        let took = self.last.replace(now).map_or(Duration::MAX, |last| asked.saturating_duration_since(last));
-        let average = |old: Duration| (old * (WEIGHT - 1) + took.min(4 * PATIENCE)) / WEIGHT;
+        let Some(last) = self.last.replace(now) else { return };
+        let took = asked.saturating_duration_since(last).min(4 * PATIENCE);
+        let average = |old: Duration| match old.is_zero() {
+            true => took,
+            false => (old * (WEIGHT - 1) + took) / WEIGHT,
+        };
         if self.awake {
             self.awake_took = average(self.awake_took);
             if self.awake_took > self.asleep_took {
