@@ -19,6 +19,9 @@ pub(super) const DRAIN: Duration = Duration::from_millis(100);
 /// Where no descriptor tells of the OOM killer, and after a notice that brought nothing new.
 const OOM_PAUSE: Duration = Duration::from_secs(1);
 
+/// What the hull has built, or until when it builds it.
+type Built = (Box<dyn Sandbox>, Channel, Option<Box<dyn Pending>>);
+
 /// The container while it runs, and while its last output comes.
 pub(super) struct Main {
     pub(super) sandbox: Box<dyn Sandbox>,
@@ -125,7 +128,7 @@ impl Core<'_> {
         }
     }
 
-    fn create(&mut self) -> Result<(Box<dyn Sandbox>, Channel, Option<Box<dyn Pending>>), Failure> {
+    fn create(&mut self) -> Result<Built, Failure> {
         let refuse = |e: HookError| Failure { kind: e.kind, message: e.message, exit_code: 125 };
         let (mount, layers): (OwnedFd, Vec<_>);
         let rootfs = match &self.bundle.machine {
