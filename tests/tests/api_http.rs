@@ -46,7 +46,7 @@ fn versions_and_statuses() {
         ("/images/none/json", 404, "No such image: none"),
         ("/networks/absent", 404, "network absent not found"),
         ("/volumes/none", 404, "no such volume"),
-        ("/exec/none/json", 404, "exec instance none"),
+        ("/exec/none/json", 404, "exec instance: none"),
         ("/swarm", 501, "Swarm is not implemented"),
         ("/containers/json?filters=nonsense", 400, "invalid filter"),
         ("/containers/json?filters=%7B%22nonsense%22%3A%5B%22x%22%5D%7D", 400, "nonsense"),

@@ -55,6 +55,14 @@ impl From<EngineError> for Fault {
         let message = match &e {
             // Docker's words, which clients look for.
             EngineError::NoSuchContainer(name) => format!("No such container: {name}"),
+            EngineError::NotRunning(id) => format!("Container {id} is not running"),
+            EngineError::NoSuchObject(what) => match what.strip_prefix("exec instance ") {
+                Some(id) => format!("No such exec instance: {id}"),
+                None => e.to_string(),
+            },
+            EngineError::NameInUse { name, id } => format!(
+                "Conflict. The container name \"/{name}\" is already in use by container {id:?}. You have to remove (or rename) that container to be able to reuse that name."
+            ),
             EngineError::Image(image) => return Self::from_image(image),
             EngineError::Start { message, .. } => return Self::new(400, as_dockers(message)),
             other => other.to_string(),

@@ -9,11 +9,14 @@
 //! lives, are its connections, and the clients among them that wait for a container's start (see [`mod@rendezvous`]).
 //! Network and streams are asynchronous; the engine is not, and is called on threads that may block.
 #![forbid(unsafe_code)]
+// One of Docker's documents has more members than a macro may otherwise take.
+#![recursion_limit = "256"]
 
 mod body;
 mod connection;
 mod docker;
 mod fault;
+mod fuzz;
 mod listen;
 mod policy;
 mod query;
@@ -24,6 +27,8 @@ mod takeover;
 mod tls;
 mod work;
 
+#[doc(hidden)]
+pub use fuzz::fuzz_request;
 pub use listen::{ListenError, Listener};
 pub use policy::{Policy, PolicyError, Restrict};
 pub use server::{ServeOptions, Settings, serve};

@@ -73,6 +73,17 @@ pub(crate) fn restart_policy(host: &HostConfig) -> Result<RestartPolicy> {
 /// The health check with Docker's defaults; none where there is none, or where it is switched off.
 pub(crate) fn health_check(config: &ContainerConfig) -> Result<Option<HealthCheck>> {
     let Some(health) = &config.healthcheck else { return Ok(None) };
+    let time = |value: Option<i64>, default: u64, what: &str| match value.unwrap_or(0) {
+        0 => Ok(default),
+        n if n < 1_000_000 => Err(invalid(format!("health check {what} cannot be less than 1ms"))),
+        n => Ok(n as u64),
+    };
+    const SECOND: u64 = 1_000_000_000;
+    // Checked of one that is inherited or switched off as well.
+    let interval_ns = time(health.interval, 30 * SECOND, "interval")?;
+    let timeout_ns = time(health.timeout, 30 * SECOND, "timeout")?;
+    let start_period_ns = time(health.start_period, 0, "start period")?;
+    let start_interval_ns = time(health.start_interval, 5 * SECOND, "start interval")?;
     let test = health.test.as_deref().unwrap_or_default();
     let command = match test.first().map(String::as_str) {
         None | Some("NONE") => return Ok(None),
@@ -87,18 +98,12 @@ pub(crate) fn health_check(config: &ContainerConfig) -> Result<Option<HealthChec
             return Err(invalid(format!("invalid health check {other:?}: CMD, CMD-SHELL or NONE")));
         }
     };
-    let time = |value: Option<i64>, default: u64, what: &str| match value.unwrap_or(0) {
-        0 => Ok(default),
-        n if n < 1_000_000 => Err(invalid(format!("health check {what} cannot be less than 1ms"))),
-        n => Ok(n as u64),
-    };
-    const SECOND: u64 = 1_000_000_000;
     Ok(Some(HealthCheck {
         command,
-        interval_ns: time(health.interval, 30 * SECOND, "interval")?,
-        timeout_ns: time(health.timeout, 30 * SECOND, "timeout")?,
-        start_period_ns: time(health.start_period, 0, "start period")?,
-        start_interval_ns: time(health.start_interval, 5 * SECOND, "start interval")?,
+        interval_ns,
+        timeout_ns,
+        start_period_ns,
+        start_interval_ns,
         retries: match health.retries.unwrap_or(0) {
             0 => 3,
             n => u32::try_from(n).map_err(|_| invalid("health check retries cannot be negative"))?,

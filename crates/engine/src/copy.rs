@@ -186,6 +186,7 @@ impl Engine {
         rename: Option<&OsStr>,
         out: &mut dyn Write,
     ) -> Result<()> {
+        self.event(&self.find(name)?, "archive-path", &[]);
         self.with_root(name, path, false, |source| match source {
             Source::Here(_, path, Some(state)) => inside::read(state, Some(path), rename, out),
             Source::Here(root, path, None) => Ok(rootfs::pack(root, path, rename, out)?),
@@ -201,6 +202,7 @@ impl Engine {
         if read_only && !on_mount {
             return Err(EngineError::Conflict("container rootfs is marked read-only".into()));
         }
+        self.event(&container, "extract-to-dir", &[]);
         self.with_root(name, dir, true, |source| match source {
             Source::Here(_, dir, Some(state)) => inside::write(state, dir, tar, options),
             Source::Here(root, dir, None) => Ok(rootfs::unpack(root, dir, tar, options)?),
@@ -222,6 +224,7 @@ impl Engine {
 
     /// Writes all files of a container as a tar.
     pub fn export(&self, name: &str, out: &mut dyn Write) -> Result<()> {
+        self.event(&self.find(name)?, "export", &[]);
         self.with_root(name, Path::new("/"), false, |source| match source {
             Source::Here(_, _, Some(state)) => inside::read(state, None, None, out),
             Source::Here(root, _, None) => Ok(rootfs::export(root, out)?),

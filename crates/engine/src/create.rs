@@ -127,6 +127,10 @@ impl Engine {
         self.cgroup(container)?;
         crate::spec::resources_of(&container.host)?;
         crate::spec::arguments(&container.config)?;
+        if let Some(bad) = container.config.env.iter().flatten().find(|e| e.is_empty() || e.starts_with('='))
+        {
+            return Err(invalid(format!("invalid environment variable: {bad}")));
+        }
         if let Some(dir) = container.config.working_dir.as_deref().filter(|d| !d.is_empty())
             && !dir.starts_with('/')
         {

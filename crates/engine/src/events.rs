@@ -58,6 +58,11 @@ impl Engine {
         self.tell(EventType::Container, action, container.id.as_str(), attributes);
     }
 
+    /// Tells that the unused of a kind were removed.
+    pub(crate) fn prune_event(&self, kind: EventType, reclaimed: u64) {
+        self.tell(kind, "prune", "", [("reclaimed".to_owned(), reclaimed.to_string())].into());
+    }
+
     /// Tells an event of an image.
     pub fn image_event(&self, action: &str, id: &str, name: &str) {
         self.tell(EventType::Image, action, id, [("name".to_owned(), name.to_owned())].into());

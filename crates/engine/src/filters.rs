@@ -105,10 +105,13 @@ impl Engine {
             "network" => self.is_on(c, value)?,
             "publish" => ports_match(value, c.host.port_bindings.iter().flatten().map(|(p, _)| p)),
             "expose" => ports_match(value, c.config.exposed_ports.iter().flatten()),
-            "health" => match &state.health {
-                Some(health) => health.status.as_str() == value,
-                None => value == "none",
-            },
+            "health" => {
+                const KNOWN: &[&str] = &["starting", "healthy", "unhealthy", "none"];
+                if !KNOWN.contains(&value) {
+                    return Err(invalid(format!("unrecognised filter value for health: {value}")));
+                }
+                state.health.as_ref().map_or("none", |h| h.status.as_str()) == value
+            }
             "is-task" => value == "false",
             _ => false,
         })

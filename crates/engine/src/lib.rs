@@ -71,6 +71,7 @@ pub use request::{
     CommitOptions, CreateRequest, Created, EventOptions, ExecRequest, Filters, ListOptions, LogOptions,
     Pruned, PullPolicy, RemoveOptions,
 };
+pub use spec::{MASKED_PATHS, READ_ONLY_PATHS};
 pub use stats::GUEST_MEMORY;
 pub use supervise::supervise;
 pub use volumes::{CreateVolume, Driver, VolumeFormat, VolumeInfo};

@@ -7,6 +7,7 @@ use crate::store;
 use crate::volumes::place;
 use crate::{Engine, EngineError, Result, filters};
 use std::collections::HashSet;
+use types::EventType;
 
 /// How long supervisors may take to unmount what they have used.
 const UNMOUNTED: std::time::Duration = std::time::Duration::from_secs(5);
@@ -35,6 +36,7 @@ impl Engine {
                 Err(e) => return Err(e),
             }
         }
+        self.prune_event(EventType::Container, out.reclaimed);
         Ok(out)
     }
 
@@ -49,6 +51,7 @@ impl Engine {
             (_, Some(id)) => Some(format!("deleted: {id}")),
             _ => None,
         });
+        self.prune_event(EventType::Image, pruned.reclaimed);
         Ok(Pruned { images: items.collect(), reclaimed: pruned.reclaimed, ..Pruned::default() })
     }
 

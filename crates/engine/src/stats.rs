@@ -32,12 +32,18 @@ impl Engine {
     /// The processes of a running container, as `ps` with these options shows them; Docker's default is `-ef`.
     pub fn top(&self, name: &str, ps_args: &[String]) -> Result<ContainerTopResponse> {
         let container = self.find(name)?;
-        if container.is_vm() {
-            return self.top_of_guest(&container, ps_args);
-        }
-        let pids = match self.liveness(&container)? {
+        let shown = match container.is_vm() {
+            true => self.top_of_guest(&container, ps_args)?,
+            false => self.top_of_container(&container, ps_args)?,
+        };
+        self.event(&container, "top", &[]);
+        Ok(shown)
+    }
+
+    fn top_of_container(&self, container: &Container, ps_args: &[String]) -> Result<ContainerTopResponse> {
+        let pids = match self.liveness(container)? {
             Liveness::Supervised(_) => {
-                self.client(&container)?.processes().map_err(|e| self.refused(&container, e))?
+                self.client(container)?.processes().map_err(|e| self.refused(container, e))?
             }
             Liveness::Ended(..) => return Err(EngineError::NotRunning(container.id.to_string())),
         };

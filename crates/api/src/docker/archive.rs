@@ -6,7 +6,7 @@ use crate::fault::Fault;
 use crate::work::Late;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hyper::StatusCode;
+use hyper::{Response, StatusCode};
 use rootfs::UnpackOptions;
 use serde_json::json;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ async fn stat(ask: &Ask, id: &str) -> Result<(String, PathBuf), Fault> {
 
 pub async fn head(ask: Ask, id: &str) -> Answer {
     let (stat, _) = stat(&ask, id).await?;
-    ask::head("application/json")
+    Response::builder()
         .header(STAT, stat)
         .body(crate::body::Body::empty())
         .map_err(|e| Fault::internal(e.to_string()))

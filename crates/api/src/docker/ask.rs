@@ -168,7 +168,7 @@ fn wants_upgrade(headers: &HeaderMap) -> bool {
 }
 
 /// `/v1.41/containers/json` is `(41, "/containers/json")`.
-fn version(path: &str) -> Result<(u32, &str), Fault> {
+pub(crate) fn version(path: &str) -> Result<(u32, &str), Fault> {
     let newest = minor(engine::API_VERSION).unwrap_or(0);
     let Some((version, rest)) = path.strip_prefix("/v").map(|p| p.split_once('/').unwrap_or((p, ""))) else {
         return Ok((newest, path));
@@ -204,7 +204,7 @@ fn minor(version: &str) -> Option<u32> {
     version.split_once('.')?.1.parse().ok()
 }
 
-fn percent_decode(path: &str) -> Result<String, Fault> {
+pub(crate) fn percent_decode(path: &str) -> Result<String, Fault> {
     let mut out = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
     while let Some(b) = bytes.next() {

@@ -1,6 +1,6 @@
 //! Containers that exist: list, inspect, top, changes, stats, and the verbs that change their state.
 
-use super::{Answer, Ask, ask};
+use super::{Answer, Ask, ask, shapes};
 use crate::body::Body;
 use crate::fault::Fault;
 use engine::{ListOptions, RemoveOptions};
@@ -20,13 +20,14 @@ pub async fn list(ask: Ask) -> Answer {
         size: ask.query.flag("size"),
         filters: ask.query.filters()?,
     };
-    let found = ask.run(move |engine| Ok(engine.list(&options)?)).await?;
+    let mut found = ask.run(move |engine| Ok(serde_json::to_value(engine.list(&options)?)?)).await?;
+    shapes::containers(&mut found, ask.version);
     ask::json(StatusCode::OK, &found)
 }
 
 pub async fn inspect(ask: Ask, id: &str) -> Answer {
     let (name, size) = (id.to_owned(), ask.query.flag("size"));
-    let shown = ask
+    let mut shown = ask
         .run(move |engine| {
             let mut shown = serde_json::to_value(engine.inspect(&name, size)?)?;
             let running: Vec<String> =
@@ -35,6 +36,7 @@ pub async fn inspect(ask: Ask, id: &str) -> Answer {
             Ok(shown)
         })
         .await?;
+    shapes::container(&mut shown, ask.version);
     ask::json(StatusCode::OK, &shown)
 }
 
@@ -55,7 +57,8 @@ pub async fn top(ask: Ask, id: &str) -> Answer {
 
 pub async fn changes(ask: Ask, id: &str) -> Answer {
     let name = id.to_owned();
-    let found = ask.run(move |engine| Ok(engine.changes(&name)?)).await?;
+    let mut found = ask.run(move |engine| Ok(serde_json::to_value(engine.changes(&name)?)?)).await?;
+    shapes::null_if_empty(&mut found);
     ask::json(StatusCode::OK, &found)
 }
 
@@ -72,7 +75,8 @@ pub async fn remove(ask: Ask, id: &str) -> Answer {
 pub async fn prune(ask: Ask) -> Answer {
     let filters = ask.query.filters()?;
     let pruned = ask.run(move |engine| Ok(engine.prune_containers(&filters)?)).await?;
-    let shown = json!({"ContainersDeleted": pruned.containers, "SpaceReclaimed": pruned.reclaimed});
+    let mut shown = json!({"ContainersDeleted": pruned.containers, "SpaceReclaimed": pruned.reclaimed});
+    shapes::null_if_empty(&mut shown["ContainersDeleted"]);
     ask::json(StatusCode::OK, &shown)
 }
 
@@ -125,7 +129,9 @@ pub async fn act(mut ask: Ask, id: &str, verb: &str) -> Answer {
         "update" => {
             let change: ContainerUpdateBody = ask.shape().await?;
             let warnings = ask.run(move |engine| Ok(engine.update(&name, &change)?)).await?;
-            ask::json(StatusCode::OK, &json!({"Warnings": warnings}))
+            let mut shown = json!({"Warnings": warnings});
+            shapes::null_if_empty(&mut shown["Warnings"]);
+            ask::json(StatusCode::OK, &shown)
         }
         _ => Err(Fault::not_found("page not found")),
     }
@@ -179,7 +185,11 @@ pub async fn stats(ask: Ask, id: &str) -> Answer {
 
 async fn reading(ask: &Ask, name: &str) -> Result<Value, Fault> {
     let name = name.to_owned();
-    ask.run(move |engine| Ok(serde_json::to_value(engine.stats(&name)?)?)).await
+    ask.run(move |engine| {
+        let read = serde_json::to_value(engine.stats(&name)?)?;
+        Ok(shapes::stats(read, is_active(engine, &name)?))
+    })
+    .await
 }
 
 /// A reading with the one before, by which clients know how much was used since.

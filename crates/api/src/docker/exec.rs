@@ -4,9 +4,9 @@ use super::{Answer, Ask, ask, logs};
 use crate::fault::Fault;
 use crate::stream::{self, Options};
 use crate::takeover;
-use engine::{EngineError, ExecRequest};
+use engine::{Engine, EngineError, ExecRequest};
 use hyper::StatusCode;
-use sandbox::client::AttachOptions;
+use sandbox::client::{AttachOptions, Stream};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use types::docker::{ExecConfig, ExecStartConfig};
@@ -62,7 +62,7 @@ pub async fn start(mut ask: Ask, id: &str) -> Answer {
     let (container, config) = (made.container.clone(), made.config.clone());
     let request = ExecRequest { id: Some(id.to_owned()), config: config.clone(), console_size, detach };
     if detach {
-        ask.run(move |engine| Ok(engine.exec(&container, &request).map(drop)?)).await?;
+        ask.run(move |engine| begin(engine, &container, &request).map(drop)).await?;
         return ask::empty(StatusCode::OK);
     }
     let streams = AttachOptions {
@@ -94,6 +94,15 @@ pub async fn start(mut ask: Ask, id: &str) -> Answer {
     }
 }
 
+/// Starts a session; that it could not begin is remembered.
+fn begin(engine: &Engine, container: &str, request: &ExecRequest) -> Result<Option<Stream>, Fault> {
+    let done = engine.exec(container, request);
+    if let (Err(e), Some(id)) = (&done, &request.id) {
+        engine.fail_exec(id, e.exit_code());
+    }
+    Ok(done?.1)
+}
+
 /// As with Docker, what fails now is told in the stream, and by the exit code.
 async fn run(
     ask: Ask,
@@ -103,15 +112,7 @@ async fn run(
     mut output: impl AsyncWrite + Unpin,
     options: Options,
 ) {
-    let started = ask
-        .run(move |engine| {
-            let done = engine.exec(&container, &request);
-            if let (Err(e), Some(id)) = (&done, &request.id) {
-                engine.fail_exec(id, e.exit_code());
-            }
-            Ok(done?.1)
-        })
-        .await;
+    let started = ask.run(move |engine| begin(engine, &container, &request)).await;
     match started {
         Ok(Some(stream)) => drop(stream::pump(stream, input, output, options).await),
         Ok(None) => drop(output.shutdown().await),
@@ -139,6 +140,8 @@ pub async fn resize(ask: Ask, id: &str) -> Answer {
 
 pub async fn inspect(ask: Ask, id: &str) -> Answer {
     let session = id.to_owned();
-    let shown = ask.run(move |engine| Ok(engine.inspect_exec(&session)?)).await?;
+    let mut shown = ask.run(move |engine| Ok(serde_json::to_value(engine.inspect_exec(&session)?)?)).await?;
+    // It is there, and null, as long as there is none.
+    shown["ExitCode"] = shown["ExitCode"].take();
     ask::json(StatusCode::OK, &shown)
 }

@@ -1,6 +1,6 @@
 //! Images that are here: list, inspect, history, tag, remove, prune, commit, save, load.
 
-use super::{Answer, Ask, ask};
+use super::{Answer, Ask, ask, shapes};
 use crate::body::BodyReader;
 use crate::fault::Fault;
 use crate::work::Late;
@@ -20,13 +20,15 @@ pub async fn list(ask: Ask) -> Answer {
     if let Some(name) = ask.query.get("filter") {
         filters.entry("reference".into()).or_default().push(name.to_owned());
     }
-    let found = ask.run(move |engine| Ok(engine.list_images(&filters)?)).await?;
+    let mut found = ask.run(move |engine| Ok(serde_json::to_value(engine.list_images(&filters)?)?)).await?;
+    shapes::images(&mut found, ask.version);
     ask::json(StatusCode::OK, &found)
 }
 
 pub async fn inspect(ask: Ask, name: &str) -> Answer {
     let name = name.to_owned();
-    let shown = ask.run(move |engine| Ok(engine.images().inspect(&name)?)).await?;
+    let mut shown = ask.run(move |engine| Ok(serde_json::to_value(engine.images().inspect(&name)?)?)).await?;
+    shapes::image(&mut shown, ask.version);
     ask::json(StatusCode::OK, &shown)
 }
 
@@ -48,7 +50,9 @@ pub async fn prune(ask: Ask) -> Answer {
     let all = dangling.iter().any(|v| matches!(v.as_str(), "false" | "0"));
     let pruned = ask.run(move |engine| Ok(engine.prune_images(all, &filters)?)).await?;
     let shown: Vec<_> = pruned.images.iter().map(|line| deleted(line)).collect();
-    ask::json(StatusCode::OK, &json!({"ImagesDeleted": shown, "SpaceReclaimed": pruned.reclaimed}))
+    let mut shown = json!({"ImagesDeleted": shown, "SpaceReclaimed": pruned.reclaimed});
+    shapes::null_if_empty(&mut shown["ImagesDeleted"]);
+    ask::json(StatusCode::OK, &shown)
 }
 
 /// `untagged: NAME` or `deleted: ID`, as the command prints it.
@@ -124,13 +128,16 @@ pub async fn save(ask: Ask, name: Option<String>) -> Answer {
 pub async fn load(mut ask: Ask) -> Answer {
     let platform = ask.query.get("platform").map(Platform::parse).transpose();
     let platform = platform.map_err(|e| Fault::invalid(e.to_string()))?;
-    let quiet = ask.query.flag("quiet");
+    // Docker tells of the progress only to who asks for it.
+    let quiet = ask.query.flag_or("quiet", true);
     let mut tar = BodyReader::new(ask.take_body()?);
     let restrict = ask.server.settings.policy.restrict.clone();
     ask.stream(ask::head("application/json"), Late::Document, move |engine, out| {
         if let Some(rules) = &restrict {
             rules.admit_image("<an archive>")?;
         }
+        // What is wrong with the archive is told in the stream.
+        out.begin();
         let told = super::registry::Messages::new(out);
         let progress: &dyn image::Progress = if quiet { &image::Quiet } else { &told };
         let loaded = engine.images().load(LoadFrom::Stream(&mut tar), platform.as_ref(), progress)?;

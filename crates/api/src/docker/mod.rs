@@ -6,7 +6,7 @@
 //! ```
 
 mod archive;
-mod ask;
+pub(crate) mod ask;
 mod attach;
 mod containers;
 mod create;
@@ -15,7 +15,8 @@ mod exec;
 mod images;
 mod logs;
 mod networks;
-mod registry;
+pub(crate) mod registry;
+mod shapes;
 mod start;
 mod system;
 mod volumes;

@@ -1,6 +1,6 @@
 //! Networks.
 
-use super::{Answer, Ask, ask};
+use super::{Answer, Ask, ask, shapes};
 use crate::fault::Fault;
 use hyper::StatusCode;
 use serde_json::json;
@@ -8,13 +8,15 @@ use types::docker::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconne
 
 pub async fn list(ask: Ask) -> Answer {
     let filters = ask.query.filters()?;
-    let found = ask.run(move |engine| Ok(engine.networks(&filters)?)).await?;
+    let mut found = ask.run(move |engine| Ok(serde_json::to_value(engine.networks(&filters)?)?)).await?;
+    shapes::networks(&mut found, ask.version);
     ask::json(StatusCode::OK, &found)
 }
 
 pub async fn inspect(ask: Ask, id: &str) -> Answer {
     let name = id.to_owned();
-    let shown = ask.run(move |engine| Ok(engine.inspect_network(&name)?)).await?;
+    let mut shown = ask.run(move |engine| Ok(serde_json::to_value(engine.inspect_network(&name)?)?)).await?;
+    shapes::network(&mut shown, ask.version);
     ask::json(StatusCode::OK, &shown)
 }
 
@@ -26,20 +28,22 @@ pub async fn create(mut ask: Ask) -> Answer {
     if let Some(rules) = &ask.server.settings.policy.restrict {
         rules.admit_network(&request)?;
     }
-    let id = ask.run(move |engine| Ok(engine.create_network(&request)?)).await?;
+    let id = ask.run(move |engine| engine.create_network(&request).map_err(forbidden)).await?;
     ask::json(StatusCode::CREATED, &json!({"Id": id, "Warning": ""}))
 }
 
 pub async fn remove(ask: Ask, id: &str) -> Answer {
     let name = id.to_owned();
-    ask.run(move |engine| Ok(engine.remove_network(&name)?)).await?;
+    ask.run(move |engine| engine.remove_network(&name).map_err(forbidden)).await?;
     ask::empty(StatusCode::NO_CONTENT)
 }
 
 pub async fn prune(ask: Ask) -> Answer {
     let filters = ask.query.filters()?;
     let pruned = ask.run(move |engine| Ok(engine.prune_networks(&filters)?)).await?;
-    ask::json(StatusCode::OK, &json!({"NetworksDeleted": pruned}))
+    let mut shown = json!({"NetworksDeleted": pruned});
+    shapes::null_if_empty(&mut shown["NetworksDeleted"]);
+    ask::json(StatusCode::OK, &shown)
 }
 
 pub async fn connect(mut ask: Ask, id: &str) -> Answer {
@@ -51,11 +55,8 @@ pub async fn connect(mut ask: Ask, id: &str) -> Answer {
             super::admit(engine, &request.container, &rules)?;
             request.endpoint_config.iter().try_for_each(|settings| rules.admit_endpoint(settings))?;
         }
-        Ok(engine.connect_network(
-            &network,
-            &request.container,
-            request.endpoint_config.unwrap_or_default(),
-        )?)
+        let settings = request.endpoint_config.unwrap_or_default();
+        engine.connect_network(&network, &request.container, settings).map_err(forbidden)
     })
     .await?;
     ask::empty(StatusCode::OK)
@@ -69,4 +70,13 @@ pub async fn disconnect(mut ask: Ask, id: &str) -> Answer {
     })
     .await?;
     ask::empty(StatusCode::OK)
+}
+
+/// Docker forbids what a network's state does not allow; only a name that is taken is a conflict.
+fn forbidden(e: engine::EngineError) -> Fault {
+    let fault = Fault::from(e);
+    match fault.status {
+        409 if !fault.message.starts_with("network with name") => Fault { status: 403, ..fault },
+        _ => fault,
+    }
 }

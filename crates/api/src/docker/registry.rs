@@ -51,7 +51,11 @@ impl Auth {
 
 /// How to reach the registry, by the request's header. Docker takes one that it cannot read for none.
 fn access(ask: &Ask) -> Access {
-    let header = ask.headers.get("X-Registry-Auth").map(|v| v.as_bytes()).unwrap_or_default();
+    credentials(ask.headers.get("X-Registry-Auth").map(|v| v.as_bytes()).unwrap_or_default())
+}
+
+/// What the header says.
+pub(crate) fn credentials(header: &[u8]) -> Access {
     let decoded = [URL_SAFE.decode(header), URL_SAFE_NO_PAD.decode(header), BASE64_STANDARD.decode(header)];
     let auth = decoded.into_iter().flatten().find_map(|bytes| serde_json::from_slice::<Auth>(&bytes).ok());
     auth.unwrap_or_default().access()
@@ -256,8 +260,15 @@ pub async fn auth(mut ask: Ask) -> Answer {
         host => host.to_owned(),
     };
     let access = auth.access();
-    ask.run(move |_| image::verify_login(&host, &access).map_err(|e| Fault::new(401, e.to_string()))).await?;
+    ask.run(move |_| image::verify_login(&host, &access).map_err(refused_login)).await?;
     ask::json(StatusCode::OK, &json!({"Status": "Login Succeeded", "IdentityToken": ""}))
+}
+
+fn refused_login(e: image::ImageError) -> Fault {
+    match e {
+        image::ImageError::Login { .. } => Fault::new(401, e.to_string()),
+        e => e.into(),
+    }
 }
 
 /// `distribution/{name}/json`.

@@ -1,6 +1,6 @@
 //! `_ping`, `version`, `info`, `system/df`.
 
-use super::{Answer, Ask, ask};
+use super::{Answer, Ask, ask, shapes};
 use crate::body::Body;
 use crate::fault::Fault;
 use hyper::header::CONTENT_TYPE;
@@ -19,7 +19,9 @@ pub fn ping() -> Answer {
 }
 
 pub fn version(ask: &Ask) -> Answer {
-    ask::json(StatusCode::OK, &engine::version(&ask.server.settings.build))
+    let mut shown = serde_json::to_value(engine::version(&ask.server.settings.build))?;
+    shapes::version(&mut shown);
+    ask::json(StatusCode::OK, &shown)
 }
 
 pub async fn info(ask: Ask) -> Answer {
@@ -28,12 +30,14 @@ pub async fn info(ask: Ask) -> Answer {
     if settings.vm_by_default {
         info["DefaultRuntime"] = json!(engine::VM_RUNTIME);
     }
+    shapes::info(&mut info, ask.version);
     ask::json(StatusCode::OK, &info)
 }
 
 /// `system/df`: everything with its size.
 pub async fn df(ask: Ask) -> Answer {
     let wanted: Vec<String> = ask.query.all("type").to_vec();
+    let version = ask.version;
     let wants = move |kind: &str| wanted.is_empty() || wanted.iter().any(|w| w == kind);
     let out = ask
         .run(move |engine| {
@@ -42,10 +46,12 @@ pub async fn df(ask: Ask) -> Answer {
                 let usage = engine.disk_usage()?;
                 out["LayersSize"] = json!(usage.iter().find(|u| u.kind == "Images").map_or(0, |u| u.size));
                 out["Images"] = json!(engine.list_images(&engine::Filters::new())?);
+                shapes::images(&mut out["Images"], version);
             }
             if wants("container") {
                 let options = engine::ListOptions { all: true, size: true, ..Default::default() };
                 out["Containers"] = json!(engine.list(&options)?);
+                shapes::containers(&mut out["Containers"], version);
             }
             if wants("volume") {
                 let volumes = engine.volumes()?;

@@ -32,16 +32,20 @@ pub async fn wait(ask: Ask, id: &str) -> Answer {
     // Registered before the head of the answer goes out.
     let next = matches!(first, Waiting::NotStarted(_)).then(|| ask.server.rendezvous.wait(&id));
     let (to, body) = mpsc::channel(1);
+    let told_always = ask.version < 42;
     tokio::spawn(async move {
         tokio::select! {
             () = to.closed() => {}
             end = until_the_end(ask, id, condition, first, next) => {
-                let document = match end {
+                let mut document = match end {
                     Ok(End::Failed { code, message }) => json!({"StatusCode": code, "Error": {"Message": message}}),
                     Ok(End::Exited(code)) => json!({"StatusCode": code}),
                     Ok(End::Unknown) => json!({"StatusCode": 0}),
                     Err(fault) => json!({"StatusCode": -1, "Error": {"Message": fault.message}}),
                 };
+                if told_always && document["Error"].is_null() {
+                    document["Error"] = serde_json::Value::Null;
+                }
                 let _ = to.send(Ok((document.to_string() + "\n").into())).await;
             }
         }

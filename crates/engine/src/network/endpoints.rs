@@ -262,7 +262,7 @@ fn is_alias(name: &str) -> bool {
 
 fn already(container: &Container, network: &Network) -> EngineError {
     EngineError::Conflict(format!(
-        "container {} is already connected to network {}",
+        "endpoint with name {} already exists in network {}: the container is already connected",
         container.name, network.name
     ))
 }

@@ -224,6 +224,7 @@ impl Engine {
                 Err(e) => return Err(e),
             }
         }
+        self.prune_event(types::EventType::Network, 0);
         Ok(gone)
     }
 
@@ -374,7 +375,10 @@ fn bury(tx: &state::rusqlite::Transaction<'_>, network: &Network) -> Result<()> 
 
 fn refuse_overlap(subnet: Cidr, taken: &[(String, Cidr)], driver: Driver) -> Result<()> {
     if let Some((name, other)) = taken.iter().find(|(_, other)| other.overlaps(subnet)) {
-        return Err(EngineError::Conflict(format!("subnet {subnet} overlaps {other} of network {name}")));
+        // Docker's words first: tools look for them.
+        return Err(EngineError::Conflict(format!(
+            "Pool overlaps with other one on this address space: subnet {subnet} overlaps {other} of network {name}"
+        )));
     }
     // A macvlan is on the very LAN that the host has a route to.
     if driver == Driver::Macvlan {

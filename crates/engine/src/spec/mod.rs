@@ -9,6 +9,7 @@ mod namespaces;
 mod resources;
 mod rootfs_mounts;
 mod security;
+pub use security::{MASKED as MASKED_PATHS, READONLY as READ_ONLY_PATHS};
 
 pub(crate) use environment::{exec_process, process_env};
 pub(crate) use resources::{from_host as resources_of, from_update as updated_resources};

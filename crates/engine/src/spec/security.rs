@@ -11,7 +11,7 @@ use types::oci::{Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, Linu
 pub(super) const BUILT_IN: &str = sandbox::container::SECCOMP_ANNOTATION;
 
 /// Paths that Docker hides (moby, `oci/defaults.go`).
-const MASKED: &[&str] = &[
+pub const MASKED: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -26,7 +26,7 @@ const MASKED: &[&str] = &[
     "/sys/firmware",
 ];
 /// Paths that Docker makes read-only.
-const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// The largest seccomp profile that is read.
 const MAX_PROFILE: u64 = 4 << 20;
 

@@ -398,6 +398,7 @@ impl Engine {
                 Err(e) => return Err(e),
             }
         }
+        self.prune_event(types::EventType::Volume, out.reclaimed);
         Ok(out)
     }
 }

@@ -1,0 +1,297 @@
+//! Answers made whole: members that Docker's daemon always tells, zero and empty ones too, because clients read them
+//! without asking whether they are there. What a value means is the engine's; here is only what stands in for none.
+
+use serde_json::{Map, Value, json};
+use std::sync::LazyLock;
+
+/// The time that never was.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// `Config` of containers and images.
+static CONFIG: LazyLock<Value> = LazyLock::new(|| {
+    json!({
+        "Hostname": "", "Domainname": "", "User": "", "AttachStdin": false, "AttachStdout": false,
+        "AttachStderr": false, "Tty": false, "OpenStdin": false, "StdinOnce": false, "Env": null, "Cmd": null,
+        "Image": "", "Volumes": null, "WorkingDir": "", "Entrypoint": null, "OnBuild": null, "Labels": null,
+    })
+});
+
+/// `HostConfig`, all of it but the members that Docker leaves out as well.
+static HOST: LazyLock<Value> = LazyLock::new(|| {
+    json!({
+        "Binds": null, "ContainerIDFile": "", "LogConfig": {"Config": {}}, "PortBindings": null,
+        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0}, "AutoRemove": false, "VolumeDriver": "",
+        "VolumesFrom": null, "CapAdd": null, "CapDrop": null, "Dns": null, "DnsOptions": null, "DnsSearch": null,
+        "ExtraHosts": null, "GroupAdd": null, "Cgroup": "", "Links": null, "OomScoreAdj": 0, "PidMode": "",
+        "Privileged": false, "PublishAllPorts": false, "ReadonlyRootfs": false, "SecurityOpt": null, "UTSMode": "",
+        "UsernsMode": "", "ConsoleSize": [0, 0], "Isolation": "", "CpuShares": 0, "Memory": 0, "NanoCpus": 0,
+        "CgroupParent": "", "BlkioWeight": 0, "BlkioWeightDevice": null, "BlkioDeviceReadBps": null,
+        "BlkioDeviceWriteBps": null, "BlkioDeviceReadIOps": null, "BlkioDeviceWriteIOps": null, "CpuPeriod": 0,
+        "CpuQuota": 0, "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0, "CpusetCpus": "", "CpusetMems": "",
+        "Devices": null, "DeviceCgroupRules": null, "DeviceRequests": null, "MemoryReservation": 0, "MemorySwap": 0,
+        "MemorySwappiness": null, "OomKillDisable": false, "PidsLimit": null, "Ulimits": null, "CpuCount": 0,
+        "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0,
+    })
+});
+
+/// One entry of `Networks`.
+static ENDPOINT: LazyLock<Value> =
+    LazyLock::new(|| json!({"IPAMConfig": null, "Links": null, "Aliases": null, "DriverOpts": null}));
+
+/// What `NetworkSettings` tells beside its networks, of the default network.
+static NETWORKS: LazyLock<Value> = LazyLock::new(|| {
+    json!({
+        "Bridge": "", "HairpinMode": false, "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null, "EndpointID": "", "Gateway": "",
+        "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "",
+        "MacAddress": "",
+    })
+});
+
+static INFO: LazyLock<Value> = LazyLock::new(|| {
+    let commit = json!({"ID": "", "Expected": ""});
+    json!({
+        "BridgeNfIptables": false, "BridgeNfIp6tables": false, "Debug": false, "NFd": 0, "NGoroutines": 0,
+        "NEventsListener": 0, "ContainerdCommit": commit, "RuncCommit": commit, "InitCommit": commit,
+        "InitBinary": "", "ExperimentalBuild": false, "GenericResources": null, "HttpProxy": "", "HttpsProxy": "",
+        "NoProxy": "", "IndexServerAddress": "https://index.docker.io/v1/", "Isolation": "", "Labels": [],
+        "LiveRestoreEnabled": true, "OSVersion": "", "Plugins": {"Authorization": null},
+        "RegistryConfig": {
+            "AllowNondistributableArtifactsCIDRs": [], "AllowNondistributableArtifactsHostnames": [],
+            "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"], "Mirrors": [],
+            "IndexConfigs": {"docker.io": {"Name": "docker.io", "Mirrors": [], "Secure": true, "Official": true}},
+        },
+        "Swarm": {
+            "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "",
+            "RemoteManagers": null,
+        },
+    })
+});
+
+static CPU: LazyLock<Value> = LazyLock::new(|| {
+    json!({
+        "cpu_usage": {"total_usage": 0, "usage_in_kernelmode": 0, "usage_in_usermode": 0},
+        "throttling_data": {"periods": 0, "throttled_periods": 0, "throttled_time": 0},
+    })
+});
+
+/// Adds the members that are missing; where something else than null is usual, null is as good as missing.
+fn fill(value: &mut Value, usual: &Value) {
+    let (Some(have), Some(usual)) = (value.as_object_mut(), usual.as_object()) else { return };
+    for (key, usual) in usual {
+        match have.get_mut(key) {
+            Some(value) if !value.is_null() => fill(value, usual),
+            Some(value) => *value = usual.clone(),
+            None => drop(have.insert(key.clone(), usual.clone())),
+        }
+    }
+}
+
+fn each(value: &mut Value, mut change: impl FnMut(&mut Value)) {
+    match value {
+        Value::Array(all) => all.iter_mut().for_each(change),
+        Value::Object(all) => all.values_mut().for_each(&mut change),
+        _ => {}
+    }
+}
+
+/// An empty list or map as Go writes one that was never made.
+pub(super) fn null_if_empty(value: &mut Value) {
+    let empty = value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty);
+    if empty {
+        *value = Value::Null;
+    }
+}
+
+fn config(value: &mut Value) {
+    fill(value, &CONFIG);
+    null_if_empty(&mut value["Env"]);
+}
+
+/// `containers/{id}/json`.
+pub(super) fn container(value: &mut Value, version: u32) {
+    config(&mut value["Config"]);
+    let host = &mut value["HostConfig"];
+    fill(host, &HOST);
+    if version < 42 {
+        fill(host, &json!({"KernelMemory": 0, "KernelMemoryTCP": 0}));
+    }
+    mask(host);
+    let settings = &mut value["NetworkSettings"];
+    each(&mut settings["Networks"], |e| endpoint(e, version));
+    let default = settings["Networks"]["bridge"].clone();
+    fill(settings, &NETWORKS);
+    for (key, value) in settings.as_object_mut().into_iter().flatten() {
+        if let Some(known) = default.get(key) {
+            *value = known.clone();
+        }
+    }
+    let state = &value["State"];
+    if state["Status"] == "created" && state["Error"] == "" {
+        // Made by the first start.
+        for key in ["ResolvConfPath", "HostnamePath", "HostsPath", "LogPath"] {
+            value[key] = json!("");
+        }
+        value["NetworkSettings"]["SandboxID"] = json!("");
+    }
+}
+
+fn mask(host: &mut Value) {
+    let open = host["Privileged"] == true;
+    let all = host["SecurityOpt"].as_array().is_some_and(|o| o.iter().any(|o| o == "systempaths=unconfined"));
+    for (key, usual) in [("MaskedPaths", engine::MASKED_PATHS), ("ReadonlyPaths", engine::READ_ONLY_PATHS)] {
+        if host[key].is_null() && !open {
+            host[key] = if all { json!([]) } else { json!(usual) };
+        }
+    }
+}
+
+/// `containers/json`.
+pub(super) fn containers(value: &mut Value, version: u32) {
+    each(value, |c| each(&mut c["NetworkSettings"]["Networks"], |e| endpoint(e, version)));
+}
+
+fn endpoint(value: &mut Value, version: u32) {
+    fill(value, &ENDPOINT);
+    forget(value, version, &[(44, "DNSNames"), (48, "GwPriority")]);
+}
+
+/// Takes out what an older version does not know.
+fn forget(value: &mut Value, version: u32, since: &[(u32, &str)]) {
+    for (_, key) in since.iter().filter(|(first, _)| version < *first) {
+        value.as_object_mut().map(|map| map.remove(*key));
+    }
+}
+
+/// `images/{name}/json`.
+pub(super) fn image(value: &mut Value, version: u32) {
+    fill(value, &json!({"Parent": "", "Comment": "", "Author": "", "DockerVersion": ""}));
+    // From 1.50 on what is empty is left out of it.
+    if version < 50 {
+        config(&mut value["Config"]);
+    }
+    if version < 45 {
+        fill(value, &json!({"Container": "", "ContainerConfig": *CONFIG}));
+    }
+    if version < 44 {
+        value["VirtualSize"] = value["Size"].clone();
+    }
+}
+
+/// `images/json`.
+pub(super) fn images(value: &mut Value, version: u32) {
+    each(value, |image| {
+        null_if_empty(&mut image["Labels"]);
+        if version < 44 {
+            image["VirtualSize"] = image["Size"].clone();
+        }
+        if version < 43 {
+            let nameless = ["RepoTags", "RepoDigests"].iter().all(|k| image[*k] == json!([]));
+            if nameless {
+                image["RepoTags"] = json!(["<none>:<none>"]);
+                image["RepoDigests"] = json!(["<none>@<none>"]);
+            }
+            null_if_empty(&mut image["RepoTags"]);
+            null_if_empty(&mut image["RepoDigests"]);
+        }
+    });
+}
+
+/// `networks/{id}`, and one of `networks`.
+pub(super) fn network(value: &mut Value, version: u32) {
+    fill(value, &json!({"Containers": {}, "IPAM": {"Options": null}}));
+    forget(value, version, &[(48, "EnableIPv4")]);
+}
+
+/// `networks`.
+pub(super) fn networks(value: &mut Value, version: u32) {
+    each(value, |n| network(n, version));
+}
+
+/// `info`.
+pub(super) fn info(value: &mut Value, version: u32) {
+    fill(value, &INFO);
+    if version < 42 {
+        fill(value, &json!({"KernelMemory": false, "KernelMemoryTCP": false}));
+    }
+    null_if_empty(&mut value["Warnings"]);
+    each(&mut value["Runtimes"], |runtime| fill(runtime, &json!({"path": "dhow"})));
+}
+
+/// `version`.
+pub(super) fn version(value: &mut Value) {
+    fill(value, &json!({"GoVersion": "", "BuildTime": ""}));
+}
+
+/// One reading of `containers/{id}/stats`; of a container that does not run it has no figures.
+pub(super) fn stats(mut value: Value, runs: bool) -> Value {
+    let kinds = [
+        "io_service_bytes",
+        "io_serviced",
+        "io_queue",
+        "io_service_time",
+        "io_wait_time",
+        "io_merged",
+        "io_time",
+        "sectors",
+    ];
+    let blkio = |none: Value| -> Value {
+        kinds.iter().map(|k| (format!("{k}_recursive"), none.clone())).collect::<Map<_, _>>().into()
+    };
+    if !runs {
+        return json!({
+            "read": NEVER, "preread": NEVER, "pids_stats": {}, "blkio_stats": blkio(Value::Null), "num_procs": 0,
+            "storage_stats": {}, "cpu_stats": *CPU, "precpu_stats": *CPU, "memory_stats": {},
+            "name": value["name"], "id": value["id"],
+        });
+    }
+    fill(
+        &mut value,
+        &json!({"blkio_stats": blkio(json!([])), "storage_stats": {}, "precpu_stats": *CPU, "preread": NEVER, "num_procs": 0}),
+    );
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_stays() {
+        let mut c = json!({
+            "State": {"Status": "running", "Error": ""}, "Config": {"Env": [], "Cmd": ["x"]},
+            "HostConfig": {"Memory": 5, "RestartPolicy": {"Name": "always"}, "LogConfig": {"Type": "local"}},
+            "NetworkSettings": {"Networks": {"bridge": {"IPAddress": "10.0.0.2"}}},
+        });
+        container(&mut c, 41);
+        assert_eq!((&c["Config"]["Cmd"], &c["Config"]["Env"]), (&json!(["x"]), &Value::Null));
+        assert_eq!(c["HostConfig"]["Memory"], 5);
+        assert_eq!(c["HostConfig"]["RestartPolicy"], json!({"Name": "always", "MaximumRetryCount": 0}));
+        assert_eq!(c["HostConfig"]["LogConfig"], json!({"Type": "local", "Config": {}}));
+        assert_eq!(c["HostConfig"]["KernelMemory"], 0);
+        assert_eq!(c["HostConfig"]["ReadonlyPaths"], json!(engine::READ_ONLY_PATHS));
+        assert_eq!(c["NetworkSettings"]["IPAddress"], "10.0.0.2");
+        assert_eq!(c["NetworkSettings"]["Gateway"], "");
+        assert_eq!(c["NetworkSettings"]["Networks"]["bridge"]["Links"], Value::Null);
+    }
+
+    #[test]
+    fn privileged_containers_have_nothing_masked() {
+        let mut host = json!({"Privileged": true});
+        mask(&mut host);
+        assert!(host["MaskedPaths"].is_null());
+        let mut host = json!({"Privileged": false, "SecurityOpt": ["systempaths=unconfined"]});
+        mask(&mut host);
+        assert_eq!(host["MaskedPaths"], json!([]));
+    }
+
+    #[test]
+    fn images_without_a_name_are_as_each_version_tells_them() {
+        let nameless = json!([{"RepoTags": [], "RepoDigests": [], "Labels": {}, "Size": 3}]);
+        let (mut old, mut new) = (nameless.clone(), nameless);
+        images(&mut old, 41);
+        images(&mut new, 50);
+        assert_eq!(old[0]["RepoTags"], json!(["<none>:<none>"]));
+        assert_eq!((&new[0]["RepoTags"], &new[0]["VirtualSize"]), (&json!([]), &Value::Null));
+    }
+}
