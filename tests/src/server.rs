@@ -32,6 +32,12 @@ impl Answer {
             .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
     }
 
+    /// What an error says.
+    pub fn message(&self) -> String {
+        let body = self.json();
+        body["message"].as_str().unwrap_or_else(|| panic!("no message: {} {body}", self.status)).to_owned()
+    }
+
     /// A header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
@@ -116,7 +122,8 @@ impl Server {
         // A server that refuses need not read all of it.
         let _ = stream.write_all(bytes.as_bytes());
         let mut all = Vec::new();
-        stream.read_to_end(&mut all).unwrap();
+        // Nor does it wait until all is read that it does not want.
+        let _ = stream.read_to_end(&mut all);
         parse(&all)
     }
 

@@ -100,7 +100,7 @@ fn a_life() {
     assert!(server.ok(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).contains("image:new"));
     server.ok(&["export", "-o", dir.path().join("tar").to_str().unwrap(), "other"]);
     server.ok(&["rm", "-f", "other"]);
-    assert!(server.fails(&["inspect", "other"]).1.contains("No such object"));
+    assert!(server.fails(&["inspect", "other"]).1.to_lowercase().contains("no such object"));
     let events =
         server.ok(&["events", "--since", "1h", "--until", "0s", "--format", "{{.Type}} {{.Action}}"]);
     for event in ["container create", "container start", "container die", "container destroy"] {

@@ -16,7 +16,7 @@ pub struct Fault {
 impl Fault {
     /// Any status.
     pub fn new(status: u16, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: types::without_numbers(&message.into()) }
     }
 
     /// The request is wrong.
@@ -56,7 +56,7 @@ impl From<EngineError> for Fault {
             // Docker's words, which clients look for.
             EngineError::NoSuchContainer(name) => format!("No such container: {name}"),
             EngineError::Image(image) => return Self::from_image(image),
-            EngineError::Start { message, .. } => return Self::new(400, message),
+            EngineError::Start { message, .. } => return Self::new(400, as_dockers(message)),
             other => other.to_string(),
         };
         Self::new(status(e.kind()), message)
@@ -83,5 +83,25 @@ impl Fault {
 impl From<serde_json::Error> for Fault {
     fn from(e: serde_json::Error) -> Self {
         Self::internal(format!("cannot write the answer: {e}"))
+    }
+}
+
+/// Docker's client makes its exit code 126 of these words, and finds them only as the kernel's own sources write them.
+fn as_dockers(message: &str) -> String {
+    ["Permission denied", "Is a directory"]
+        .iter()
+        .fold(message.to_owned(), |text, words| text.replace(words, &words.to_ascii_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_starts_have_the_words_that_clients_look_for() {
+        let of =
+            |message: &str| Fault::from(EngineError::Start { message: message.into(), code: 126 }).message;
+        assert_eq!(of("exec: \"/etc\": Is a directory (os error 21)"), "exec: \"/etc\": is a directory");
+        assert_eq!(of("exec: \"x\": Permission denied"), "exec: \"x\": permission denied");
     }
 }

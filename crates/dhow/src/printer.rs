@@ -29,7 +29,7 @@ impl Printer {
 
     /// Something that went wrong.
     pub fn error(&self, text: &str) {
-        self.note(&format!("dhow: {}{}", without_numbers(text), advice(text)));
+        self.note(&format!("dhow: {}{}", types::without_numbers(text), advice(text)));
     }
 
     /// Something the user should know.
@@ -78,23 +78,6 @@ fn advice(text: &str) -> &'static str {
     }
 }
 
-/// Takes away the numbers that the standard library puts behind the kernel's words: `(os error 13)`.
-fn without_numbers(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once(" (os error ") {
-        out.push_str(before);
-        match after.split_once(')') {
-            Some((number, tail)) if number.bytes().all(|b| b.is_ascii_digit()) => rest = tail,
-            _ => {
-                out.push_str(" (os error ");
-                rest = after;
-            }
-        }
-    }
-    out + rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,9 +90,6 @@ mod tests {
 
     #[test]
     fn errors_read_as_words() {
-        assert_eq!(without_numbers("a: Permission denied (os error 13): b"), "a: Permission denied: b");
-        assert_eq!(without_numbers("x (os error"), "x (os error");
-        assert_eq!(without_numbers("x (os error a) y"), "x (os error a) y");
         let full = std::io::Error::from_raw_os_error(24).to_string();
         assert!(advice(&format!("cannot open it: {full}")).contains("ulimit -n") && advice("x").is_empty());
     }

@@ -1,7 +1,6 @@
 //! `info` and `version`.
 
 use crate::{Engine, Result, store};
-use std::collections::HashMap;
 use types::Status;
 use types::docker::{
     PluginsInfo, Runtime, SystemInfo, SystemInfoCgroupDriverEnum, SystemInfoCgroupVersionEnum, SystemVersion,

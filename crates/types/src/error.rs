@@ -29,3 +29,32 @@ pub trait Kinded {
     /// The kind of this failure.
     fn kind(&self) -> ErrorKind;
 }
+
+/// Takes away the numbers that the standard library puts behind the kernel's words: `(os error 13)`.
+pub fn without_numbers(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        out.push_str(before);
+        match after.split_once(')') {
+            Some((number, tail)) if number.bytes().all(|b| b.is_ascii_digit()) => rest = tail,
+            _ => {
+                out.push_str(" (os error ");
+                rest = after;
+            }
+        }
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_read_as_words() {
+        assert_eq!(without_numbers("a: Permission denied (os error 13): b"), "a: Permission denied: b");
+        assert_eq!(without_numbers("x (os error"), "x (os error");
+        assert_eq!(without_numbers("x (os error a) y"), "x (os error a) y");
+    }
+}

@@ -23,7 +23,7 @@ mod volume;
 
 pub use bundle::{Bundle, HealthCheck, LogConfig, LogDriver, RestartPolicy};
 pub use digest::{Digest, DigestError};
-pub use error::{ErrorKind, Kinded};
+pub use error::{ErrorKind, Kinded, without_numbers};
 pub use event::{Event, EventType};
 pub use id::{ContainerId, IdError};
 pub use image::{HistoryEntry, ImageConfig, ImageHealth, ProcessDefaults, RootFs};

@@ -111,6 +111,9 @@ async fn route(ask: Ask) -> Answer {
             501,
             "Swarm is not implemented: Dhow runs workloads on this host only; use Compose, or Kubernetes",
         )),
+        ("GET", ["plugins", name @ .., "json"]) => {
+            Err(Fault::not_found(format!("plugin {:?} not found", name.join("/"))))
+        }
         (_, ["plugins", ..]) => Err(Fault::new(501, "plugins are not implemented: drivers are built in")),
         _ => Err(nothing_there()),
     }
