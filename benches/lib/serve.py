@@ -165,8 +165,8 @@ def api_memory(bench):
         connection.ask("DELETE", f"/containers/{made}?force=1")
         bench.raw["api-memory"] = {"idle": idle, "followed": followed}
     return [
-        Result.size("resident memory of `dhow serve`, idle", idle, "dhow", 15e6),
-        Result.size(f"the same with {FOLLOWERS} followers of a log", followed, "dhow", 40e6),
+        Result.size("resident memory of `dhow serve`, idle", {"dhow": idle}, "dhow", 15e6),
+        Result.size(f"the same with {FOLLOWERS} followers of a log", {"dhow": followed}, "dhow", 40e6),
     ]
 
 

@@ -13,6 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 pub const MOST: usize = 16 << 20;
 /// How long a client may take for the next piece of a document.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Most bytes that are read of a body that nobody wants, and how long its next piece may take.
+const UNWANTED: usize = 1 << 20;
+const UNWANTED_PATIENCE: Duration = Duration::from_secs(2);
 /// Pieces on their way: as many as keep both sides busy.
 const PIECES: usize = 4;
 /// What is collected before it is sent.
@@ -145,6 +148,17 @@ pub async fn whole(mut body: Incoming) -> Result<Vec<u8>, Fault> {
                     out.extend_from_slice(&data);
                 }
             }
+        }
+    }
+}
+
+/// Reads what is left of a body that nobody wants, up to a measure.
+pub async fn drain(mut body: Incoming) {
+    let mut read = 0;
+    while read < UNWANTED {
+        match tokio::time::timeout(UNWANTED_PATIENCE, body.frame()).await {
+            Ok(Some(Ok(frame))) => read += frame.data_ref().map_or(0, Bytes::len),
+            _ => return,
         }
     }
 }

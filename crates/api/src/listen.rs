@@ -50,7 +50,8 @@ fn failed(at: impl ToString) -> impl FnOnce(io::Error) -> ListenError {
 }
 
 impl Listener {
-    /// A Unix socket with this mode, given to this group. A socket that a killed server left is taken over.
+    /// A Unix socket with this mode, given to this group. A socket that a killed server left is taken over. For a process with
+    /// one thread: it changes the umask.
     pub fn unix(path: &Path, mode: u32, group: Option<u32>) -> Result<Self, ListenError> {
         let io = || failed(path.display());
         if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
@@ -63,17 +64,17 @@ impl Listener {
             Ok(_) if UnixStream::connect(path).is_ok() => return Err(ListenError::Taken(path.to_owned())),
             Ok(_) => std::fs::remove_file(path).map_err(io())?,
         }
-        // Made aside and moved into place, so that nobody meets it with a mode that is too wide.
-        let aside = path.with_file_name(format!(".{}.{}", file_name(path), std::process::id()));
-        let _ = std::fs::remove_file(&aside);
-        let listener = UnixListener::bind(&aside).map_err(io())?;
-        let placed = std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(mode))
-            .and_then(|()| std::os::unix::fs::chown(&aside, None, group))
-            .and_then(|()| std::fs::rename(&aside, path));
-        if let Err(e) = placed {
-            let _ = std::fs::remove_file(&aside);
-            return Err(io()(e));
-        }
+        // Nobody may connect before it has its group and mode.
+        let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777));
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(before);
+        let listener = bound.map_err(|e| match e.kind() {
+            io::ErrorKind::AddrInUse => ListenError::Taken(path.to_owned()),
+            _ => io()(e),
+        })?;
+        std::os::unix::fs::chown(path, None, group)
+            .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
+            .map_err(io())?;
         Ok(Self::Unix(listener, Some(path.to_owned())))
     }
 
@@ -121,10 +122,6 @@ impl Listener {
             }
         }
     }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// A listener of the runtime.

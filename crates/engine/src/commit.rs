@@ -4,6 +4,7 @@ use crate::recover::Liveness;
 use crate::request::CommitOptions;
 use crate::store::Container;
 use crate::{Engine, EngineError, Result};
+use sandbox::client::{Client, ClientError};
 use std::io::Write;
 use types::docker::ContainerConfig;
 use types::{Digest, ImageHealth, ImageRef, ProcessDefaults, Status};
@@ -24,10 +25,7 @@ impl Engine {
         }
         let live = self.liveness(&container)?;
         let freeze = options.pause && matches!(&live, Liveness::Supervised(s) if s.status == Status::Running);
-        let mut client = if freeze { Some(self.client(&container)?) } else { None };
-        if let Some(client) = &mut client {
-            client.pause()?;
-        }
+        let mut client = if freeze { self.freeze(&container)? } else { None };
         let plan = self.rootfs_plan(&container);
         let made = plan.and_then(|plan| {
             let pack = |out: &mut dyn Write| Ok(rootfs::archive_changes(&plan, out)?);
@@ -35,10 +33,31 @@ impl Engine {
                 self.commit_frozen(&container, options, reference.as_ref(), pack)
             })
         });
-        if let Some(client) = &mut client {
-            client.resume()?;
+        match client.as_mut().map_or(Ok(()), Client::resume) {
+            // It was killed while it was frozen, and ends now.
+            Ok(()) | Err(ClientError::Gone) => {}
+            Err(e) => return Err(e.into()),
         }
         Ok(self.note_commit(&container, options, made?))
+    }
+
+    /// Freezes it; the connection thaws it. None where it ends just now: then it holds still by itself.
+    fn freeze(&self, container: &Container) -> Result<Option<Client>> {
+        let frozen = self.client(container).and_then(|mut client| {
+            client.pause().map_err(|e| self.refused(container, e))?;
+            Ok(client)
+        });
+        match frozen {
+            Ok(client) => Ok(Some(client)),
+            Err(
+                EngineError::NotRunning(_)
+                | EngineError::Client(ClientError::Gone | ClientError::Connect { .. }),
+            ) => {
+                drop(self.settled(container)?);
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     fn note_commit(&self, container: &Container, options: &CommitOptions, id: Digest) -> Digest {

@@ -5,6 +5,7 @@ use crate::paths::Paths;
 use crate::{EngineError, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 use types::docker::{self, MountType};
 
@@ -357,6 +358,12 @@ pub(crate) fn check_source(mount: &UserMount, paths: &Paths) -> Result<()> {
     let shown = mount.source.display();
     match std::fs::canonicalize(&mount.source) {
         Ok(real) => {
+            // A server's socket is there to be given away: tools that manage workloads ask for it.
+            let is_socket = || std::fs::symlink_metadata(&real).is_ok_and(|m| m.file_type().is_socket());
+            let run = std::fs::canonicalize(&paths.run).ok();
+            if run.is_some() && real.parent() == run.as_deref() && is_socket() {
+                return Ok(());
+            }
             for own in [&paths.root, &paths.run] {
                 if std::fs::canonicalize(own).is_ok_and(|own| real.starts_with(own)) {
                     return Err(EngineError::Invalid(format!(

@@ -9,7 +9,7 @@ use crate::query::Query;
 use crate::server::Server;
 use crate::work::{self, Late};
 use engine::Engine;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, UPGRADE};
 use hyper::http::response::Builder;
 use hyper::upgrade::OnUpgrade;
@@ -109,6 +109,16 @@ impl Ask {
         match self.document().await? {
             Some(value) => shaped(value),
             None => Ok(T::default()),
+        }
+    }
+}
+
+/// What nobody wanted to read is read all the same, within reason: a client that still writes when the connection closes
+/// does not see the answer.
+impl Drop for Ask {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take().filter(|b| !b.is_end_stream()) {
+            tokio::spawn(body::drain(body));
         }
     }
 }

@@ -157,7 +157,7 @@ async fn image(ask: Ask, rest: &[&str]) -> Answer {
         ("GET", [name @ .., "get"]) => images::save(ask, Some(name.join("/"))).await,
         ("POST", [name @ .., "push"]) => registry::push(ask, &name.join("/")).await,
         ("POST", [name @ .., "tag"]) => images::tag(ask, &name.join("/")).await,
-        ("DELETE", [name @ ..]) if !name.is_empty() => images::remove(ask, &name.join("/")).await,
+        ("DELETE", name) if !name.is_empty() => images::remove(ask, &name.join("/")).await,
         _ => Err(nothing_there()),
     }
 }
