@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod busybox;
+pub mod clients;
 pub mod debian;
 pub mod layout;
 pub mod liar;
