@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The rows of microVMs, on a host that has KVM: beside QEMU's microvm machine with KVM and the same kernel.
 
-    machines.py --kernel FILE [--modules DIR] --sender PROGRAM ROW ...
+    machines.py --kernel FILE [--modules DIR] --tools DIR ROW ...
 
 Runs on the emulated host too, from which nothing but its output comes back: prints the figures as one line of JSON.
 """
@@ -20,6 +20,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+import shares
 
 MARK = "figures: "
 ROUNDS = int(os.environ.get("DHOW_BENCH_ROUNDS", "5"))
@@ -59,20 +61,22 @@ class Host:
     def dhow(self, *args):
         return self.run([self.program, *args])
 
+    say = staticmethod(say)
+
     @staticmethod
-    def run(argv):
+    def run(argv, patience=PATIENCE):
         argv = [str(arg) for arg in argv]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=patience, check=False, stdin=subprocess.DEVNULL)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(argv)}: {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout + done.stderr
 
     def image(self):
-        """busybox, what sends, and a file to be read."""
+        """busybox, the tools, and what they work on."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
-            self.add(tar, "bin/busybox", Path("/bin/busybox").read_bytes())
-            self.add(tar, "bin/send", Path(self.options.sender).read_bytes())
+            for name, content in self.programs().items():
+                self.add(tar, name, content)
             for name in ("sh", "true", "sleep", "dd"):
                 entry = tarfile.TarInfo(f"bin/{name}")
                 entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
@@ -81,6 +85,15 @@ class Host:
                 self.add(tar, "file", os.urandom(FILE_MIB * MIB))
         return packed.getvalue()
 
+    def programs(self):
+        """What every guest has, by its path."""
+        tools = {"bin/send": "send", "bin/files": "files", "bin/sync-writes": "sync"}
+        found = {path: (Path(self.options.tools) / name).read_bytes() for path, name in tools.items()}
+        found["bin/busybox"] = Path("/bin/busybox").read_bytes()
+        if "vm-files" in self.options.rows:
+            found[shares.TREE] = shares.tree()
+        return found
+
     @staticmethod
     def add(tar, name, content):
         entry = tarfile.TarInfo(name)
@@ -88,11 +101,11 @@ class Host:
         tar.addfile(entry, io.BytesIO(content))
 
     def initramfs(self, script):
-        """busybox and what sends, and an init that carries out the script and powers off."""
+        """The same in a root of memory, with an init that carries out the script and powers off."""
         tree = Path(tempfile.mkdtemp(dir=self.work))
         (tree / "bin").mkdir()
-        for name, source in (("bin/busybox", "/bin/busybox"), ("bin/send", self.options.sender)):
-            (tree / name).write_bytes(Path(source).read_bytes())
+        for name, content in self.programs().items():
+            (tree / name).write_bytes(content)
             (tree / name).chmod(0o755)
         (tree / "init").write_text(INIT % script)
         (tree / "init").chmod(0o755)
@@ -214,45 +227,84 @@ class Sink(threading.Thread):
                     pass
 
 
+class Open:
+    """A network whose machines may reach the host, QEMU's too; a container keeps its bridge there."""
+
+    NETWORK = "open"
+
+    def __init__(self, host):
+        self.host, self.taps = host, []
+
+    def __enter__(self):
+        host = self.host
+        host.dhow("network", "create", "-o", "host-access=true", self.NETWORK)
+        host.dhow("run", "-d", "--name", "keeper", "--network", self.NETWORK, "bench", "sleep", "10000")
+        inspect = "{{.NetworkSettings.Networks.open.Gateway}} {{.NetworkSettings.Networks.open.IPPrefixLen}}"
+        self.gateway, self.prefix = host.dhow("inspect", "-f", inspect, "keeper").split()
+        links = json.loads(host.run(["ip", "-json", "addr"]))
+        (self.bridge,) = [link["ifname"] for link in links if any(a.get("local") == self.gateway for a in link["addr_info"])]
+        return self
+
+    def __exit__(self, *_):
+        self.host.dhow("rm", "-f", "keeper")
+        for tap in self.taps:
+            self.host.run(["ip", "link", "del", tap])
+        self.host.dhow("network", "rm", self.NETWORK)
+
+    def address(self, last):
+        return ".".join([*self.gateway.split(".")[:3], str(last)])
+
+    def qemu(self, last, command):
+        """A guest of QEMU with that address: virtio-net, a tap on the network's bridge, without vhost."""
+        tap = f"benchtap{last}"
+        self.host.run(["ip", "tuntap", "add", tap, "mode", "tap", "vnet_hdr"])
+        self.host.run(["ip", "link", "set", tap, "master", self.bridge, "up"])
+        self.taps.append(tap)
+        own = f"/bin/busybox ip addr add {self.address(last)}/{self.prefix} dev eth0; /bin/busybox ip link set eth0 up"
+        nic = ["-netdev", f"tap,id=n,ifname={tap},script=no,downscript=no,vhost=off"]
+        nic += ["-device", f"virtio-net-device,netdev=n,mac=02:00:00:00:00:{last:02x}"]
+        return self.host.qemu(f"{own}\n{command}", *nic)
+
+    def dhow(self, *command):
+        return [self.host.program, "run", "--vm", "--rm", "--network", self.NETWORK, "bench", *command]
+
+
 def vm_net(host):
-    # A network whose machines may reach the host, QEMU's too; a container keeps its bridge there.
-    host.dhow("network", "create", "-o", "host-access=true", "open")
-    host.dhow("run", "-d", "--name", "keeper", "--network", "open", "bench", "sleep", "10000")
-    inspect = "{{.NetworkSettings.Networks.open.Gateway}} {{.NetworkSettings.Networks.open.IPPrefixLen}}"
-    gateway, prefix = host.dhow("inspect", "-f", inspect, "keeper").split()
-    links = json.loads(host.run(["ip", "-json", "addr"]))
-    (bridge,) = [link["ifname"] for link in links if any(a.get("local") == gateway for a in link["addr_info"])]
-    tap = "benchtap"
-    host.run(["ip", "tuntap", "add", tap, "mode", "tap", "vnet_hdr"])
-    host.run(["ip", "link", "set", tap, "master", bridge, "up"])
-    sink = Sink(gateway)
-    sink.start()
-    address = ".".join([*gateway.split(".")[:3], "250"])
-    script = "\n".join([
-        f"/bin/busybox ip addr add {address}/{prefix} dev eth0; /bin/busybox ip link set eth0 up",
-        f"/bin/send {gateway} {sink.port} {SEND_MIB}",
-    ])
-    nic = ["-netdev", f"tap,id=n,ifname={tap},script=no,downscript=no", "-device", "virtio-net-device,netdev=n,mac=02:00:00:00:00:fa"]
-    try:
-        commands = {
-            "dhow": [host.program, "run", "--vm", "--rm", "--network", "open", "bench", "send", gateway, str(sink.port), str(SEND_MIB)],
-            "qemu": host.qemu(script, *nic),
-        }
-        return rates(commands, SEND_MIB)
-    finally:
-        host.dhow("rm", "-f", "keeper")
-        host.run(["ip", "link", "del", tap])
-        host.dhow("network", "rm", "open")
+    with Open(host) as network:
+        sink = Sink(network.gateway)
+        sink.start()
+        send = [network.gateway, str(sink.port), str(SEND_MIB)]
+        ours, theirs = network.dhow("send", *send), network.qemu(250, f"/bin/send {' '.join(send)}")
+        return rates({"dhow": ours, "qemu": theirs}, SEND_MIB)
 
 
-ROWS = {"vm-run": vm_run, "vm-memory": vm_memory, "vm-disk": vm_disk, "vm-net": vm_net}
+def vm_pair(host):
+    """From one machine to another, and from the host to one; a machine of each kind takes what is sent."""
+    port = "5001"
+    with Open(host) as network:
+        host.dhow("run", "--vm", "-d", "--name", "sink", "--network", network.NETWORK, "bench", "send", "listen", port)
+        theirs = subprocess.Popen(network.qemu(251, f"/bin/send listen {port}"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            inspect = "{{.NetworkSettings.Networks.open.IPAddress}}"
+            ends = {"dhow": host.dhow("inspect", "-f", inspect, "sink").strip(), "qemu": network.address(251)}
+            send = {name: [end, port, str(SEND_MIB)] for name, end in ends.items()}
+            between = {"dhow": network.dhow("send", *send["dhow"]), "qemu": network.qemu(250, f"/bin/send {' '.join(send['qemu'])}")}
+            inward = {name: [host.options.sender, *words] for name, words in send.items()}
+            return {"between": rates(between, SEND_MIB), "inward": rates(inward, SEND_MIB)}
+        finally:
+            theirs.kill()
+            theirs.wait()
+            host.dhow("rm", "-f", "sink")
+
+
+ROWS = {"vm-run": vm_run, "vm-memory": vm_memory, "vm-disk": vm_disk, "vm-net": vm_net, "vm-pair": vm_pair, **shares.ROWS}
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--kernel", required=True)
     parser.add_argument("--modules")
-    parser.add_argument("--sender", required=True)
+    parser.add_argument("--tools", required=True)
     parser.add_argument("rows", nargs="+", choices=list(ROWS))
     options = parser.parse_args()
     figures = {}

@@ -1,4 +1,8 @@
-/* Sends MIB mebibytes to HOST PORT and says how long that took, in microseconds: what a guest's network is measured with. */
+/* Sends MIB mebibytes to HOST PORT and says how long that took, in microseconds: what a guest's network is measured with.
+ * Waits up to two minutes for somebody to listen there, as a guest may be starting. With `listen PORT` takes what is sent, one
+ * connection after the other. */
+#include <netinet/in.h>
+#include <string.h>
 #include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,16 +10,48 @@
 #include <time.h>
 #include <unistd.h>
 
+static char data[1 << 16];
+
+static int take(int port)
+{
+    struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr = { INADDR_ANY } };
+    int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&at, sizeof at) != 0 || listen(fd, 16) != 0) {
+        perror("listen");
+        return 1;
+    }
+    for (;;) {
+        int from = accept(fd, NULL, NULL);
+        while (from >= 0 && read(from, data, sizeof data) > 0)
+            ;
+        close(from);
+    }
+}
+
+static int reach(const struct sockaddr_in *to)
+{
+    for (int tries = 0; tries < 600; tries++) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        if (fd >= 0 && connect(fd, (const struct sockaddr *)to, sizeof *to) == 0)
+            return fd;
+        close(fd);
+        usleep(200000);
+    }
+    return -1;
+}
+
 int main(int argc, char **argv)
 {
-    static char data[1 << 16];
+    if (argc == 3 && strcmp(argv[1], "listen") == 0)
+        return take(atoi(argv[2]));
     if (argc != 4)
         return 2;
     struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(atoi(argv[2])) };
     if (inet_pton(AF_INET, argv[1], &to.sin_addr) != 1)
         return 2;
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to) != 0) {
+    int fd = reach(&to);
+    if (fd < 0) {
         perror("connect");
         return 1;
     }

@@ -22,7 +22,7 @@ def cache(repository):
 
 
 # QEMU's guests have no modules.
-LEAN_ONLY = {"vm-disk", "vm-net"}
+LEAN_ONLY = {"vm-disk", "vm-net", "vm-pair", "vm-files", "vm-sync"}
 LEAN = "lean kernel"
 
 
@@ -52,13 +52,13 @@ def has_kvm():
 
 def measure(repository, output, dhow, rows):
     """Results of these rows, and what to say of the machine."""
-    sender = output / "send"
-    subprocess.run(["gcc", "-O2", "-static", "-o", sender, repository / "benches/lib/send.c"], check=True)
+    for tool in ("send", "files", "sync"):
+        subprocess.run(["gcc", "-O2", "-static", "-o", output / tool, repository / "benches/lib" / f"{tool}.c"], check=True)
     name, arguments = kernel(repository)
     if name != LEAN and LEAN_ONLY & set(rows):
         print("SKIPPED, as they need the lean kernel (make kernel):", *sorted(LEAN_ONLY & set(rows)), flush=True)
         rows = [row for row in rows if row not in LEAN_ONLY]
-    command = [sys.executable, repository / "benches/lib/machines.py", *arguments, "--sender", sender, *rows]
+    command = [sys.executable, repository / "benches/lib/machines.py", *arguments, "--tools", output, *rows]
     environment = dict(os.environ, DHOW_BIN=str(dhow))
     hosts = {EMULATED: [repository / "contrib/kvm-host", "-m", "4096", "-t", "3000", "--", *command]}
     if has_kvm():
@@ -100,4 +100,20 @@ def net(where, seen):
     return [Result.throughput(f"TCP from guest to host ({where})", seen, "dhow", "qemu", 1)]
 
 
-RESULTS = {"vm-run": run, "vm-memory": memory, "vm-disk": disk, "vm-net": net}
+def pair(where, seen):
+    return [
+        Result.throughput(f"TCP from guest to guest ({where})", seen["between"], "dhow", "qemu", 1),
+        Result.throughput(f"TCP from host to guest ({where})", seen["inward"], "dhow", "qemu", 1),
+    ]
+
+
+def files(where, seen):
+    whats = {"untar": "untar of 13,000 small files in a directory of the host", "look": "looking at them all, as `git status` does"}
+    return [Result.at_most(f"{what} ({where})", seen[name], "dhow", "virtiofsd", 1) for name, what in whats.items()]
+
+
+def sync(where, seen):
+    return [Result.often(f"4 KiB random writes with fsync in a directory of the host ({where})", seen, "dhow", "virtiofsd", 1)]
+
+
+RESULTS = {"vm-run": run, "vm-memory": memory, "vm-disk": disk, "vm-net": net, "vm-files": files, "vm-sync": sync, "vm-pair": pair}

@@ -7,8 +7,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::unix::fs::symlink;
 use vmm::fs::{LONGEST, Server};
 
-/// FORGET, INTERRUPT, BATCH_FORGET.
-const UNANSWERED: [u32; 3] = [2, 36, 42];
+/// FORGET, SETLKW, INTERRUPT, BATCH_FORGET.
+const UNANSWERED: [u32; 4] = [2, 33, 36, 42];
 
 fuzz_target!(|data: &[u8]| {
     let dir = tempfile::tempdir().unwrap();

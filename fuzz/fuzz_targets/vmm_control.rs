@@ -29,7 +29,9 @@ fuzz_target!(|input: (u16, &[u8])| {
 
 fn answer(request: Request) -> Answer {
     match request {
-        Request::Status => Answer::Status { state: State::Paused, vcpus: 1, memory_mib: 2 },
+        Request::Status => {
+            Answer::Status { state: State::Paused, vcpus: 1, memory_mib: 2, balloon_mib: 0, disks: 1 }
+        }
         Request::Pause | Request::Resume | Request::Stop => Answer::Done,
         other => Answer::Refused { why: format!("{other:?}") },
     }

@@ -4,10 +4,13 @@
 #![forbid(unsafe_code)]
 
 pub mod busybox;
+pub mod clients;
 pub mod debian;
 pub mod layout;
 pub mod liar;
+pub mod private;
 pub mod registry;
+pub mod said;
 pub mod server;
 pub mod traces;
 pub mod vm;
@@ -31,6 +34,15 @@ pub fn program() -> PathBuf {
 pub fn have(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+/// Makes a program of a text in C that needs nothing of where it runs.
+pub fn compile(source: &str, to: &Path) {
+    let text = to.with_extension("c");
+    std::fs::write(&text, source).unwrap();
+    let done = Command::new("cc").args(["-O1", "-static", "-o"]).args([to, &text]).status().unwrap();
+    assert!(done.success(), "cc cannot make {}", to.display());
+    std::fs::remove_file(text).unwrap();
 }
 
 /// A store of its own, of which nothing is left when it is dropped.

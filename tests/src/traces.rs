@@ -61,11 +61,17 @@ pub fn processes(store: &Store) -> Vec<Process> {
     found
 }
 
-/// QEMU has what it opens as descriptors: it is known by its container's id.
+/// QEMU and our own have what they open as descriptors: they are known by their container's id.
 pub fn hypervisors(store: &Store) -> Vec<Process> {
     let dirs = std::fs::read_dir(store.root().join("sandboxes")).into_iter().flatten().flatten();
-    let names: Vec<_> = dirs.map(|d| format!(" -name {} ", d.file_name().to_string_lossy())).collect();
-    let is_ours = |p: &Process| p.command.contains("qemu") && names.iter().any(|n| p.command.contains(n));
+    let ids: Vec<_> = dirs.map(|d| d.file_name().to_string_lossy().into_owned()).collect();
+    let is_ours = |p: &Process| {
+        let is = |id: &String| {
+            let qemu = p.command.contains("qemu") && p.command.contains(&format!(" -name {id} "));
+            qemu || p.command.contains(&format!("dhow vmm {id}"))
+        };
+        ids.iter().any(is)
+    };
     all().filter(is_ours).collect()
 }
 

@@ -240,6 +240,11 @@ fn rules_hold_and_are_named() {
     assert_eq!(server.ask("POST", "/containers/strong/exec", Some(&body)).status, 403);
     assert_eq!(server.ask("GET", "/containers/strong/archive?path=/etc", None).status, 403);
     assert_eq!(server.ask("POST", "/containers/strong/attach?stream=1", None).status, 403);
+    let network = json!({"Name": "n", "Options": {"host-access": "true"}});
+    assert_eq!(server.ask("POST", "/networks/create", Some(&network)).status, 403);
+    let endpoint = json!({"EndpointsConfig": {"bridge": {"DriverOpts": {"dhow.host-access": "true"}}}});
+    let body = json!({"Image": "busybox", "Cmd": ["true"], "NetworkingConfig": endpoint});
+    assert_eq!(create(&server, "xx", body).status, 403);
     let volume = json!({"Name": "v", "DriverOpts": {"type": "none", "o": "bind", "device": "/etc"}});
     assert_eq!(server.ask("POST", "/volumes/create", Some(&volume)).status, 403);
     let made = create(&server, "xx", sleeper());

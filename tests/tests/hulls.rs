@@ -1,5 +1,6 @@
 //! One contract, both hulls: the same image behaves the same as a container and as a microVM.
 
+use dhow_tests::traces::{hypervisors, kill, until};
 use dhow_tests::{Store, vm};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -222,38 +223,83 @@ fn a_full_disk_is_the_workloads_own() {
     assert!(!text(&out.stdout).contains("eth0"), "{}", text(&out.stdout));
 }
 
-/// The process that carries the machine, QEMU or our own: the only child of its monitor.
-fn hypervisor(monitor: i32) -> i32 {
-    let children = std::fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children")).unwrap();
-    children.trim().parse().unwrap_or_else(|_| panic!("children of the monitor: {children:?}"))
+/// The process that carries the store's only machine, QEMU or our own.
+fn hypervisor(store: &Store) -> i32 {
+    let found = hypervisors(store);
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0].pid
 }
 
 #[test]
 fn a_machine_that_is_killed_has_ended_and_leaves_nothing() {
     let Some(store) = vm::store() else { return };
-    let out = run(&store, HULLS[1], &["-d", "--name", "victim"], &["sleep", "1000"]);
+    // With all that a machine can be given: a disk, a directory of the host's, a network while it runs.
+    store.ok(&["volume", "create", "-d", "disk", "-o", "size=32m", "db"]);
+    store.ok(&["network", "create", "late"]);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("word"), "from the host\n").unwrap();
+    let bind = format!("{}:/shared", dir.path().display());
+    let flags = ["-d", "--name", "victim", "-v", "db:/data", "-v", &bind];
+    let out = run(&store, HULLS[1], &flags, &["sleep", "1000"]);
     assert!(out.status.success(), "{}", errors(&out));
+    let peer = ["-d", "--name", "peer", "--network", "late"];
+    let out = run(&store, HULLS[0], &peer, &["httpd", "-f", "-p", "80", "-h", "/etc"]);
+    assert!(out.status.success(), "{}", errors(&out));
+    store.ok(&["network", "connect", "late", "victim"]);
+    let address = store.ok(&["inspect", "-f", "{{.NetworkSettings.Networks.late.IPAddress}}", "peer"]);
+    let url = format!("http://{address}/passwd");
+    let script = "echo synced | dd of=/data/f conv=fsync; cat /shared/word; echo from inside > /shared/said; \
+                  exec timeout 20 wget -qO- $0";
+    let said = store.ok(&["exec", "victim", "sh", "-c", script, &url]);
+    assert!(said.starts_with("from the host\n") && said.contains("root:x:0"), "{said}");
+    assert_eq!(std::fs::read(dir.path().join("said")).unwrap(), b"from inside\n");
+
     let pid = || -> i32 { store.ok(&["inspect", "-f", "{{.State.Pid}}", "victim"]).parse().unwrap() };
-    let kill = |pid: i32| {
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    };
-    kill(hypervisor(pid()));
+    kill(hypervisor(&store));
     assert_eq!(store.ok(&["wait", "victim"]), "255");
     assert_eq!(store.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "victim"]), "exited 255");
     let why = store.ok(&["inspect", "-f", "{{.State.Error}}", "victim"]);
     assert!(why.contains("the microVM ended before it told") && why.contains("137"), "{why}");
-    // And the monitor: then its machine goes with it.
+    // What it had synced is there, and so are its networks, until it leaves them.
     store.ok(&["start", "victim"]);
-    let machine = hypervisor(pid());
+    let again =
+        ["exec", "victim", "sh", "-c", "cat /data/f /shared/said; exec timeout 20 wget -qO- $0", &url];
+    let said = store.ok(&again);
+    assert!(said.starts_with("synced\nfrom inside\n") && said.contains("root:x:0"), "{said}");
+    store.ok(&["network", "disconnect", "late", "victim"]);
+    assert!(!store.out(&again).status.success(), "it is on the network still");
+    // And the monitor: then its machine goes with it.
+    let machine = hypervisor(&store);
     kill(pid());
     assert_eq!(store.ok(&["wait", "victim"]), "137");
-    let begin = Instant::now();
     // A zombie has no command line any more.
-    while std::fs::read(format!("/proc/{machine}/cmdline")).is_ok_and(|line| !line.is_empty()) {
-        assert!(begin.elapsed() < Duration::from_secs(10), "{machine} outlived its monitor");
+    until("the end of the machine", || {
+        !std::fs::read(format!("/proc/{machine}/cmdline")).is_ok_and(|line| !line.is_empty())
+    });
+    store.ok(&["rm", "-f", "victim", "peer"]);
+    store.ok(&["volume", "rm", "db"]);
+    store.ok(&["network", "rm", "late"]);
+}
+
+#[test]
+fn a_boot_is_ended_by_whoever_wants_it_no_more() {
+    let Some(store) = vm::store() else { return };
+    for verb in [&["stop"][..], &["kill"], &["rm", "-f"]] {
+        let args = ["run", "--vm", "--name", "booting", "busybox", "sleep", "1000"];
+        let run = store.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until("its machine", || !hypervisors(&store).is_empty());
+        store.ok(&[verb, &["booting"]].concat());
+        let out = run.wait_with_output().unwrap();
+        assert_eq!(out.status.code(), Some(137), "{verb:?}: {}", errors(&out));
+        assert!(errors(&out).contains("was stopped before its workload had started"), "{}", errors(&out));
+        assert_eq!(hypervisors(&store).len(), 0, "{verb:?}");
+        if verb != ["rm", "-f"] {
+            let state = "{{.State.Status}} {{.State.ExitCode}}";
+            assert_eq!(store.ok(&["inspect", "-f", state, "booting"]), "exited 137");
+            store.ok(&["rm", "booting"]);
+        }
     }
-    store.ok(&["rm", "victim"]);
+    assert_eq!(store.ok(&["ps", "-aq"]), "");
 }
 
 #[test]
@@ -294,5 +340,6 @@ fn our_own_vmm_keeps_the_contract_on_an_emulated_host() {
         "a_server_is_reached_looked_at_stopped_and_started_again",
         "both_hulls_talk_to_each_other_on_one_network",
         "a_machine_that_is_killed_has_ended_and_leaves_nothing",
+        "a_boot_is_ended_by_whoever_wants_it_no_more",
     ]);
 }

@@ -1,10 +1,12 @@
 //! Guests that lie, are silent, or end badly: what a microVM's host makes of it.
 
+use dhow_tests::traces::until;
 use dhow_tests::{Store, vm};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// A running microVM.
@@ -48,7 +50,13 @@ fn a_guest_that_drips_its_answers_or_gives_none_is_stopped_and_removed_in_time()
     said.extend([b' '; 4096]);
     stand_in(&dir, said, Duration::from_secs(1));
     let begin = Instant::now();
-    let exec = store.out(&["exec", "dripping", "true"]);
+    let mut exec = store.command(&["exec", "dripping", "true"]).stderr(Stdio::piped()).spawn().unwrap();
+    // It waits for nobody but itself.
+    until("the session", || store.ok(&["inspect", "-f", "{{json .ExecIDs}}", "dripping"]).contains("\""));
+    store.ok(&["rename", "dripping", "dripped"]);
+    store.ok(&["rename", "dripped", "dripping"]);
+    assert!(exec.try_wait().unwrap().is_none());
+    let exec = exec.wait_with_output().unwrap();
     assert!(!exec.status.success());
     let said = String::from_utf8_lossy(&exec.stderr).into_owned();
     assert!(said.contains("the guest's agent does not answer"), "{said}");

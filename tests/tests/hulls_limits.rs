@@ -64,20 +64,23 @@ fn a_running_microvm_gets_other_limits() {
         devices.filter(|e| e.file_type().is_ok_and(|t| t.is_block_device())).map(|e| e.path()).next();
     let Some(device) = device else { return eprintln!("SKIPPED: there is no block device in /dev") };
     let rate = |limit: &str| format!("{}:{limit}", device.display());
+    store.ok(&["volume", "create", "-d", "disk", "-o", "size=32m", "vol"]);
     let flags = ["--name", "live", "-m", "256m", "--cpus", "1", "--device-write-bps", &rate("1mb")];
-    store.ok(&[&["run", "-d", "--vm"], &flags[..], &["busybox", "sleep", "1000"]].concat());
+    let flags = [&["run", "-d", "--vm", "-v", "vol:/vol"], &flags[..], &["busybox", "sleep", "1000"]];
+    store.ok(&flags.concat());
     let total = || -> u64 {
         let text = store.ok(&["exec", "live", "grep", "MemTotal", "/proc/meminfo"]);
         text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
     };
-    let write = || {
+    let write = |dir: &str| {
         let begin = Instant::now();
-        store.ok(&["exec", "live", "sh", "-c", "dd if=/dev/zero of=/f bs=64k count=64 conv=fsync; rm /f"]);
+        let script = "dd if=/dev/zero of=$0/f bs=64k count=64 conv=fsync; rm $0/f";
+        store.ok(&["exec", "live", "sh", "-c", script, dir]);
         begin.elapsed()
     };
-    let limited = write();
-    // 4 MiB, less a bucketful of 100 ms.
-    assert!(limited > Duration::from_millis(3500), "{limited:?}");
+    // The disk that a volume is has the same limits, now and after a change. 4 MiB, less a bucketful of 100 ms.
+    let limited = ["", "/vol"].map(write);
+    assert!(limited.iter().all(|took| *took > Duration::from_millis(3500)), "{limited:?}");
 
     let before = total();
     store.ok(&["update", "-m", "192m", "--device-write-bps", &rate("1gb"), "live"]);
@@ -90,8 +93,8 @@ fn a_running_microvm_gets_other_limits() {
     let (pays, inside) = stats.split_once(';').unwrap();
     assert!(inside.contains(&format!("/ {after}")), "{after} MiB in {stats:?}");
     assert!(!pays.contains(&format!("/ {after}")) && pays.contains("MiB /"), "{stats:?}");
-    let free = write();
-    assert!(free < limited, "{free:?} without the limit, {limited:?} with it");
+    let free = ["", "/vol"].map(write);
+    assert!(free[0] < limited[0] && free[1] < limited[1], "{free:?} without limits, {limited:?} with them");
 
     // All of it or nothing.
     refused(&store, &["update", "-m", "50m", "live"], "the guest has given only");
@@ -107,6 +110,7 @@ fn a_running_microvm_gets_other_limits() {
     }
     assert_eq!(store.ok(&["inspect", "-f", "{{.HostConfig.NanoCpus}}", "live"]), "500000000");
     store.ok(&["rm", "-f", "live"]);
+    store.ok(&["volume", "rm", "vol"]);
 }
 
 #[test]

@@ -1,34 +1,16 @@
 //! What is mounted from the host: directories, files and volumes are the same in a container and in a microVM.
 
-use dhow_tests::{Store, vm};
+use dhow_tests::said::{ok, text, until};
+use dhow_tests::{Store, compile, vm};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::process::Output;
-use std::time::{Duration, Instant};
 
 /// The flag of each hull.
 const HULLS: [&[&str]; 2] = [&["--isolation", "container"], &["--vm"]];
 
 fn run(store: &Store, hull: &[&str], flags: &[&str], script: &str) -> Output {
     store.out(&[&["run"], hull, flags, &["busybox", "sh", "-c", script]].concat())
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// What it wrote, of one that must succeed.
-fn ok(out: &Output) -> String {
-    assert!(out.status.success(), "{:?} {} {}", out.status, text(&out.stdout), text(&out.stderr));
-    text(&out.stdout)
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]
@@ -107,7 +89,17 @@ fn users_inside_own_what_they_make_and_the_hosts_changes_are_seen() {
     fs::write(path("word"), "first\n").unwrap();
     fs::write(path("private"), "root's\n").unwrap();
     fs::set_permissions(path("private"), fs::Permissions::from_mode(0o600)).unwrap();
-    let script = "cd /shared; cat private; echo x > mine; until grep -q second word; do sleep 0.1; done; \
+    // Locks and mappings are of one file, on whichever side.
+    compile(include_str!("../src/peer.c"), &path("peer"));
+    for name in ["record", "lock", "map"] {
+        fs::write(path(name), [0; 4096]).unwrap();
+        fs::set_permissions(path(name), fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    let open = |name: &str| fs::File::options().read(true).write(true).open(path(name)).unwrap();
+    let [record, lock, map] = ["record", "lock", "map"].map(open);
+    rustix::fs::fcntl_lock(&record, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    lock.lock().unwrap();
+    let script = "cd /shared; ./peer . & cd /shared; cat private; echo x > mine; until grep -q second word; do sleep 0.1; done; \
                   until test -e new; do sleep 0.1; done; cat new; cat word > answer; exec sleep 1000";
     let out = run(&store, HULLS[1], &["-d", "--name", "vm", "-u", "user", "--mount", &bind], script);
     ok(&out);
@@ -120,6 +112,16 @@ fn users_inside_own_what_they_make_and_the_hosts_changes_are_seen() {
     fs::rename(path("half"), path("new")).unwrap();
     until("the guest's answer", || fs::read(path("answer")).is_ok_and(|answer| answer == b"second\n"));
     assert!(text(&store.out(&["logs", "vm"]).stderr).contains("'private': Permission denied"));
+
+    until("the guest's try", || path("record-busy").exists() && path("flock-busy").exists());
+    assert!(!path("flock-got").exists());
+    lock.unlock().unwrap();
+    until("the guest's lock", || path("flock-got").exists());
+    assert!(lock.try_lock().is_err());
+    until("what the guest has mapped", || path("map-written").exists());
+    assert!(fs::read(path("map")).unwrap().starts_with(b"from the guest\0"));
+    map.write_all_at(b"h", 100).unwrap();
+    until("what the host has written", || path("map-read").exists());
 
     // Files are also copied there, whether it runs or not, and a start finds the directory again.
     let put = path("word").to_str().unwrap().to_owned();

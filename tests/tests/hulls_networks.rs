@@ -60,13 +60,15 @@ fn all_hulls_reach_each_other_and_networks_come_and_go() {
     store.ok(&["network", "create", "--ipv6", "back"]);
     start(&store, "box1", &["--network", "front"]);
     start(&store, "box2", &["--network", "front"]);
-    start(&store, "wall1", &["--vm", "--network", "front"]);
+    start(&store, "wall1", &["--vm", "--network", "name=front,ingress-rate=8mbit,egress-rate=4mbit"]);
     start(&store, "wall2", &["--vm", "--network", "front"]);
     for (from, to) in [("box1", "box2"), ("box1", "wall1"), ("wall1", "box1"), ("wall1", "wall2")] {
         for address in addresses(&store, to, "front") {
             must_reach(&store, from, &address);
         }
     }
+
+    is_slow(&store, "box1", "wall1", "front");
 
     // One of each hull moves to another network while it runs.
     for mover in ["box2", "wall2"] {
@@ -146,6 +148,21 @@ fn a_connection_outlives_the_supervisor() {
     store.ok(&["rm", "-f", "kept", "peer"]);
 }
 
+/// One that has 8 megabits a second to it, and 4 from it, and no more.
+fn is_slow(store: &Store, free: &str, limited: &str, network: &str) {
+    // A megabyte each way, 8.4 megabits, of which a burst passes at once.
+    for (from, to, least) in [(free, limited, 800), (limited, free, 1600)] {
+        store.ok(&["exec", from, "dd", "if=/dev/zero", "of=/etc/big", "bs=64k", "count=16"]);
+        let address = field(store, from, network, "IPAddress");
+        must_reach(store, to, &address);
+        let begin = Instant::now();
+        store.ok(&["exec", to, "wget", "-qO", "/tmp/big", &format!("http://{address}/big")]);
+        let took = begin.elapsed();
+        assert!(took > Duration::from_millis(least), "{from} to {to}: {took:?}");
+        assert_eq!(store.ok(&["exec", to, "stat", "-c", "%s", "/tmp/big"]), "1048576");
+    }
+}
+
 #[test]
 fn an_endpoint_is_as_slow_as_it_was_asked_to_be() {
     let Some(store) = busybox::store() else { return };
@@ -153,17 +170,7 @@ fn an_endpoint_is_as_slow_as_it_was_asked_to_be() {
     let limited = "name=slow,ingress-rate=8mbit,egress-rate=4mbit";
     start(&store, "limited", &["--network", limited]);
     start(&store, "free", &["--network", "slow"]);
-    // A megabyte each way, 8.4 megabits, of which a burst passes at once.
-    for (from, to, least) in [("free", "limited", 800), ("limited", "free", 1600)] {
-        store.ok(&["exec", from, "dd", "if=/dev/zero", "of=/etc/big", "bs=64k", "count=16"]);
-        let address = field(&store, from, "slow", "IPAddress");
-        must_reach(&store, to, &address);
-        let begin = Instant::now();
-        store.ok(&["exec", to, "wget", "-qO", "/tmp/big", &format!("http://{address}/big")]);
-        let took = begin.elapsed();
-        assert!(took > Duration::from_millis(least), "{from} to {to}: {took:?}");
-        assert_eq!(store.ok(&["exec", to, "stat", "-c", "%s", "/tmp/big"]), "1048576");
-    }
+    is_slow(&store, "free", "limited", "slow");
     let id = store.ok(&["inspect", "-f", "{{.Id}}", "limited"]);
     let device = Path::new("/sys/class/net").join(format!("vlh{}", &id[..12]));
     assert!(device.exists());

@@ -1,48 +1,9 @@
 //! Volumes that are disks, in microVMs: devices of their own, with the rules that hold for containers.
 
-use dhow_tests::{Store, vm};
-use rustix::process::{Pid, Signal, kill_process};
+use dhow_tests::said::{ok, refused, run, text, until};
+use dhow_tests::traces::{hypervisors, kill};
+use dhow_tests::vm;
 use std::fs;
-use std::process::Output;
-use std::time::{Duration, Instant};
-
-fn run(store: &Store, flags: &[&str], script: &str) -> Output {
-    store.out(&[&["run"], flags, &["busybox", "sh", "-c", script]].concat())
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn ok(out: &Output) -> String {
-    assert!(out.status.success(), "{:?} {} {}", out.status, text(&out.stdout), text(&out.stderr));
-    text(&out.stdout)
-}
-
-fn refused(out: &Output, said: &str) {
-    let errors = text(&out.stderr);
-    assert!(!out.status.success() && errors.contains(said), "{:?} {errors}", out.status);
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(120), "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// The hypervisor of a microVM.
-fn hypervisor_of(store: &Store, name: &str) -> i32 {
-    let monitor = store.ok(&["inspect", "-f", "{{.State.Pid}}", name]);
-    let children = fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children")).unwrap();
-    let is_one = |pid: &&str| {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        text(&command).contains("qemu-system")
-            || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.starts_with("vmm"))
-    };
-    children.split_whitespace().find(is_one).expect("there is a hypervisor").parse().unwrap()
-}
 
 #[test]
 fn a_disk_volume_is_a_disk_of_the_microvm() {
@@ -87,23 +48,33 @@ fn a_disk_volume_is_a_disk_of_the_microvm() {
     refused(&run(&store, &["--rm", "-v", "db:/data"], "true"), "in use by container first");
     refused(&run(&store, &["--rm", "-v", "shared:/s"], "true"), "in use by container first, which reads it");
     assert_eq!(ok(&run(&store, &["--rm", "-v", "shared:/s:ro"], "cat /s/note")), "from a container\n");
-    refused(&store.out(&["volume", "resize", "db", "64m"]), "in use by a microVM");
+    // It grows under the machine, the smaller of two sizes is none, and one that others read stays as it is.
+    store.ok(&["volume", "resize", "db", "64m"]);
+    refused(&store.out(&["volume", "resize", "db", "48m"]), "cannot be made smaller");
+    let shown =
+        store.ok(&["exec", "first", "sh", "-c", "df -m /data | tail -1; echo more > /data/more; sync"]);
+    let size: u32 = shown.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(size > 50, "{shown}");
+    refused(&store.out(&["volume", "resize", "shared", "64m"]), "in use by a microVM that reads it");
+    store.ok(&["pause", "first"]);
+    refused(&store.out(&["volume", "resize", "db", "80m"]), "the microVM first, which is paused");
+    store.ok(&["unpause", "first"]);
     refused(
         &store.out(&["volume", "export", "--format", "raw", "-o", "/dev/null", "db"]),
         "in use by the microVM first",
     );
 
     // The hypervisor's death frees it, and what was synced is there.
-    let hypervisor = Pid::from_raw(hypervisor_of(&store, "first")).unwrap();
-    kill_process(hypervisor, Signal::KILL).unwrap();
+    hypervisors(&store).iter().for_each(|machine| kill(machine.pid));
     store.ok(&["wait", "first"]);
     refused(&run(&store, &["--rm", "-v", "db:/data"], "true"), "this host's kernel does not mount it");
     refused(&store.out(&["volume", "export", "db"]), "this host's kernel does not mount it");
     store.ok(&["volume", "resize", "db", "96m"]);
-    let script = "cat /data/f; df -m /data | tail -1 | tr -s ' ' | cut -d' ' -f2; echo again > /data/g";
+    let script =
+        "cat /data/f /data/more; df -m /data | tail -1 | tr -s ' ' | cut -d' ' -f2; echo again > /data/g";
     let said = ok(&run(&store, &["--vm", "--rm", "-v", "db:/data"], script));
-    let (kept, size) = said.trim().split_once('\n').unwrap();
-    assert!(kept == "synced" && size.parse::<u32>().unwrap() > 80, "{said}");
+    let (kept, size) = said.trim().rsplit_once('\n').unwrap();
+    assert!(kept == "synced\nmore" && size.parse::<u32>().unwrap() > 80, "{said}");
 
     // Its machine unmounted it, so that it is whole; and a container has it once its user says so.
     store.ok(&["volume", "clone", "-o", "trust-guest=true", "db", "trusted"]);

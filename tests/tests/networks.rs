@@ -94,6 +94,11 @@ fn a_network_is_made_shown_and_removed() {
         &["--network", &format!("name=back,ip={},alias=duo,mac-address=02:00:00:00:00:22", host(20))],
     );
     assert_eq!(address(&store, "one", "back"), host(65));
+    let said = refused(
+        &store,
+        &["run", "--rm", "--network", &format!("name=back,ip={}", host(64)), "busybox", "true"],
+    );
+    assert!(said.contains("already in use") && said.contains("router"), "{said}");
     assert_eq!(address(&store, "two", "back"), host(20));
     let seen = store.ok(&[
         "exec",
@@ -282,6 +287,12 @@ fn several_networks_at_once() {
         ["--network", "inner", "--network", "name=outer,alias=face", "--network", "other,gw-priority=5"];
     sleeper(&store, "web", &flags);
     assert_eq!(store.ok(&["ps", "--format", "{{.Networks}}"]), "inner,other,outer");
+    // It is no way from one of them to another, unless it shall be.
+    let routes = ["cat", "/proc/sys/net/ipv4/ip_forward"];
+    assert_eq!(store.ok(&[&["exec", "web"], &routes[..]].concat()), "0");
+    let asked =
+        ["run", "--rm", "--sysctl", "net.ipv4.ip_forward=1", "--network", "inner", "--network", "outer"];
+    assert_eq!(store.ok(&[&asked[..], &["busybox"], &routes].concat()), "1");
     let links = store.ok(&["exec", "web", "ip", "-o", "-4", "addr"]);
     for (n, network) in ["inner", "outer", "other"].iter().enumerate() {
         let want = format!("inet {}/", address(&store, "web", network));

@@ -1,41 +1,13 @@
 //! Volumes of containers: drivers and options, disks with one writer, their way out and in, and what a crash leaves.
 
+use dhow_tests::said::{ok, refused, run, text, until};
 use dhow_tests::{Store, busybox, have};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::CapabilitySet;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
-use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
-
-fn run(store: &Store, flags: &[&str], script: &str) -> Output {
-    store.out(&[&["run"], flags, &["busybox", "sh", "-c", script]].concat())
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// What it wrote, of one that must succeed.
-fn ok(out: &Output) -> String {
-    assert!(out.status.success(), "{:?} {} {}", out.status, text(&out.stdout), text(&out.stderr));
-    text(&out.stdout)
-}
-
-/// What must fail, and say this.
-fn refused(out: &Output, said: &str) {
-    let errors = text(&out.stderr);
-    assert!(!out.status.success() && errors.contains(said), "{:?} {errors}", out.status);
-    assert_eq!(errors.trim().lines().count(), 1, "{errors}");
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
+use std::process::Stdio;
 
 /// A store whose host can make disks and mount them.
 fn store_with_disks() -> Option<Store> {
@@ -141,7 +113,37 @@ fn a_disk_has_a_size_and_one_writer() {
     store.ok(&["volume", "export", "--format", "raw", "-o", raw.to_str().unwrap(), "db"]);
     assert_eq!(fs::metadata(&raw).unwrap().len(), 32 << 20);
     assert_eq!(store.ok(&["inspect", "-f", "{{.State.Status}}", "writer"]), "running");
+    // It grows while it is used, where the kernel lets root do that; else it stays as it was.
+    let length = || fs::metadata(&file).unwrap().len();
+    if rustix::thread::capabilities(None).unwrap().effective.contains(CapabilitySet::SYS_RESOURCE) {
+        std::thread::scope(|scope| {
+            for size in ["40m", "64m", "48m"] {
+                let store = &store;
+                scope.spawn(move || store.out(&["volume", "resize", "db", size]));
+            }
+        });
+        assert_eq!(length(), 64 << 20);
+        let shown = store.ok(&["exec", "writer", "df", "-m", "/data"]);
+        let size: u32 = shown.split_whitespace().nth(8).unwrap().parse().unwrap();
+        assert!(size > 50, "{shown}");
+    } else {
+        refused(&store.out(&["volume", "resize", "db", "64m"]), "CAP_SYS_RESOURCE");
+        assert_eq!(length(), 32 << 20);
+    }
     store.ok(&["rm", "-f", "writer"]);
+
+    // Files go to and from it while nobody uses it, too.
+    let local = store.root().join("local");
+    fs::write(&local, "copied\n").unwrap();
+    store.ok(&["create", "--name", "resting", "-v", "db:/data", "busybox", "cat", "/data/sub/copied"]);
+    let dir = store.root().join("sub");
+    fs::create_dir(&dir).unwrap();
+    store.ok(&["cp", dir.to_str().unwrap(), "resting:/data/"]);
+    store.ok(&["cp", local.to_str().unwrap(), "resting:/data/sub/copied"]);
+    assert!(!is_mounted(&store));
+    assert_eq!(store.ok(&["start", "-a", "resting"]), "copied");
+    assert!(text(&store.out(&["cp", "resting:/data/kept", "-"]).stdout).contains("kept\n"));
+    store.ok(&["rm", "resting"]);
 
     // Several that read, and none that writes meanwhile.
     ok(&run(&store, &["-d", "--name", "reader", "-v", "db:/data:ro"], "sleep 1000"));
@@ -327,6 +329,7 @@ fn volumes_go_out_and_come_in() {
     store.ok(&["volume", "clone", "src", "twin"]);
     assert_eq!(ok(&run(&store, &["--rm", "-v", "twin:/data"], look)), there);
     refused(&store.out(&["volume", "clone", "src", "twin"]), "exists already");
+    refused(&store.out(&["volume", "clone", "-o", "size=1g", "zipped", "larger"]), "has no size of its own");
     refused(&store.out(&["volume", "export", "--format", "raw", "src"]), "is exported as a tar");
     refused(&store.out(&["volume", "export", "--format", "zip", "src"]), "invalid format");
 

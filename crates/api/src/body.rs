@@ -7,10 +7,13 @@ use std::io::{self, Read, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Most bytes of a request that is a document; Docker's clients send some kilobytes.
-pub const MOST: usize = 16 << 20;
+pub const MOST: usize = 4 << 20;
+/// What is held of a document without asking for room, and how many may be larger at once.
+const SMALL: usize = 64 << 10;
+static LARGE: Semaphore = Semaphore::const_new(16);
 /// How long a client may take for the next piece of a document.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most bytes that are read of a body that nobody wants, and how long its next piece may take.
@@ -134,7 +137,12 @@ impl Write for BodyWriter {
 /// The whole of a request's body, if it is not beyond all measure.
 pub async fn whole(mut body: Incoming) -> Result<Vec<u8>, Fault> {
     let mut out = Vec::new();
+    let mut room = None;
     loop {
+        if out.len() > SMALL && room.is_none() {
+            // Never closed.
+            room = LARGE.acquire().await.ok();
+        }
         let next = tokio::time::timeout(PATIENCE, body.frame());
         let frame = next.await.map_err(|_| Fault::new(408, "the request's body did not arrive in time"))?;
         match frame {

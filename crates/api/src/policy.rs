@@ -6,7 +6,9 @@
 
 use crate::fault::Fault;
 use std::path::{Component, Path, PathBuf};
-use types::docker::{ContainerConfig, HostConfig, MountType, VolumeCreateRequest};
+use types::docker::{
+    ContainerConfig, EndpointSettings, HostConfig, MountType, NetworkCreateRequest, VolumeCreateRequest,
+};
 
 /// A rule that cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -93,6 +95,26 @@ impl Restrict {
                 Err(refused("bind", &format!("volumes with the option {key}={value} are not allowed")))
             }
             None => Ok(()),
+        }
+    }
+
+    /// Whether a network may be made.
+    pub fn admit_network(&self, request: &NetworkCreateRequest) -> Result<(), Fault> {
+        if request.driver.as_deref().is_some_and(|d| !matches!(d, "" | "default" | "bridge")) {
+            return Err(refused("network", "networks on the host's own interfaces are not allowed"));
+        }
+        let reaches = |key: &String| matches!(key.as_str(), "host-access" | engine::HOST_ACCESS);
+        match request.options.iter().flatten().any(|(key, _)| reaches(key)) {
+            true => Err(refused("network", "networks that reach the host's own services are not allowed")),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a workload may have such a place on a network.
+    pub fn admit_endpoint(&self, settings: &EndpointSettings) -> Result<(), Fault> {
+        match settings.driver_opts.iter().flatten().any(|(key, _)| key == engine::HOST_ACCESS) {
+            true => Err(refused("network", "workloads that reach the host's own services are not allowed")),
+            false => Ok(()),
         }
     }
 

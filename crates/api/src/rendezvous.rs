@@ -11,7 +11,8 @@
 
 use sandbox::client::{AttachOptions, Stream};
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 /// How a run ended for those who wait.
@@ -37,6 +38,22 @@ pub struct Attacher {
     pub options: AttachOptions,
     /// Takes the stream, and whom to tell of the end.
     pub hand: oneshot::Sender<(Option<Stream>, Waiters)>,
+    taken: Arc<AtomicBool>,
+}
+
+/// What a client that attached awaits.
+#[derive(Debug)]
+pub struct Awaited {
+    /// The streams of our own start, and whom to tell of the end.
+    pub handed: oneshot::Receiver<(Option<Stream>, Waiters)>,
+    taken: Arc<AtomicBool>,
+}
+
+impl Awaited {
+    /// Our own start is on its way: what it does not hand over it drops, and nobody has to look.
+    pub fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Acquire)
+    }
 }
 
 /// Those who wait for the end. Dropped, they are told that nobody knows.
@@ -78,10 +95,12 @@ impl Rendezvous {
     }
 
     /// Awaits the streams of a container's next run.
-    pub fn attach(&self, id: &str, options: AttachOptions) -> oneshot::Receiver<(Option<Stream>, Waiters)> {
-        let (hand, receiver) = oneshot::channel();
-        self.with(|all| all.entry(id.to_owned()).or_default().attachers.push(Attacher { options, hand }));
-        receiver
+    pub fn attach(&self, id: &str, options: AttachOptions) -> Awaited {
+        let (hand, handed) = oneshot::channel();
+        let awaited = Awaited { handed, taken: Arc::default() };
+        let attacher = Attacher { options, hand, taken: Arc::clone(&awaited.taken) };
+        self.with(|all| all.entry(id.to_owned()).or_default().attachers.push(attacher));
+        awaited
     }
 
     /// Awaits the end of a container's next run.
@@ -93,6 +112,10 @@ impl Rendezvous {
 
     /// The container is being started: whoever awaited it goes along.
     pub fn take(&self, id: &str) -> Party {
-        self.with(|all| all.remove(id).unwrap_or_default())
+        self.with(|all| {
+            let party = all.remove(id).unwrap_or_default();
+            party.attachers.iter().for_each(|a| a.taken.store(true, Ordering::Release));
+            party
+        })
     }
 }

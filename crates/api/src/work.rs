@@ -64,13 +64,29 @@ pub async fn stream(
     job: impl FnOnce(&Engine, &mut BodyWriter) -> Result<(), Fault> + Send + 'static,
 ) -> Result<Response<Body>, Fault> {
     let (writer, begun, body) = BodyWriter::pair();
-    let done = tokio::task::spawn_blocking(move || {
-        with(options, |engine| conclude(writer, late, |out| job(engine, out)))
-    });
-    answer(head, begun, body, async {
-        done.await.unwrap_or_else(|e| Err(Fault::internal(format!("the request's thread died: {e}"))))
-    })
-    .await
+    let done = apart(move || with(options, |engine| conclude(writer, late, |out| job(engine, out))))?;
+    answer(head, begun, body, done).await
+}
+
+/// Runs one call of the engine that reads what a client sends, or writes what it takes: on a thread of its own, since a
+/// client that does neither must not keep the others from theirs.
+pub async fn run_apart<T: Send + 'static>(
+    options: &'static OpenOptions,
+    job: impl FnOnce(&Engine) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    apart(move || with(options, job))?.await
+}
+
+/// A thread, and its result.
+fn apart<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<impl Future<Output = Result<T, Fault>>, Fault> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("stream".into())
+        .spawn(move || drop(tell.send(job())))
+        .map_err(|e| Fault::new(503, format!("no thread can be had for the request: {e}")))?;
+    Ok(async { told.await.unwrap_or_else(|_| Err(Fault::internal("the request's thread died"))) })
 }
 
 /// The same for what may last: a thread of its own, with a small stack and no engine.

@@ -1,8 +1,8 @@
 //! The `dhow` command.
 //!
 //! A process is a command of a user or, internally, the supervisor of one container (`dhow supervise`) or a hand in
-//! its user namespace (`dhow inside`), or the keeper of a microVM that shows its files (`dhow appliance`). These are looked for first: the one is on the way of every start, and the others
-//! must have but one thread.
+//! its user namespace (`dhow inside`), or the keeper of a microVM that shows its files (`dhow appliance`), or our virtual
+//! machine monitor (`dhow vmm`), or a server of directories (`dhow shares`). These are looked for first: they are on the way of every start, and must have but one thread.
 #![forbid(unsafe_code)]
 // Doc comments of flags are their help texts, for terminals: `<key>` and `[:PORT]` are meant as they stand.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
@@ -16,7 +16,9 @@ mod progress;
 mod stream;
 mod verbs;
 
+use sandbox::vm;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 
 fn main() {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -24,6 +26,8 @@ fn main() {
         Some((first, rest)) if first == "supervise" => engine::supervise(rest, HELLO),
         Some((first, rest)) if first == "inside" => engine::inside(rest),
         Some((first, rest)) if first == "appliance" => engine::machine::appliance(rest),
+        Some((first, _)) if first.as_bytes() == vm::MACHINE_VERB.to_bytes() => vm::carry(),
+        Some((first, _)) if first.as_bytes() == vm::SHARES_VERB.to_bytes() => vm::serve_shares(),
         _ => cli::run(args),
     };
     std::process::exit(code);

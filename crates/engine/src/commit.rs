@@ -33,8 +33,10 @@ impl Engine {
                 self.commit_frozen(&container, options, reference.as_ref(), pack)
             })
         });
-        if let Some(client) = &mut client {
-            client.resume()?;
+        match client.as_mut().map_or(Ok(()), Client::resume) {
+            // It was killed while it was frozen, and ends now.
+            Ok(()) | Err(ClientError::Gone) => {}
+            Err(e) => return Err(e.into()),
         }
         Ok(self.note_commit(&container, options, made?))
     }
@@ -42,7 +44,7 @@ impl Engine {
     /// Freezes it; the connection thaws it. None where it ends just now: then it holds still by itself.
     fn freeze(&self, container: &Container) -> Result<Option<Client>> {
         let frozen = self.client(container).and_then(|mut client| {
-            client.pause().map_err(|e| self.refused(container, e))?;
+            client.hold().map_err(|e| self.refused(container, e))?;
             Ok(client)
         });
         match frozen {

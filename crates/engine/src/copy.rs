@@ -8,6 +8,7 @@
 use crate::machine::files::path_stat;
 use crate::recover::Liveness;
 use crate::store::Container;
+use crate::volumes::place::{self, Held};
 use crate::{Engine, EngineError, Result, inside, mounts, users};
 use rootfs::{Access, MountOptions, PathStat, UnpackOptions};
 use sandbox::vm::Files;
@@ -16,8 +17,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use sys::Root;
-use types::RunState;
 use types::docker::FilesystemChange;
+use types::{RunState, VolumePlan};
 
 /// Where a container's files are.
 pub(crate) enum Source<'a> {
@@ -26,6 +27,23 @@ pub(crate) enum Source<'a> {
     Here(&'a Root, &'a Path, Option<&'a RunState>),
     /// In a guest.
     Guest(&'a Files),
+}
+
+/// The source of a mount, mounted for as long as this lives if need be, and a path below it.
+struct Below {
+    root: Root,
+    rest: PathBuf,
+    held: Option<Held>,
+}
+
+impl Below {
+    fn then<T>(self, work: impl FnOnce(Source<'_>) -> Result<T>) -> Result<T> {
+        let done = work(Source::Here(&self.root, &self.rest, None));
+        drop(self.root);
+        let released = self.held.map_or(Ok(()), Held::release);
+        let done = done?;
+        released.map(|()| done)
+    }
 }
 
 impl Engine {
@@ -40,9 +58,9 @@ impl Engine {
         let container = self.find(name)?;
         if container.is_vm() {
             if self.is_at_rest(&container)?
-                && let Some((root, rest)) = self.below_mount(&container, path, write)?
+                && let Some(below) = self.below_mount(&container, path, write)?
             {
-                return work(Source::Here(&root, &rest, None));
+                return below.then(work);
             }
             return self.with_guest(&container, |files| work(Source::Guest(files)));
         }
@@ -65,8 +83,8 @@ impl Engine {
                 container.name
             ))),
             Liveness::Ended(_, _lock) => {
-                if let Some((root, rest)) = self.below_mount(&container, path, write)? {
-                    return work(Source::Here(&root, &rest, None));
+                if let Some(below) = self.below_mount(&container, path, write)? {
+                    return below.then(work);
                 }
                 let access = if write { Access::ReadWrite } else { Access::ReadOnly };
                 self.with_mounted(&container, access, |root| work(Source::Here(root, path, None)))
@@ -76,28 +94,12 @@ impl Engine {
 
     /// The source of the mount that a path of an ended container lies below, and the rest of the path: what is copied
     /// beneath a mount point would be hidden by the mount at the next start.
-    fn below_mount(&self, c: &Container, path: &Path, write: bool) -> Result<Option<(Root, PathBuf)>> {
+    fn below_mount(&self, c: &Container, path: &Path, write: bool) -> Result<Option<Below>> {
         let Some(path) = mounts::clean(&Path::new("/").join(path)) else { return Ok(None) };
         let Some(mount) = c.mounts.iter().rev().find(|m| path.starts_with(&m.target)) else {
             return Ok(None);
         };
-        self.prepare_volumes(c)?;
-        let source = match mount.kind {
-            mounts::Kind::Tmpfs => return Ok(None),
-            mounts::Kind::Volume if self.volume_row(&mount.volume)?.is_directory() => {
-                self.paths.volume(&mount.volume)
-            }
-            mounts::Kind::Volume | mounts::Kind::Image => {
-                return Err(EngineError::Conflict(format!(
-                    "{} is a volume that is mounted while the container runs: start {} first",
-                    mount.target.display(),
-                    c.name
-                )));
-            }
-            mounts::Kind::Bind => mount.source.clone(),
-        };
-        let whole = Root::open(&source).map_err(EngineError::io("cannot open", &source));
-        if !source.is_dir() {
+        if mount.kind == mounts::Kind::Tmpfs {
             return Ok(None);
         }
         if write && mount.read_only {
@@ -106,15 +108,47 @@ impl Engine {
                 mount.target.display()
             )));
         }
-        let rest = path.strip_prefix(&mount.target).unwrap_or(&path);
-        let whole = whole?;
-        let root = match mount.subpath.is_empty() {
-            true => whole,
-            false => {
-                Root::from_fd(whole.handle(&mount.subpath).map_err(EngineError::io("cannot open", &source))?)
-            }
+        self.prepare_volumes(c)?;
+        let plan = match mount.kind {
+            mounts::Kind::Volume => self.volume_plan(&self.volume_row(&mount.volume)?, !write)?,
+            mounts::Kind::Image => Some(self.image_plan(&mount.volume)?),
+            mounts::Kind::Bind | mounts::Kind::Tmpfs => None,
         };
-        Ok(Some((root, Path::new("/").join(rest))))
+        let source = match &plan {
+            Some(plan) => plan.mountpoint(),
+            None if mount.kind == mounts::Kind::Bind => mount.source.clone(),
+            None => self.paths.volume(&mount.volume),
+        };
+        if plan.is_none() && !source.is_dir() {
+            return Ok(None);
+        }
+        let held = plan.map(|plan| self.hold_for_files(c, plan)).transpose()?;
+        let open = || {
+            let whole = Root::open(&source)?;
+            if mount.subpath.is_empty() { Ok(whole) } else { whole.handle(&mount.subpath).map(Root::from_fd) }
+        };
+        let rest = Path::new("/").join(path.strip_prefix(&mount.target).unwrap_or(&path));
+        match open() {
+            Ok(root) => Ok(Some(Below { root, rest, held })),
+            Err(e) => {
+                held.map_or(Ok(()), Held::release)?;
+                Err(EngineError::io("cannot open", &source)(e))
+            }
+        }
+    }
+
+    /// Mounts what is mounted for an ended container when it runs.
+    fn hold_for_files(&self, c: &Container, plan: VolumePlan) -> Result<Held> {
+        if c.is_vm() && plan.disk().is_some() {
+            return Err(EngineError::Conflict(format!(
+                "{} is a volume that its microVM has as a disk: start {} first",
+                plan.name, c.name
+            )));
+        }
+        if plan.exclusive {
+            self.refuse_second(c, &plan)?;
+        }
+        place::hold(&plan)
     }
 
     fn with_mounted<T>(

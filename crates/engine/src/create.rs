@@ -185,7 +185,7 @@ impl Engine {
                 }
                 container.insert(tx)?;
                 endpoints.iter().try_for_each(|e| e.insert(tx))?;
-                crate::volumes::claim(tx, container)
+                crate::volumes::claim(self, tx, container)
             });
             match done {
                 Err(EngineError::NameInUse { .. }) if made_up => {}

@@ -22,14 +22,39 @@ pub(crate) fn label_matches<T: AsRef<str>>(wanted: &str, get: impl Fn(&str) -> O
     }
 }
 
+/// How the values of one key count together: all of the labels, any of another key's (moby's `MatchKVList` and `Match`).
+pub(crate) struct Tally {
+    all: bool,
+    seen: usize,
+    matched: usize,
+}
+
+impl Tally {
+    pub(crate) fn of(key: &str) -> Self {
+        Self { all: key == "label", seen: 0, matched: 0 }
+    }
+
+    /// Counts one value.
+    pub(crate) fn add(&mut self, matches: bool) {
+        self.seen += 1;
+        self.matched += usize::from(matches);
+    }
+
+    pub(crate) fn holds(&self) -> bool {
+        self.seen == 0 || if self.all { self.matched == self.seen } else { self.matched > 0 }
+    }
+}
+
 pub(crate) fn event_matches(filters: &Filters, event: &Event) -> bool {
     filters.iter().all(|(key, values)| {
+        if key == "label" {
+            return values.iter().all(|v| label_matches(v, |k| event.attributes.get(k)));
+        }
         values.is_empty()
             || values.iter().any(|v| match key.as_str() {
                 "type" | "scope" | "daemon" => key != "type" || event.kind.as_str() == v,
                 // `health_status` stands for all of `health_status: …`.
                 "event" => event.action == *v || event.action.split(':').next() == Some(v),
-                "label" => label_matches(v, |k| event.attributes.get(k)),
                 "image" if event.kind.as_str() == "container" => {
                     event.attributes.get("image").is_some_and(|i| i == v || i.split(':').next() == Some(v))
                 }
@@ -58,11 +83,11 @@ impl Engine {
         state: &RunState,
     ) -> Result<bool> {
         for (key, values) in filters {
-            let mut any = values.is_empty();
+            let mut tally = Tally::of(key);
             for value in values {
-                any |= self.one_matches(key, value, c, state)?;
+                tally.add(self.one_matches(key, value, c, state)?);
             }
-            if !any {
+            if !tally.holds() {
                 return Ok(false);
             }
         }
@@ -161,5 +186,33 @@ mod tests {
             assert_eq!(event_matches(&of(key, value), &event), want, "{key}={value}");
         }
         assert!(check(&of("colour", "red"), CONTAINER).is_err());
+    }
+
+    #[test]
+    fn of_labels_all_must_match_of_others_any() {
+        for (key, seen, want) in [
+            ("label", &[true, false][..], false),
+            ("label", &[true, true], true),
+            ("label", &[], true),
+            ("name", &[true, false], true),
+            ("name", &[false, false], false),
+            ("name", &[], true),
+        ] {
+            let mut tally = Tally::of(key);
+            seen.iter().for_each(|matches| tally.add(*matches));
+            assert_eq!(tally.holds(), want, "{key} {seen:?}");
+        }
+        let event = Event {
+            kind: EventType::Container,
+            action: "start".into(),
+            id: "abcdef".into(),
+            attributes: [("a".to_owned(), "1".to_owned())].into(),
+            time_ns: 0,
+        };
+        let of = |values: &[&str]| {
+            Filters::from([("label".to_owned(), values.iter().map(|v| (*v).to_owned()).collect())])
+        };
+        assert!(event_matches(&of(&["a", "a=1"]), &event));
+        assert!(!event_matches(&of(&["a", "b"]), &event));
     }
 }

@@ -43,6 +43,7 @@ mod recover;
 mod remove;
 mod request;
 mod resolver;
+mod sentry;
 mod signals;
 mod spec;
 mod start;

@@ -97,15 +97,23 @@ impl Paths {
     /// A short tag that tells this store's names on the host (bridge, cgroups) from those of another one; empty for
     /// the default store.
     pub(crate) fn tag(&self) -> String {
+        match self.number() {
+            0 => String::new(),
+            number => format!("{number:08x}"),
+        }
+    }
+
+    /// The same as a number; 0 for the default store.
+    pub(crate) fn number(&self) -> u32 {
         if self.root == Path::new(crate::DEFAULT_ROOT) {
-            return String::new();
+            return 0;
         }
         // FNV-1a: stable across versions and builds, which std's hasher is not.
         let hash =
             self.root.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
                 (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3)
             });
-        format!("{:08x}", (hash ^ (hash >> 32)) as u32)
+        ((hash ^ (hash >> 32)) as u32).max(1)
     }
 }
 

@@ -90,7 +90,7 @@ impl Engine {
         sandbox::container::cgroup::Cgroup::clean(&format!("/{}", self.cgroup_parent()))
             .map_err(|e| EngineError::Conflict(e.to_string()))?;
         for volume in self.volumes()? {
-            self.discard_volume(&volume.name)?;
+            place::clear(&self.place(&volume.name))?;
         }
         place::sweep(&self.places());
         refuse_mounted(&self.places())?;

@@ -178,6 +178,10 @@ impl Engine {
             net::detach(attachment)?;
             net::dns::withdraw(&self.paths.run, attachment)?;
         }
+        if bundle.as_ref().is_some_and(|b| b.machine.is_some()) {
+            // Also of networks that it was disconnected from.
+            net::remove_ends(container.id.as_str())?;
+        }
         for plan in bundle.iter().flat_map(|b| &b.volumes) {
             place::clear(&plan.place)?;
         }
@@ -331,24 +335,6 @@ impl Engine {
         });
     }
 
-    /// Volumes without a row: a removal that was cut short.
-    fn sweep_volumes(&self) -> Result<()> {
-        for entry in std::fs::read_dir(self.paths.root.join("volumes")).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            // One that is on its way has the pid of who makes it; and rows come with what is made, in one transaction.
-            let maker = name.strip_prefix(crate::volumes::ASIDE);
-            if maker.is_some_and(|pid| std::path::Path::new("/proc").join(pid).exists()) {
-                continue;
-            }
-            self.db.write(|tx| match crate::volumes::find(tx, name)? {
-                Some(_) => Ok(()),
-                None => self.discard_volume(name),
-            })?;
-        }
-        Ok(())
-    }
-
     fn exists(&self, id: &ContainerId) -> Result<bool> {
         Ok(self.db.conn().prepare_cached("SELECT 1 FROM containers WHERE id = ?1")?.exists([id.as_str()])?)
     }
@@ -356,7 +342,7 @@ impl Engine {
 
 /// Removes a directory tree that may be gone already.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
+    match rootfs::remove_tree(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EngineError::io("cannot remove", path)(e)),
         _ => Ok(()),
     }

@@ -9,8 +9,7 @@
 
 use net::NetError;
 use net::dns::{Names, Server, announce, is_named, withdraw};
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use types::{Attachment, Bundle};
 
@@ -21,8 +20,6 @@ pub(crate) struct NameService {
     server: Option<Server>,
     /// What the others know of it.
     announced: Vec<Attachment>,
-    /// Watches the server and the published ports, where there are both.
-    both: Option<OwnedFd>,
 }
 
 /// Where the workload asks.
@@ -65,7 +62,6 @@ impl NameService {
             servers: bundle.name_servers.clone(),
             permit: net::egress::permit,
         };
-        self.both = None;
         self.server = Some(match at {
             At::Inside(netns) => Server::inside(names, netns)?,
             At::Behind(run) => {
@@ -92,30 +88,21 @@ impl NameService {
     /// Nobody finds the workload any more, and it finds nobody. What stays behind after a failure is swept.
     pub(crate) fn end(&mut self) {
         self.server = None;
-        self.both = None;
         for attachment in std::mem::take(&mut self.announced) {
             let _ = withdraw(&self.run, &attachment);
         }
     }
 
-    /// Makes one descriptor of the server's and that of the published ports, where there are both.
-    pub(crate) fn watch(&mut self, other: Option<BorrowedFd<'_>>) -> Result<(), NetError> {
-        self.both = None;
-        if let (Some(server), Some(other)) = (&self.server, other) {
-            let failed =
-                |e: rustix::io::Errno| NetError::System { action: "watch for queries", source: e.into() };
-            let both = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
-            for fd in [server.poll_fd(), other] {
-                epoll::add(&both, fd, EventData::new_u64(0), EventFlags::IN).map_err(failed)?;
-            }
-            self.both = Some(both);
-        }
-        Ok(())
+    /// Readable when [`Self::answer`] has work.
+    pub(crate) fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.server.as_ref().map(Server::poll_fd)
     }
 
-    /// Readable when [`Self::answer`], or the published ports, have work.
-    pub(crate) fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.both.as_ref().map(AsFd::as_fd).or_else(|| self.server.as_ref().map(Server::poll_fd))
+    /// The firewall has forgotten what names led to.
+    pub(crate) fn permit_again(&mut self) {
+        if let Some(server) = &mut self.server {
+            server.permit_again();
+        }
     }
 
     /// Answers what waits.

@@ -1,10 +1,14 @@
 //! The supervisor's side of the engine: how its process is made, and what it does around each run of its container.
 
+use crate::network::lock_subnets;
 use crate::paths::Paths;
 use crate::resolver::{At, NameService};
+use crate::sentry::Sentry;
 use crate::volumes::place::{self, Held};
 use crate::{Engine, EngineError, Result, events, record, recover};
+use rustix::event::epoll;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use sandbox::container::ContainerHull;
 use sandbox::hull::{Hull, Wiring};
 use sandbox::supervisor::{HookError, Hooks, Supervise};
@@ -117,6 +121,8 @@ fn prepare(
         withdrawn: None,
         left: None,
         names: NameService::new(&paths.run),
+        sentry: Sentry::default(),
+        together: None,
         aside: Vec::new(),
         _program: program,
     };
@@ -160,6 +166,9 @@ struct EngineHooks {
     /// What the firewall held for the run before, taken back.
     left: Option<net::Left>,
     names: NameService,
+    sentry: Sentry,
+    /// Watches the names, the published ports and the firewall, where there are several of them.
+    together: Option<OwnedFd>,
     /// Directories of the removed container, still to be deleted.
     aside: Vec<PathBuf>,
     /// See [`spawn`].
@@ -192,8 +201,7 @@ impl EngineHooks {
     /// long.
     fn fill_volumes(&mut self, bundle: &Bundle) -> Result<(), HookError> {
         self.hold_volumes(bundle)?;
-        let is_empty = |dir: &PathBuf| std::fs::read_dir(dir).is_ok_and(|mut list| list.next().is_none());
-        if !volumes_to_fill(bundle)?.iter().any(|(_, dir)| is_empty(dir)) {
+        if !volumes_to_fill(bundle)?.iter().any(|(_, dir)| rootfs::is_unfilled(dir)) {
             return Ok(());
         }
         let options = rootfs::MountOptions { access: rootfs::Access::LayersOnly, ..Default::default() };
@@ -260,6 +268,7 @@ impl EngineHooks {
         let ports = published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default();
         self.published = published;
         self.published_on = publisher(plan).map(|a| a.network.clone());
+        self.sentry.guard(plan.attachments());
         Ok((ends, ports))
     }
 
@@ -292,12 +301,37 @@ impl EngineHooks {
             self.published = net::publish(&attachment).ok();
         }
         self.resume_names(bundle);
+        self.sentry.guard(bundle.network.attachments());
+        // Nobody guarded its rules meanwhile.
+        let _ = self.sentry.restore(self.published.as_mut(), &mut self.names);
+        let _ = self.watch();
     }
 
     fn serve_names(&mut self, bundle: &Bundle, at: At<'_>) -> Result<(), net::NetError> {
         self.names.announce(bundle.network.attachments())?;
         self.names.serve(bundle, at)?;
-        self.names.watch(self.published.as_ref().and_then(net::Published::poll_fd))
+        self.watch()
+    }
+
+    /// Makes one descriptor of all that this waits for.
+    fn watch(&mut self) -> Result<(), net::NetError> {
+        self.together = None;
+        let failed = |e: Errno| net::NetError::System { action: "watch the network", source: e.into() };
+        let all: Vec<_> = self.waited().collect();
+        if all.len() > 1 {
+            let together = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+            for fd in all {
+                let data = epoll::EventData::new_u64(0);
+                epoll::add(&together, fd, data, epoll::EventFlags::IN).map_err(failed)?;
+            }
+            self.together = Some(together);
+        }
+        Ok(())
+    }
+
+    fn waited(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let ports = self.published.as_ref().and_then(net::Published::poll_fd);
+        [self.names.poll_fd(), ports, self.sentry.poll_fd()].into_iter().flatten()
     }
 
     /// Serves names to a workload that runs already. Where it fails, all but names goes on.
@@ -319,16 +353,30 @@ impl EngineHooks {
         }
     }
 
+    /// Keeps a container on several networks from being their neighbours' way from one to another, unless it shall be one.
+    fn keep_apart(bundle: &Bundle, netns: BorrowedFd<'_>) -> Result<(), net::NetError> {
+        let asked = bundle.spec.linux().as_ref().and_then(|l| l.sysctl().as_ref()).is_some_and(|s| {
+            ["net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding"].iter().any(|key| s.contains_key(*key))
+        });
+        if asked || bundle.network.attachments().len() < 2 { Ok(()) } else { net::no_routing(netns) }
+    }
+
     /// Follows a change of the workload's networks.
     fn names_changed(&mut self, bundle: &Bundle) -> Result<(), net::NetError> {
         self.names.change(bundle.network.attachments())?;
+        let pid = record::read_state(&self.paths, &bundle.id).pid;
+        if bundle.machine.is_none()
+            && let Ok(netns) = std::fs::File::open(format!("/proc/{pid}/ns/net"))
+        {
+            Self::keep_apart(bundle, netns.as_fd())?;
+        }
         if !self.names.is_serving() {
             self.resume_names(bundle);
             if self.names.is_serving() && bundle.machine.is_none() {
                 point_to_names(&self.paths.sandbox(&bundle.id).join("resolv.conf"));
             }
         }
-        self.names.watch(self.published.as_ref().and_then(net::Published::poll_fd))
+        self.watch()
     }
 }
 
@@ -344,7 +392,10 @@ fn point_to_names(resolv_conf: &std::path::Path) {
 
 /// Makes what an endpoint is connected to; an interface of the host is there.
 fn ensure_network(attachment: &Attachment) -> Result<(), net::NetError> {
-    if attachment.uplink.is_some() { Ok(()) } else { net::ensure_bridge(&attachment.bridge) }
+    if attachment.uplink.is_some() {
+        return Ok(());
+    }
+    net::ensure_bridge_alone(&attachment.bridge, || lock_subnets().map_err(std::io::Error::other))
 }
 
 /// The interface that published ports lead to.
@@ -367,7 +418,12 @@ fn volumes_to_fill(bundle: &Bundle) -> Result<Vec<(PathBuf, PathBuf)>, HookError
 
 fn copy_up(root: &sys::Root, bundle: &Bundle) -> Result<(), HookError> {
     for (target, dest) in volumes_to_fill(bundle)? {
-        rootfs::copy_up(root, &target, &dest).map_err(|e| HookError::new(&e))?;
+        if rootfs::is_unfilled(&dest) {
+            // One after the other, where several begin with it at once.
+            let lock = Lock::exclusive(&dest.with_file_name("making"));
+            let _lock = lock.map_err(|e| io("lock a volume", e))?;
+            rootfs::copy_up(root, &target, &dest).map_err(|e| HookError::new(&e))?;
+        }
     }
     Ok(())
 }
@@ -422,6 +478,7 @@ impl Hooks for EngineHooks {
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<PortBinding>, HookError> {
         let (_, ports) = self.attach_all(&bundle.network, |a| net::attach(a, netns))?;
+        Self::keep_apart(bundle, netns).map_err(|e| HookError::new(&e))?;
         self.serve_names(bundle, At::Inside(netns)).map_err(|e| HookError::new(&e))?;
         Ok(ports)
     }
@@ -448,15 +505,17 @@ impl Hooks for EngineHooks {
         if self.published_on.as_ref() != publisher.map(|a| &a.network) {
             self.move_ports(publisher).map_err(|e| HookError::new(&e))?;
         }
+        self.sentry.guard(bundle.network.attachments());
         self.names_changed(bundle).map_err(|e| HookError::new(&e))?;
         Ok(self.published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default())
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.names.poll_fd().or_else(|| self.published.as_ref().and_then(net::Published::poll_fd))
+        self.together.as_ref().map(AsFd::as_fd).or_else(|| self.waited().next())
     }
 
     fn serve(&mut self) {
+        self.sentry.look(self.published.as_mut(), &mut self.names);
         self.names.answer();
         if let Some(published) = &mut self.published {
             published.serve();
@@ -466,6 +525,7 @@ impl Hooks for EngineHooks {
     fn ended(&mut self, bundle: &Bundle) {
         // What stays behind after a failure here is swept by the next command that recovers. Whoever is told of the end
         // finds the ports free, and no name any more.
+        (self.sentry, self.together) = (Sentry::default(), None);
         self.names.end();
         if let Some(published) = &mut self.published {
             let _ = published.withdraw();

@@ -11,6 +11,9 @@ use types::oci;
 
 /// Short paths, as all lower directories must fit into one page of options (before Linux 6.8).
 const LAYERS: &str = "/mnt";
+/// How often a disk is looked at that is to grow, and how long that takes each time: its driver is told by an interrupt.
+const GROWING: u32 = 500;
+const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
 const WRITABLE: &str = "/mnt/w";
 /// What the workload changed.
 pub const UPPER: &str = "/mnt/w/upper";
@@ -79,20 +82,33 @@ pub fn mount_volumes(volumes: &[Volume]) -> Result<()> {
         mount(device, &target, "ext4", flags, Some(data))
             .told(format!("mount the disk of volume {}, which may be damaged", volume.name))?;
         if !volume.read_only {
-            grow(&disk, &target);
+            // It may have grown while nobody had it. A filesystem that cannot stays as it is.
+            let _ = grow(&target, 0);
         }
     }
     Ok(())
 }
 
-/// Lets a filesystem have all of its disk, which may have grown; one that cannot stays as it is.
-fn grow(disk: &fs::DirEntry, target: &str) {
-    let sectors: Option<u64> =
-        fs::read_to_string(disk.path().join("size")).ok().and_then(|text| text.trim().parse().ok());
-    let block = rustix::fs::statvfs(target).map(|st| st.f_bsize);
-    if let (Some(sectors), Ok(block @ 1..), Ok(dir)) = (sectors, block, fs::File::open(target)) {
-        let _ = sys::fsctl::grow_ext4(dir, sectors * 512 / block);
+/// Lets the filesystem of a volume have all of its disk, which is just growing.
+pub fn grow_volume(number: u32, bytes: u64) -> Result<()> {
+    grow(&format!("{VOLUMES}/{number}"), bytes).told("let the filesystem grow")
+}
+
+/// Lets a filesystem have all of its disk, once that has so many bytes.
+fn grow(target: &str, bytes: u64) -> std::io::Result<()> {
+    let dir = fs::File::open(target)?;
+    let device = rustix::fs::fstat(&dir)?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let size = format!("/sys/dev/block/{major}:{minor}/size");
+    let mut has = 0;
+    for _ in 0..GROWING {
+        has = fs::read_to_string(&size)?.trim().parse().unwrap_or(0u64) * 512;
+        if has >= bytes {
+            break;
+        }
+        std::thread::sleep(LOOK);
     }
+    sys::fsctl::grow_ext4(&dir, has / rustix::fs::fstatvfs(&dir)?.f_bsize.max(1))
 }
 
 /// What the image has at the target of a volume that is still empty goes into it.

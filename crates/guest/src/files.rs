@@ -3,7 +3,7 @@
 //! A process of its own, made before PID 1 becomes the supervisor, which clones itself and must have but one thread. It
 //! sees the workload's mounts by `/proc/PID/root`, as the host does with a container, and resolves every path beneath.
 
-use crate::disks::{LOWERS, UPPER};
+use crate::disks::{self, LOWERS, UPPER};
 use crate::serve::STATE;
 use crate::{Error, Result, Told, processes};
 use rootfs::{RootfsError, UnpackOptions};
@@ -126,6 +126,9 @@ impl Files {
         match request.work {
             Work::Stat { path } => document(&mut host, self.stat(&os(path))),
             Work::Processes => document(&mut host, processes::list(&self.cgroup).map_err(Failed::from)),
+            Work::Grow { volume, bytes } => {
+                answer(&mut host, disks::grow_volume(volume, bytes).map_err(Failed::from))
+            }
             Work::Pack { path, rename } => {
                 let rename = rename.map(os);
                 stream(host, |out| {

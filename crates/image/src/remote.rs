@@ -75,7 +75,8 @@ pub fn search(term: &str, limit: i64) -> Result<Vec<Value>, ImageError> {
     let bytes = registry.body(reply, MAX_FINDS, "the list of finds")?;
     let mut found: Value = serde_json::from_slice(&bytes)
         .map_err(|e| registry.wrong(format!("its list of finds cannot be read ({e})")))?;
-    Ok(found["results"].as_array_mut().map(std::mem::take).unwrap_or_default())
+    let results = found.get_mut("results").and_then(Value::as_array_mut);
+    Ok(results.map(std::mem::take).unwrap_or_default())
 }
 
 /// RFC 3986, section 2.1.

@@ -5,6 +5,9 @@
 //! from the workload:  what the host's end receives is redirected to an ifb device of its own, and waits in that one's tbf
 //! ```
 //!
+//! A link on an interface of the host (macvlan) has no host's end: there the limits are on the link itself, in the workload's
+//! namespace where it is a container's, ifb device and all. A container with CAP_NET_ADMIN can lift them.
+//!
 //! The qdiscs die with their interface. The ifb device does not, and is removed by [`remove`] or [`sweep`].
 //! Source: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h.
 
@@ -54,29 +57,50 @@ fn ifb_name(host_ifname: &str) -> String {
 /// Applies what an attachment says to its host's end.
 pub(crate) fn apply(socket: &mut Socket, a: &Attachment) -> io::Result<()> {
     let Bandwidth { ingress, egress } = a.bandwidth;
+    limit(socket, a, &a.host_ifname, (ingress, egress))
+}
+
+/// Applies what an attachment says to its link on an interface of the host, by a socket in the link's namespace.
+pub(crate) fn apply_to_link(socket: &mut Socket, a: &Attachment, name: &str) -> io::Result<()> {
+    let Bandwidth { ingress, egress } = a.bandwidth;
+    limit(socket, a, name, (egress, ingress))
+}
+
+/// Limits what an interface sends, and what it receives.
+fn limit(
+    socket: &mut Socket,
+    a: &Attachment,
+    name: &str,
+    (sent, received): (Option<u64>, Option<u64>),
+) -> io::Result<()> {
     if a.bandwidth.is_unlimited() {
         return Ok(());
     }
-    let index = index_of(socket, &a.host_ifname)?;
-    if let Some(rate) = ingress {
+    let index = index_of(socket, name)?;
+    if let Some(rate) = sent {
         let mut batch = Batch::new();
         token_bucket(&mut batch, index, rate);
         link::run(socket, batch, &[])?;
     }
-    let Some(rate) = egress else { return Ok(()) };
+    let Some(rate) = received else { return Ok(()) };
     let name = ifb_name(&a.host_ifname);
     let mut batch = Batch::new();
     link::add_ifb(&mut batch, &name);
+    // By which a sweep knows whose it is: in one system call, which no signal divides.
+    link::label(&mut batch, &name, &a.bridge.name);
     link::run(socket, batch, &[Errno::EXIST])?;
     let ifb = index_of(socket, &name)?;
     let mut batch = Batch::new();
-    // By which a sweep knows whose it is.
-    link::set_alias(&mut batch, ifb, &a.bridge.name);
     token_bucket(&mut batch, ifb, rate);
     link::set_up(&mut batch, ifb);
     qdisc(&mut batch, index, INGRESS_HANDLE, TC_H_INGRESS).attr_str(TCA_KIND, "ingress");
     redirect(&mut batch, index, ifb);
     link::run(socket, batch, &[])
+}
+
+/// Whether there is an ifb device on the host: what its end receives is limited.
+fn has_ifb(a: &Attachment) -> bool {
+    if a.uplink.is_some() { a.bandwidth.ingress.is_some() } else { a.bandwidth.egress.is_some() }
 }
 
 /// Takes the limits from a host's end that stays.
@@ -95,7 +119,7 @@ pub(crate) fn lift(socket: &mut Socket, a: &Attachment) -> io::Result<()> {
 
 /// Removes what does not die with the host's end. May be repeated.
 pub(crate) fn remove(attachment: &Attachment) -> Result<(), NetError> {
-    if attachment.bandwidth.egress.is_none() {
+    if !has_ifb(attachment) {
         return Ok(());
     }
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
@@ -104,7 +128,7 @@ pub(crate) fn remove(attachment: &Attachment) -> Result<(), NetError> {
 
 fn delete_ifb(socket: &mut Socket, a: &Attachment) -> io::Result<()> {
     let mut batch = Batch::new();
-    if a.bandwidth.egress.is_some() {
+    if has_ifb(a) {
         link::delete(&mut batch, &ifb_name(&a.host_ifname));
     }
     link::run(socket, batch, &[Errno::NODEV])

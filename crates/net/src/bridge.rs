@@ -21,9 +21,26 @@ use types::BridgePlan;
 /// Turns on `net.ipv4.ip_forward`, and IPv6 forwarding where the plan has an IPv6 address and the host has IPv6.
 /// A kernel without nf_tables gets a bridge without NAT; published ports are then proxied.
 pub fn ensure_bridge(plan: &BridgePlan) -> Result<(), NetError> {
+    ensure_bridge_alone(plan, || Ok(()))
+}
+
+/// The same, where others may be about to use the same subnet: a bridge is made with `lock` held, which nobody needs who finds
+/// his bridge.
+pub fn ensure_bridge_alone<G>(
+    plan: &BridgePlan,
+    lock: impl FnOnce() -> std::io::Result<G>,
+) -> Result<(), NetError> {
     let plan = &effective(plan);
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
-    let found = link::get(&mut socket, &plan.name).map_err(NetError::link("read bridge", &plan.name))?;
+    let mut found = link::get(&mut socket, &plan.name).map_err(NetError::link("read bridge", &plan.name))?;
+    let _held = match &found {
+        Some(_) => None,
+        None => {
+            let held = lock().map_err(NetError::system("lock the subnets of this host"))?;
+            found = link::get(&mut socket, &plan.name).map_err(NetError::link("read bridge", &plan.name))?;
+            Some(held)
+        }
+    };
     let ready = found.as_ref().is_some_and(|l| l.up && l.alias == label(plan)) && forwarding(plan);
     if ready && firewall::open().is_ok_and(|mut rules| firewall::installed(&mut rules, plan)) {
         return Ok(());
@@ -66,6 +83,7 @@ pub(crate) fn effective(plan: &BridgePlan) -> BridgePlan {
 fn make(socket: &mut Socket, plan: &BridgePlan, found: Option<Link>) -> Result<u32, NetError> {
     let mut found = found;
     if found.is_none() {
+        refuse_taken(socket, plan)?;
         let mut batch = Batch::new();
         link::add_bridge(&mut batch, &plan.name, crate::mac_from_ipv4(plan.gateway4), plan.mtu);
         link::run(socket, batch, &[Errno::EXIST]).map_err(NetError::link("create bridge", &plan.name))?;
@@ -78,6 +96,30 @@ fn make(socket: &mut Socket, plan: &BridgePlan, found: Option<Link>) -> Result<u
     };
     configure(socket, plan, index)?;
     Ok(index)
+}
+
+/// A subnet that lies elsewhere since it was chosen: another store's, while ours was down, or a network that the host was
+/// connected to. A wider route is no obstacle, as ours is the more particular one.
+fn refuse_taken(socket: &mut Socket, plan: &BridgePlan) -> Result<(), NetError> {
+    let found = link::prefixes(socket).map_err(NetError::system("read the routes of this host"))?;
+    for (address, prefix, index) in found {
+        let ours = if address.is_ipv4() { plan.prefix4 } else { plan.prefix6 };
+        // Addresses that the host has on an interface are routes to it, too.
+        if prefix >= ours && holds(plan, address) {
+            let interface = rustix::net::netdevice::index_to_name(&*socket, index).unwrap_or_default();
+            let subnet = match address {
+                IpAddr::V4(_) => format!("{}/{ours}", plan.gateway4),
+                IpAddr::V6(_) => plan.gateway6.map(|g| format!("{g}/{ours}")).unwrap_or_default(),
+            };
+            return Err(NetError::SubnetTaken {
+                bridge: plan.name.clone(),
+                subnet,
+                other: format!("{address}/{prefix}"),
+                interface,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn configure(socket: &mut Socket, plan: &BridgePlan, index: u32) -> Result<(), NetError> {
@@ -95,6 +137,11 @@ fn configure(socket: &mut Socket, plan: &BridgePlan, index: u32) -> Result<(), N
         // No link-local address either, by which its sandboxes would reach the host.
         sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
     }
+    let mut batch = Batch::new();
+    link::no_hidden_learning(&mut batch, name);
+    // Where the kernel has no such option.
+    let tolerated = [Errno::INVAL, Errno::OPNOTSUPP];
+    link::run(socket, batch, &tolerated).map_err(NetError::link("configure bridge", name))?;
     let mut batch = Batch::new();
     link::add_address(&mut batch, index, plan.gateway4.into(), plan.prefix4);
     if let Some(gateway) = plan.gateway6 {
@@ -117,9 +164,9 @@ fn not_a_bridge(plan: &BridgePlan) -> NetError {
     NetError::link("use bridge", &plan.name)(source)
 }
 
-/// What a configured bridge carries as its alias (`ip link` shows it).
+/// What a configured bridge carries as its alias (`ip link` shows it); one of another version is configured anew.
 fn label(plan: &BridgePlan) -> String {
-    let mut label = format!("dhow {}/{} mtu {}", plan.gateway4, plan.prefix4, plan.mtu);
+    let mut label = format!("dhow-2 {}/{} mtu {}", plan.gateway4, plan.prefix4, plan.mtu);
     if let Some(gateway) = plan.gateway6 {
         label.push_str(&format!(" {gateway}/{}", plan.prefix6));
     }

@@ -266,6 +266,11 @@ pub(crate) fn configure_interface(socket: &mut Socket, a: &Attachment) -> Result
     link::run(socket, batch, &[]).map_err(NetError::link("configure interface", &a.ifname))
 }
 
+/// Keeps a namespace from passing packets on between its networks: it has this host's setting, which is to route.
+pub fn no_routing(netns: BorrowedFd<'_>) -> Result<(), NetError> {
+    within(netns, || sysctl::set("ipv4/ip_forward", "0")).map_err(NetError::system(ENTER))?
+}
+
 /// Takes back what a sandbox published, and its policy. May be repeated. Its veth pair dies with its namespace.
 ///
 /// For a sandbox whose [`crate::Published`] is gone; where it is held, [`crate::Published::withdraw`] and [`leave`] are

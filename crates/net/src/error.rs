@@ -118,6 +118,23 @@ pub enum NetError {
         /// The network's name.
         network: String,
     },
+    /// What was free when the network was made is somebody else's now.
+    #[error(
+        "the subnet of bridge {bridge} ({subnet}) is in use on this host: {other} is on {interface}; remove that, or make the network anew with another subnet"
+    )]
+    SubnetTaken {
+        /// Name of the bridge that cannot be made.
+        bridge: String,
+        /// Its address and prefix.
+        subnet: String,
+        /// Address or route that is in the way.
+        other: String,
+        /// And the interface that has it.
+        interface: String,
+    },
+    /// It cannot be told which sandboxes run, so nothing may be taken for dead.
+    #[error("cannot tell which containers run on the networks: nothing was removed")]
+    Unknown,
     /// Every candidate overlaps a route of the host.
     #[error("no private IPv4 subnet is free: every candidate overlaps a route of this host")]
     NoFreeSubnet,
@@ -144,7 +161,8 @@ impl NetError {
 impl Kinded for NetError {
     fn kind(&self) -> ErrorKind {
         let source = match self {
-            Self::PortInUse { .. } => return ErrorKind::Conflict,
+            Self::PortInUse { .. } | Self::SubnetTaken { .. } => return ErrorKind::Conflict,
+            Self::Unknown => return ErrorKind::Internal,
             Self::EgressUnsupported { .. }
             | Self::EgressOnUplink { .. }
             | Self::InternalUnsupported { .. } => {

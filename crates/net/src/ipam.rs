@@ -63,31 +63,46 @@ pub fn routes() -> Result<Vec<Route>, NetError> {
     Ok(found.into_iter().map(named).collect())
 }
 
+/// Whether this host has an interface of that name. Not by `/sys`, which shows the network namespace of whoever mounted it.
+pub fn interface_exists(name: &str) -> bool {
+    link::open().is_ok_and(|socket| rustix::net::netdevice::name_to_index(&socket, name).is_ok())
+}
+
 /// Chooses subnets for a bridge that do not overlap any address or route of this host, nor any of `taken`. The
 /// IPv6 one is a unique local /64 (RFC 4193) derived from `seed`: 16 bytes that are the host's own, so that two
 /// hosts do not choose the same one. The subnets of a default bridge come from another place than those of
 /// user-defined networks.
+///
+/// Stores of one host do not know each other's networks that are down: each begins at a place of its own, given by
+/// `store`, which is 0 for the default store.
 pub fn choose_subnets(
     seed: [u8; 16],
     taken: &[(IpAddr, u8)],
     user_defined: bool,
+    store: u32,
 ) -> Result<Subnets, NetError> {
     let mut used: Vec<_> = routes()?.into_iter().map(|r| (r.address, r.prefix)).collect();
     used.extend_from_slice(taken);
-    choose_among(&used, seed, crate::sysctl::has_ipv6(), user_defined)
+    choose_among(&used, seed, crate::sysctl::has_ipv6(), (user_defined, store))
 }
 
 fn choose_among(
     used: &[(IpAddr, u8)],
     seed: [u8; 16],
     ipv6: bool,
-    user_defined: bool,
+    (user_defined, store): (bool, u32),
 ) -> Result<Subnets, NetError> {
     let free = |&(net, prefix): &(Ipv4Addr, u8)| {
         !used.iter().any(|&(a, p)| matches!(a, IpAddr::V4(a) if same4(a, net, p.min(prefix))))
     };
-    let found =
-        if user_defined { pool().find(free) } else { CANDIDATES.into_iter().chain(pool()).find(free) };
+    let mut pool: Vec<_> = pool().collect();
+    let place = (store as usize).checked_rem(pool.len()).unwrap_or_default();
+    pool.rotate_left(place);
+    // Of the few candidates for default bridges, two stores would soon choose the same.
+    let found = match (user_defined, store) {
+        (false, 0) => CANDIDATES.into_iter().chain(pool).find(free),
+        _ => pool.into_iter().find(free),
+    };
     let (net, prefix4) = found.ok_or(NetError::NoFreeSubnet)?;
     Ok(Subnets {
         gateway4: Ipv4Addr::from(u32::from(net) + 1),
@@ -210,27 +225,36 @@ mod tests {
     fn user_defined_networks_have_a_pool() {
         assert_eq!(pool().next(), Some((Ipv4Addr::new(10, 214, 0, 0), 20)));
         assert!(pool().count() > 200);
-        let of = |used: &[(IpAddr, u8)]| choose_among(used, [7; 16], false, true).unwrap().gateway4;
+        let of = |used: &[(IpAddr, u8)]| choose_among(used, [7; 16], false, (true, 0)).unwrap().gateway4;
         assert_eq!(of(&[]), Ipv4Addr::new(10, 214, 0, 1));
         assert_eq!(of(&[(Ipv4Addr::new(10, 214, 3, 0).into(), 24)]), Ipv4Addr::new(10, 214, 16, 1));
         assert_eq!(of(&[(Ipv4Addr::new(10, 0, 0, 0).into(), 8)]), Ipv4Addr::new(172, 24, 0, 1));
+        // Another store begins elsewhere, for its default bridge, too.
+        let other = |user_defined| choose_among(&[], [7; 16], false, (user_defined, 3)).unwrap().gateway4;
+        assert_eq!(
+            (other(true), other(false)),
+            (Ipv4Addr::new(10, 214, 48, 1), Ipv4Addr::new(10, 214, 48, 1))
+        );
+        let last = pool().count() as u32 - 1;
+        let far = choose_among(&[], [7; 16], false, (true, last)).unwrap();
+        assert_eq!((far.gateway4, far.prefix4), (Ipv4Addr::new(192, 168, 191, 1), 24));
     }
 
     #[test]
     fn subnets_keep_clear_of_routes() {
         let seed = [7; 16];
-        let free = choose_among(&[], seed, true, false).unwrap();
+        let free = choose_among(&[], seed, true, (false, 0)).unwrap();
         assert_eq!(free.gateway4, Ipv4Addr::new(172, 30, 0, 1));
         let used6 = free.gateway6.unwrap();
         assert_eq!(used6.octets()[0], 0xfd);
         let used = [("172.16.0.0".parse().unwrap(), 12), (used6.into(), 64)];
-        let other = choose_among(&used, seed, true, false).unwrap();
+        let other = choose_among(&used, seed, true, (false, 0)).unwrap();
         assert_eq!(other.gateway4, Ipv4Addr::new(10, 213, 0, 1));
         assert!(!same6(other.gateway6.unwrap(), used6, 64));
-        assert_eq!(choose_among(&[], seed, false, false).unwrap().gateway6, None);
+        assert_eq!(choose_among(&[], seed, false, (false, 0)).unwrap().gateway6, None);
         let all = [(IpAddr::from(Ipv4Addr::UNSPECIFIED), 1), (Ipv4Addr::new(128, 0, 0, 0).into(), 1)];
-        assert!(matches!(choose_among(&all, seed, false, false), Err(NetError::NoFreeSubnet)));
-        assert!(choose_subnets(seed, &[], true).is_ok());
+        assert!(matches!(choose_among(&all, seed, false, (false, 0)), Err(NetError::NoFreeSubnet)));
+        assert!(choose_subnets(seed, &[], true, 0).is_ok());
     }
 
     #[test]

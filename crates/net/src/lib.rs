@@ -30,20 +30,23 @@ mod publish;
 mod repair;
 mod sweep;
 mod sysctl;
+mod watch;
 
 #[cfg(test)]
 mod tests;
 
-pub use bridge::{ensure_bridge, remove_bridge};
+pub use bridge::{ensure_bridge, ensure_bridge_alone, remove_bridge};
 pub use endpoint::{
     Left, attach, attach_tap, configure_in, configure_inside, connect, detach, disconnect_others,
-    is_attached, join_tap, leave, leave_tap, remove_ends, remove_rest, spare_tap, unlink,
+    is_attached, join_tap, leave, leave_tap, no_routing, remove_ends, remove_rest, spare_tap, unlink,
 };
 pub use error::NetError;
 pub use files::{Hosts, Resolv, host_resolv_conf, hosts_file, resolv_conf};
 pub use ipam::{
-    MAX_INTERFACES, Route, Subnets, choose_subnets, host_ifname, ipv6_for, mac_from_ipv4, next_free, routes,
+    MAX_INTERFACES, Route, Subnets, choose_subnets, host_ifname, interface_exists, ipv6_for, mac_from_ipv4,
+    next_free, routes,
 };
 pub use publish::{Published, publish};
 pub use repair::repair;
 pub use sweep::{Swept, sweep};
+pub use watch::{Watch, restore};

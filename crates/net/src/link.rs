@@ -32,6 +32,7 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BR_MULTI_BOOLOPT: u16 = 46;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_MACVLAN_MODE: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
@@ -148,6 +149,19 @@ pub(crate) fn add_bridge(batch: &mut Batch, name: &str, mac: [u8; 6], mtu: u32) 
     batch.attr_str(IFLA_IFNAME, name).attr(IFLA_ADDRESS, &mac).attr_u32(IFLA_MTU, mtu);
     batch.nest(IFLA_LINKINFO, |b| {
         b.attr_str(IFLA_INFO_KIND, "bridge");
+    });
+}
+
+/// Keeps a bridge from learning whose a MAC address is by frames to its reserved addresses (01:80:c2:00:00:0X), which pass no
+/// firewall: a port would take a neighbour's frames by sending one in its name. (`BR_BOOLOPT_NO_LL_LEARN`, Linux 5.0.)
+pub(crate) fn no_hidden_learning(batch: &mut Batch, name: &str) {
+    const NO_LL_LEARN: u32 = 1;
+    batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(0, 0)).attr_str(IFLA_IFNAME, name);
+    batch.nest(IFLA_LINKINFO, |b| {
+        b.attr_str(IFLA_INFO_KIND, "bridge").nest(IFLA_INFO_DATA, |b| {
+            // struct br_boolopt_multi: values, and which of them are meant.
+            b.attr(IFLA_BR_MULTI_BOOLOPT, &[NO_LL_LEARN.to_ne_bytes(), NO_LL_LEARN.to_ne_bytes()].concat());
+        });
     });
 }
 
@@ -275,6 +289,12 @@ pub(crate) fn loopback_up(batch: &mut Batch) {
 /// Labels a link.
 pub(crate) fn set_alias(batch: &mut Batch, index: u32, alias: &str) {
     batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(index, 0)).attr(IFLA_IFALIAS, alias.as_bytes());
+}
+
+/// Labels a link, by name.
+pub(crate) fn label(batch: &mut Batch, name: &str, alias: &str) {
+    batch.request(RTM_NEWLINK, 0).fixed(&ifinfo(0, 0)).attr_str(IFLA_IFNAME, name);
+    batch.attr(IFLA_IFALIAS, alias.as_bytes());
 }
 
 /// Removes a link by name.

@@ -1,9 +1,9 @@
 //! Endpoints directly on an interface of the host, in the place of a bridge (driver `macvlan`): a macvlan link in the
 //! namespace of a container, a macvtap device for a microVM.
 //!
-//! The firewall, published ports and limits are a bridge's: here an endpoint is a machine of the network outside.
+//! The firewall and published ports are a bridge's: here an endpoint is a machine of the network outside.
 
-use crate::{NetError, link};
+use crate::{NetError, bandwidth, link};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
@@ -53,6 +53,7 @@ pub(crate) fn attach(a: &Attachment, up: &Uplink, netns: BorrowedFd<'_>) -> Resu
         let mut batch = Batch::new();
         link::up(&mut batch, &a.ifname);
         link::run(&mut inside, batch, &[])?;
+        bandwidth::apply_to_link(&mut inside, a, &a.ifname)?;
         Ok(inside)
     };
     raise().map_err(NetError::link("bring up a link on", &up.parent))
@@ -85,6 +86,7 @@ pub(crate) fn attach_tap(a: &Attachment, up: &Uplink) -> Result<OwnedFd, NetErro
         let mut batch = Batch::new();
         link::up(&mut batch, &a.host_ifname);
         link::run(socket, batch, &[])?;
+        bandwidth::apply_to_link(socket, a, &a.host_ifname)?;
         sys::tap::adopt(device(&a.host_ifname)?)
     };
     open(&mut socket).map_err(|e| {

@@ -56,6 +56,19 @@ impl Published {
         done
     }
 
+    /// Whether the firewall still leads them, or never did.
+    pub(crate) fn is_led(&self, rules: &mut Socket) -> bool {
+        self.rules.is_none() || firewall::are_published(rules, &self.led)
+    }
+
+    /// Leads the ports again, after somebody took the rules away.
+    pub(crate) fn lead_again(&mut self) -> Result<(), NetError> {
+        match &mut self.rules {
+            Some(rules) => firewall::publish(rules, &self.led),
+            None => Ok(()),
+        }
+    }
+
     /// Does what proxied connections want done now; never blocks.
     pub fn serve(&mut self) {
         if let Some(proxy) = &mut self.proxy {

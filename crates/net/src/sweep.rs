@@ -23,7 +23,12 @@ pub struct Swept {
 ///
 /// `live` is asked after the kernel has been read. So a sandbox that starts meanwhile is safe, as long as its lease
 /// is recorded before its [`crate::attach`].
-pub fn sweep(plan: &BridgePlan, live: impl FnOnce() -> Vec<Attachment>) -> Result<Swept, NetError> {
+///
+/// Where `live` cannot tell, it answers with none, and nothing is removed.
+pub fn sweep<L: Into<Option<Vec<Attachment>>>>(
+    plan: &BridgePlan,
+    live: impl FnOnce() -> L,
+) -> Result<Swept, NetError> {
     let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
     let reading = || NetError::link("read the ports of bridge", &plan.name);
     let links = match link::get(&mut socket, &plan.name).map_err(reading())? {
@@ -49,7 +54,7 @@ pub fn sweep(plan: &BridgePlan, live: impl FnOnce() -> Vec<Attachment>) -> Resul
         }
     }
 
-    let live = live();
+    let live: Vec<_> = live().into().ok_or(NetError::Unknown)?;
     let names: HashSet<&str> = live.iter().map(|a| a.host_ifname.as_str()).collect();
     let ports: HashSet<_> =
         live.iter().flat_map(|a| a.ports.iter().filter_map(|b| firewall::Published::of(b, a))).collect();

@@ -88,7 +88,7 @@ fn times((tv_sec, nanos): (i64, u32)) -> Timestamps {
 }
 
 /// Attributes that the file system or the caller's privileges do not allow are left out, as Docker does.
-fn tolerate(done: rustix::io::Result<()>) -> rustix::io::Result<()> {
+pub(crate) fn tolerate(done: rustix::io::Result<()>) -> rustix::io::Result<()> {
     match done {
         Err(Errno::NOTSUP | Errno::PERM) => Ok(()),
         other => other,

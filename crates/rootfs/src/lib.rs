@@ -26,12 +26,14 @@ mod layers;
 mod overlay;
 mod pack;
 mod reader;
+#[cfg(feature = "mount")]
+mod remove;
 mod tarball;
 mod tree;
 mod unpack;
 
 pub use base::{fresh_upper, make_base};
-pub use copy::copy_up;
+pub use copy::{copy_up, is_unfilled};
 #[cfg(feature = "mount")]
 pub use diff::{archive_changes, changes};
 pub use diff::{archive_changes_between, changes_between};
@@ -41,5 +43,7 @@ pub use layers::{Layers, sweep};
 #[cfg(feature = "mount")]
 pub use overlay::{Access, MountOptions, Rootfs, mount, prepare};
 pub use pack::{PathStat, export, pack, stat};
+#[cfg(feature = "mount")]
+pub use remove::remove_tree;
 pub use tree::usage;
 pub use unpack::{UnpackOptions, unpack};

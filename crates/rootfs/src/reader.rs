@@ -56,7 +56,8 @@ impl<'a> Reader<'a> {
     pub fn next(&mut self) -> Result<Option<Entry>> {
         let mut extended = Extended::default();
         loop {
-            let rest = self.left + self.padding;
+            // Longer than any stream is whatever overflows.
+            let rest = self.left.saturating_add(self.padding);
             let skipped = io::copy(&mut self.from.take(rest), &mut io::sink()).map_err(bad)?;
             if skipped != rest {
                 return Err(bad(io::ErrorKind::UnexpectedEof.into()));
@@ -157,6 +158,11 @@ impl Extended {
                 b"gid" => self.gid = text().and_then(|t| t.parse().ok()),
                 b"size" => self.size = text().and_then(|t| t.parse().ok()),
                 b"mtime" => self.mtime = text().and_then(parse_time),
+                // Without its map, what follows is not the file's content.
+                _ if key.starts_with(b"GNU.sparse.") => {
+                    let why = "sparse files are not supported: make the archive without --sparse";
+                    return Err(bad(io::Error::new(io::ErrorKind::InvalidData, why)));
+                }
                 _ => {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
                         && tree::travels(name)

@@ -100,6 +100,15 @@ pub(crate) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<OsString>> {
     Ok(names)
 }
 
+/// Whether nothing is in a directory.
+pub(crate) fn is_empty(dir: &OwnedFd) -> rustix::io::Result<bool> {
+    let mut entries = Dir::read_from(dir)?;
+    entries.try_fold(true, |empty, entry| {
+        let entry = entry?;
+        Ok(empty && matches!(entry.file_name().to_bytes(), b"." | b".."))
+    })
+}
+
 /// Opens the directory `name` in `dir`; a link in its place is an error.
 pub(crate) fn subdirectory(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

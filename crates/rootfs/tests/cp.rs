@@ -360,3 +360,115 @@ fn a_tar_that_may_have_one_name_has_no_other() {
         assert!(unpacked(hostile).is_err(), "{hostile:?}");
     }
 }
+
+/// What a start leaves that is killed midway, or has no room.
+#[test]
+fn a_volume_that_was_left_half_full_is_filled_anew() {
+    if !root() {
+        return;
+    }
+    let (a, b) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::create_dir_all(a.path().join("data/full/deeper")).unwrap();
+    fs::write(a.path().join("data/full/deeper/file"), "whole").unwrap();
+    let image = Root::open(a.path()).unwrap();
+    let marked =
+        |dir: &Path| rustix::fs::getxattr(dir, "trusted.overlay.dhow.filling", &mut [0u8; 1][..]).is_ok();
+    rustix::fs::setxattr(b.path(), "trusted.overlay.dhow.filling", b"y", XattrFlags::empty()).unwrap();
+    fs::create_dir_all(b.path().join("full/old")).unwrap();
+    fs::write(b.path().join("full/old/half"), "ha").unwrap();
+    assert!(dhow_rootfs::is_unfilled(b.path()));
+    assert!(copy_up(&image, Path::new("/data"), b.path()).unwrap());
+    assert!(!marked(b.path()) && !b.path().join("full/old").exists());
+    assert_eq!(fs::read(b.path().join("full/deeper/file")).unwrap(), b"whole");
+    assert!(!dhow_rootfs::is_unfilled(b.path()));
+    assert!(!copy_up(&image, Path::new("/data"), b.path()).unwrap());
+}
+
+/// A container that has the volume already exchanges a directory that is being filled for a link.
+#[test]
+fn a_hard_link_of_an_image_never_leads_outside_of_the_volume() {
+    if !root() {
+        return;
+    }
+    let top = TempDir::new().unwrap();
+    let [image, volume, outside] = ["image", "volume", "outside"].map(|name| top.path().join(name));
+    for dir in [&image.join("a"), &volume, &outside] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    // The first name of each pair is in a directory, and its second comes after many others.
+    for n in 0..150 {
+        let first = image.join(format!("a/{n:03}"));
+        fs::write(&first, "the image's").unwrap();
+        fs::hard_link(&first, image.join(format!("z{n:03}"))).unwrap();
+        fs::write(outside.join(format!("{n:03}")), "the host's").unwrap();
+    }
+    let (swapping, dir, mut leaked) = (AtomicBool::new(true), volume.join("a"), false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while swapping.load(Ordering::Relaxed) {
+                // When the links begin; whatever of it fails because the directory is just removed.
+                let begun = fs::symlink_metadata(volume.join("z000")).is_ok();
+                if begun && fs::rename(&dir, volume.join("b")).is_ok() && symlink(&outside, &dir).is_ok() {
+                    std::thread::sleep(std::time::Duration::from_micros(50));
+                    let _ = fs::remove_file(&dir);
+                    let _ = fs::rename(volume.join("b"), &dir);
+                }
+            }
+        });
+        let from = Root::open(&image).unwrap();
+        for _ in 0..4 {
+            let _ = copy_up(&from, Path::new("/"), &volume);
+            for entry in fs::read_dir(&volume).unwrap().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                    leaked |= fs::read(entry.path()).is_ok_and(|text| text == b"the host's");
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+            let _ = fs::remove_dir_all(volume.join("b"));
+            let _ = fs::remove_dir_all(&dir);
+        }
+        swapping.store(false, Ordering::Relaxed);
+    });
+    assert!(!leaked);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 150);
+}
+
+#[test]
+fn holes_stay_holes() {
+    let (a, b) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let file = fs::File::create(a.path().join("f")).unwrap();
+    file.set_len(3 << 30).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"middle", 1 << 30).unwrap();
+    assert!(copy_up(&Root::open(a.path()).unwrap(), Path::new("/"), b.path()).unwrap());
+    let copy = fs::File::open(b.path().join("f")).unwrap();
+    let meta = copy.metadata().unwrap();
+    assert!(meta.len() == 3 << 30 && meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+    let mut found = [0; 8];
+    std::os::unix::fs::FileExt::read_exact_at(&copy, &mut found, (1 << 30) - 1).unwrap();
+    assert_eq!(&found, b"\0middle\0");
+}
+
+#[test]
+fn sizes_that_overflow_and_sparse_files_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let root = Root::open(dir.path()).unwrap();
+    let unpack_this =
+        |bytes: &[u8]| unpack(&root, Path::new("/"), &mut &bytes[..], &UnpackOptions::default());
+    let mut header = tar::Header::new_ustar();
+    header.set_path("d/").unwrap();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_mode(0o755);
+    header.as_mut_bytes()[124..136].fill(0xff);
+    header.as_mut_bytes()[124] = 0x80;
+    header.set_cksum();
+    assert!(unpack_this(&[&header.as_bytes()[..], &[0; 4096]].concat()).is_err());
+
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_pax_extensions([("GNU.sparse.major", &b"1"[..])]).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(3);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "GNUSparseFile.0/f", &b"map"[..]).unwrap();
+    let e = unpack_this(&tar.into_inner().unwrap()).unwrap_err();
+    assert!(format!("{e}: {:?}", std::error::Error::source(&e)).contains("sparse"), "{e}");
+}

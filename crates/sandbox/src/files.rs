@@ -81,6 +81,13 @@ pub enum Work {
     },
     /// [`Processes`] follow as a document.
     Processes,
+    /// A volume's filesystem gets all of its disk, which grows to so many bytes. Nothing follows.
+    Grow {
+        /// Its number.
+        volume: u32,
+        /// What the disk is to have.
+        bytes: u64,
+    },
 }
 
 /// What is known of a path.

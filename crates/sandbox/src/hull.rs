@@ -9,11 +9,14 @@
 //!                     └──────────────────┴──► ended (pidfd readable) ──wait──► ExitStatus ──destroy──► gone
 //! ```
 //!
+//! `create`, `start` and `exec` may take longer than anybody may be kept waiting, as a machine that boots does: then they
+//! return before they are done, with something [`Pending`].
+//!
 //! `destroy` is right in every state and may be repeated; after it neither process nor cgroup nor mount remains.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use types::oci;
 use types::{Attachment, ErrorKind, Kinded, MachinePlan, NetworkPlan};
 
@@ -76,6 +79,18 @@ pub struct Created {
     pub sandbox: Box<dyn Sandbox>,
     /// Master of the pseudo terminal.
     pub console: Option<OwnedFd>,
+    /// Until when it is not created yet; one that fails is to be destroyed.
+    pub pending: Option<Box<dyn Pending>>,
+}
+
+/// Something under way whose end nobody should wait for idly.
+pub trait Pending {
+    /// Readable when there may be a result.
+    fn fd(&self) -> BorrowedFd<'_>;
+    /// When it has failed for want of a result.
+    fn until(&self) -> Instant;
+    /// How it went; none while it goes on. To be asked when the descriptor is readable or the time is up.
+    fn result(&mut self) -> Option<Result<(), HullError>>;
 }
 
 /// Takes over a sandbox whose supervisor died.
@@ -96,7 +111,7 @@ pub struct AdoptRequest<'a> {
 
 /// A way to isolate.
 pub trait Hull {
-    /// Builds everything up to the workload's first instruction. On failure nothing remains.
+    /// Builds everything up to the workload's first instruction, or begins to. On failure nothing remains.
     fn create(&self, request: CreateRequest<'_>) -> Result<Created, HullError>;
     /// Takes over a sandbox that runs already; its exit status may be unknowable on old kernels.
     fn adopt(&self, request: AdoptRequest<'_>) -> Result<Box<dyn Sandbox>, HullError>;
@@ -146,6 +161,8 @@ pub struct ExecChild {
     pub pidfd: OwnedFd,
     /// Master of the pseudo terminal, where asked for.
     pub console: Option<OwnedFd>,
+    /// Until when the command is not executed yet; the process of one that fails is to be killed.
+    pub pending: Option<Box<dyn Pending>>,
 }
 
 /// Why the engine's part of a sandbox could not be done.
@@ -191,8 +208,8 @@ pub trait Sandbox {
     fn pid(&self) -> i32;
     /// Readable when the main process has ended.
     fn pidfd(&self) -> BorrowedFd<'_>;
-    /// Executes the workload; returns when `execve` succeeded, or why it failed.
-    fn start(&mut self) -> Result<(), HullError>;
+    /// Executes the workload; returns when `execve` succeeded, or why it failed, or that this is still to be seen.
+    fn start(&mut self) -> Result<Option<Box<dyn Pending>>, HullError>;
     /// Sends a signal to the main process. An ended process is no error.
     fn signal(&self, signal: i32) -> Result<(), HullError>;
     /// Kills every process of the sandbox.
@@ -213,7 +230,7 @@ pub trait Sandbox {
     fn stats(&self) -> Result<Stats, HullError>;
     /// Host pids of all processes.
     fn processes(&self) -> Result<Vec<i32>, HullError>;
-    /// Runs a command beside the main process; returns when `execve` succeeded, or why it failed.
+    /// Runs a command beside the main process; returns as [`Self::start`] does.
     fn exec(&mut self, request: ExecRequest<'_>) -> Result<ExecChild, HullError>;
     /// Sets the size of a console that is not a terminal of this host: of an exec session, or of the main process.
     fn resize(&self, _exec: Option<&str>, _rows: u16, _columns: u16) -> Result<(), HullError> {

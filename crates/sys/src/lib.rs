@@ -17,6 +17,7 @@ pub mod mount;
 pub mod mountns;
 pub mod netlink;
 pub mod netns;
+pub mod notices;
 pub mod process;
 pub mod root;
 pub mod signals;

@@ -56,6 +56,9 @@ pub enum VolumeSource {
     Disk {
         /// The file.
         file: PathBuf,
+        /// This host's kernel may mount it also where a guest has written it.
+        #[serde(default)]
+        trusted: bool,
     },
     /// An image's files, read-only.
     Image {
@@ -75,8 +78,13 @@ impl VolumePlan {
     /// The file, of a disk.
     pub fn disk(&self) -> Option<&PathBuf> {
         match &self.source {
-            VolumeSource::Disk { file } => Some(file),
+            VolumeSource::Disk { file, .. } => Some(file),
             _ => None,
         }
+    }
+
+    /// Whether this host's kernel may mount it also where a guest has written it.
+    pub fn is_trusted(&self) -> bool {
+        matches!(self.source, VolumeSource::Disk { trusted: true, .. })
     }
 }

@@ -46,6 +46,11 @@ pub enum Request {
         /// The limits.
         rate: DiskRate,
     },
+    /// Takes the size of a disk's file anew, which has become longer, and tells the guest.
+    GrowDisk {
+        /// Its number in the configuration, from 0.
+        number: usize,
+    },
     /// Sets the limits of a network interface.
     LimitNet {
         /// Its number in the configuration, from 0.
@@ -71,6 +76,9 @@ pub enum Answer {
         memory_mib: u64,
         /// What the guest has given up of it, as it says.
         balloon_mib: u64,
+        /// How many disks it has.
+        #[serde(default)]
+        disks: usize,
     },
     /// It is not done.
     Refused {
@@ -198,7 +206,8 @@ mod tests {
         let text = |request: &Request| serde_json::to_string(request).unwrap();
         assert_eq!(text(&Request::Pause), r#"{"do":"pause"}"#);
         assert_eq!(text(&Request::Balloon { mib: 64 }), r#"{"do":"balloon","mib":64}"#);
-        let status = Answer::Status { state: State::Paused, vcpus: 2, memory_mib: 256, balloon_mib: 0 };
+        let status =
+            Answer::Status { state: State::Paused, vcpus: 2, memory_mib: 256, balloon_mib: 0, disks: 1 };
         let expected = r#"{"is":"status","state":"paused","vcpus":2,"memory_mib":256,"balloon_mib":0}"#;
         assert_eq!(serde_json::to_string(&status).unwrap(), expected);
         assert!(serde_json::from_str::<Request>(r#"{"do":"explode"}"#).is_err());

@@ -41,8 +41,21 @@ pub fn close_inherited(inherited: &BTreeSet<RawFd>, keep: &[RawFd]) {
     }
 }
 
-/// Shuts this thread, the only one, in. No file of its becomes larger than `largest` bytes.
-pub fn enter(jail: &Jail, largest: u64) -> Result<(), VmmError> {
+/// How large the file of a disk may become that can grow while its machine runs.
+pub const GROWN: u64 = 16 << 40;
+
+/// How large a file may become: now, and when somebody outside has raised the limit, which the process itself has no system
+/// call for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Largest {
+    /// Now.
+    pub now: u64,
+    /// At most.
+    pub ever: u64,
+}
+
+/// Shuts this thread, the only one, in.
+pub fn enter(jail: &Jail, largest: Largest) -> Result<(), VmmError> {
     let step = |step| move |source: io::Error| VmmError::Jail { step, source };
     lower_limits(largest).map_err(step("lower the limits"))?;
     empty_root(&jail.root).map_err(|e| step("make the empty directory its root")(e.into()))?;
@@ -50,16 +63,16 @@ pub fn enter(jail: &Jail, largest: u64) -> Result<(), VmmError> {
 }
 
 /// No core files, no locked memory, no file of more bytes, no more descriptors than a hypervisor needs.
-pub fn lower_limits(largest: u64) -> io::Result<()> {
-    let lower = |resource, value: u64| {
-        let now = rustix::process::getrlimit(resource);
-        let value = now.maximum.map_or(value, |maximum| maximum.min(value));
-        Ok(rustix::process::setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })?)
+pub fn lower_limits(largest: Largest) -> io::Result<()> {
+    let lower = |resource, now: u64, ever: u64| {
+        let before = rustix::process::getrlimit(resource).maximum;
+        let least = |value: u64| Some(before.map_or(value, |before| before.min(value)));
+        Ok(rustix::process::setrlimit(resource, Rlimit { current: least(now), maximum: least(ever) })?)
     };
-    lower(Resource::Core, 0)?;
-    lower(Resource::Nofile, DESCRIPTORS)?;
-    lower(Resource::Fsize, largest)?;
-    lower(Resource::Memlock, 0)
+    lower(Resource::Core, 0, 0)?;
+    lower(Resource::Nofile, DESCRIPTORS, DESCRIPTORS)?;
+    lower(Resource::Fsize, largest.now, largest.ever)?;
+    lower(Resource::Memlock, 0, 0)
 }
 
 /// A mount namespace of its own that has nothing but the empty directory.

@@ -324,10 +324,14 @@ impl Transport {
 
     /// On the device's thread: carries out a command; false if it means nothing to the device.
     pub fn command(&mut self, command: Command) -> bool {
-        self.device.command(command).unwrap_or_else(|e| {
+        let done = self.device.command(command).unwrap_or_else(|e| {
             self.fail(&e);
             true
-        })
+        });
+        if done && command == Command::TakeSize {
+            self.interrupt.config();
+        }
+        done
     }
 
     /// What the device waits for; nothing unless it is active and sound.

@@ -100,14 +100,16 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
     })
 }
 
-/// The console, or the largest of the disks that a guest may write.
-fn largest_file(config: &Config) -> u64 {
-    let written = config.disks.iter().filter(|disk| !disk.read_only);
-    let sizes = written.filter_map(|disk| match &disk.content {
+/// The console, or the largest of the disks that a guest may write. Those that others may want, too, can grow.
+fn largest_file(config: &Config) -> jail::Largest {
+    let written = || config.disks.iter().filter(|disk| !disk.read_only);
+    let sizes = written().filter_map(|disk| match &disk.content {
         DiskContent::Raw(path) => std::fs::metadata(path).ok().map(|m| m.len()),
         DiskContent::Partitions(_) => None,
     });
-    sizes.fold(CONSOLE_BYTES, u64::max)
+    let now = sizes.fold(CONSOLE_BYTES, u64::max);
+    let ever = if written().any(|disk| disk.lock.is_some()) { jail::GROWN.max(now) } else { now };
+    jail::Largest { now, ever }
 }
 
 fn with_console(why: String, tail: &str) -> String {

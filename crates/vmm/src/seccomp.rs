@@ -87,11 +87,15 @@ impl Filter {
         seccompiler::apply_filter(&self.0).map_err(io::Error::other)
     }
 
-    /// For the process that serves files: memory, locks and time as all have them, and these calls.
+    /// For the process that serves files: memory, locks and time as all have them, locks of files, and these calls.
     pub fn file_server(calls: &[i64]) -> io::Result<Self> {
         let rules = || -> Result<Self, seccompiler::Error> {
             let mut rules = common()?;
             rules.extend(calls.iter().map(|call| (*call, Vec::new())));
+            let locks = [libc::F_GETFD, libc::F_OFD_GETLK, libc::F_OFD_SETLK];
+            let locks =
+                locks.iter().map(|command| argument(1, (*command).into())).collect::<Result<_, _>>()?;
+            rules.insert(libc::SYS_fcntl, locks);
             compile(rules)
         };
         rules().map_err(io::Error::other)

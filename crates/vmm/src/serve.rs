@@ -147,6 +147,7 @@ impl Control<'_> {
                     vcpus: self.config.vcpus,
                     memory_mib: self.config.memory_mib,
                     balloon_mib: u64::from(u32::from_le_bytes(pages)) / balloon::PAGES_PER_MIB,
+                    disks: self.config.disks.len(),
                 }
             }
             Request::Balloon { mib } => {
@@ -157,6 +158,10 @@ impl Control<'_> {
             Request::LimitDisk { number, rate } => {
                 let set = self.machine.bus.command(DISK, number, Command::LimitDisk(rate));
                 done(set, || format!("this guest has no disk {number} that can be limited"))
+            }
+            Request::GrowDisk { number } => {
+                let grown = self.machine.bus.command(DISK, number, Command::TakeSize);
+                done(grown, || format!("this guest has no disk {number} that can grow"))
             }
             Request::LimitNet { number, rate } => {
                 let set = self.machine.bus.command(NET, number, Command::Limit(rate));

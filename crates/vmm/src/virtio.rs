@@ -63,6 +63,8 @@ pub enum Command {
     Limit(RateLimit),
     /// The same of a disk.
     LimitDisk(DiskRate),
+    /// The file of a disk has become longer: the disk has all of it from now on.
+    TakeSize,
 }
 
 /// A virtio device. One thread makes all calls but those of [`Self::read_config`], which never run at the same time

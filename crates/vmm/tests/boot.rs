@@ -213,7 +213,7 @@ fn a_guest_is_paused_resumed_and_stopped() {
     machine.wait_for("count 3");
     assert_walls(machine.process.id());
     let asked = |request| ask(&machine.control, &request).unwrap();
-    let status = |state| Answer::Status { state, vcpus: 2, memory_mib: 256, balloon_mib: 0 };
+    let status = |state| Answer::Status { state, vcpus: 2, memory_mib: 256, balloon_mib: 0, disks: 0 };
     assert_eq!(asked(Request::Status), status(State::Running));
     assert_eq!(asked(Request::Pause), Answer::Done);
     assert_eq!(asked(Request::Status), status(State::Paused));

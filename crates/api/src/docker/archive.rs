@@ -6,7 +6,6 @@ use crate::fault::Fault;
 use crate::work::Late;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hyper::body::Incoming;
 use hyper::{Response, StatusCode};
 use rootfs::UnpackOptions;
 use serde_json::json;
@@ -63,8 +62,8 @@ pub async fn put(mut ask: Ask, id: &str) -> Answer {
         ..UnpackOptions::default()
     };
     let restrict = ask.server.settings.policy.restrict.clone();
-    let mut tar = reader(ask.take_body()?);
-    ask.run(move |engine| {
+    let mut tar = BodyReader::new(ask.take_body()?);
+    ask.run_apart(move |engine| {
         if let Some(rules) = restrict {
             super::admit(engine, &name, &rules)?;
         }
@@ -74,10 +73,6 @@ pub async fn put(mut ask: Ask, id: &str) -> Answer {
     })
     .await?;
     ask::empty(StatusCode::OK)
-}
-
-fn reader(body: Incoming) -> BodyReader {
-    BodyReader::new(body)
 }
 
 pub async fn export(ask: Ask, id: &str) -> Answer {

@@ -62,6 +62,14 @@ impl Ask {
         work::run(&self.server.settings.store, job).await
     }
 
+    /// Calls the engine for what depends on what the client sends meanwhile.
+    pub async fn run_apart<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Engine) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        work::run_apart(&self.server.settings.store, job).await
+    }
+
     /// Calls the engine for a stream.
     pub async fn stream(
         &self,

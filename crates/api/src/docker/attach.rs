@@ -4,18 +4,19 @@ use super::{Answer, Ask, logs};
 use crate::body::{Body, BodyWriter};
 use crate::connection::Wire;
 use crate::fault::Fault;
-use crate::rendezvous::{End, Waiters};
+use crate::rendezvous::{Awaited, End, Waiters};
 use crate::stream::{self, Options};
 use crate::{takeover, work};
 use engine::LogOptions;
 use sandbox::client::{AttachOptions, Stream};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::oneshot;
 use types::Status;
 
-/// How often a container that somebody else may start is looked at.
+/// After which time a container is first looked at that somebody else may start.
 const LOOK: Duration = Duration::from_millis(50);
+/// How rarely in the end.
+const RARELY: Duration = Duration::from_secs(1);
 
 /// What a client wants of a container.
 struct Wanted {
@@ -71,7 +72,7 @@ enum Source {
     /// It runs.
     Now(Stream),
     /// It is started later.
-    Later(oneshot::Receiver<(Option<Stream>, Waiters)>),
+    Later(Awaited),
     /// Nobody asked for them.
     Never,
 }
@@ -144,7 +145,7 @@ async fn join(
     }
     let (stream, waiters) = match source {
         Source::Now(stream) => (Some(stream), Waiters::default()),
-        Source::Later(handed) => later(&ask, &wanted, handed, wire.as_ref()).await,
+        Source::Later(awaited) => later(&ask, &wanted, awaited, wire.as_ref()).await,
         Source::Never => (None, Waiters::default()),
     };
     let Some(stream) = stream.filter(|_| wanted.live) else {
@@ -162,14 +163,15 @@ async fn join(
 async fn later(
     ask: &Ask,
     wanted: &Wanted,
-    mut handed: oneshot::Receiver<(Option<Stream>, Waiters)>,
+    mut awaited: Awaited,
     wire: Option<&Wire>,
 ) -> (Option<Stream>, Waiters) {
     let mut waiters = Waiters::default();
     let mut is_ours = true;
+    let mut look = LOOK;
     loop {
         tokio::select! {
-            given = &mut handed, if is_ours => match given {
+            given = &mut awaited.handed, if is_ours => match given {
                 Ok((Some(stream), waiters)) => return (Some(stream), waiters),
                 Ok((None, theirs)) => {
                     waiters = theirs;
@@ -178,10 +180,15 @@ async fn later(
                 // The start failed.
                 Err(_) => return (None, waiters),
             },
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(look) => {}
         }
+        look = (look * 5 / 4).min(RARELY);
         if wire.is_some_and(Wire::is_cut) {
             return (None, waiters);
+        }
+        // A second stream beside the start's own would miss its first bytes, and take its input away.
+        if is_ours && awaited.is_taken() {
+            continue;
         }
         let (id, streams) = (wanted.id.clone(), wanted.streams);
         let looked = ask
@@ -191,6 +198,10 @@ async fn later(
             })
             .await;
         match looked {
+            // Started by us while we looked.
+            Ok(Some(stream)) if is_ours && awaited.is_taken() => {
+                let _ = stream.detach();
+            }
             Ok(Some(stream)) => return (Some(stream), waiters),
             // It ran, and is over.
             Ok(None) if !is_ours => return (None, waiters),

@@ -21,8 +21,10 @@ pub async fn create(mut ask: Ask) -> Answer {
     if config.image.as_deref().unwrap_or_default().is_empty() {
         return Err(Fault::invalid("no image was named: give one in Image"));
     }
+    let networks = endpoints(networks)?;
     if let Some(rules) = &ask.server.settings.policy.restrict {
         rules.admit(&config, &host)?;
+        networks.iter().try_for_each(|(_, settings)| rules.admit_endpoint(settings))?;
     }
     let platform = ask.query.get("platform").map(Platform::parse).transpose();
     let request = CreateRequest {
@@ -33,7 +35,7 @@ pub async fn create(mut ask: Ask) -> Answer {
         pull: PullPolicy::Never,
         config,
         host,
-        networks: endpoints(networks)?,
+        networks,
     };
     let created = ask.run(move |engine| Ok(engine.create(request, &image::Quiet)?)).await?;
     ask::json(StatusCode::CREATED, &json!({"Id": created.id.as_str(), "Warnings": created.warnings}))

@@ -25,11 +25,8 @@ pub async fn create(mut ask: Ask) -> Answer {
     if request.name.is_empty() {
         return Err(Fault::invalid("network name cannot be empty"));
     }
-    if let (Some(_), Some("macvlan")) = (&ask.server.settings.policy.restrict, request.driver.as_deref()) {
-        return Err(crate::policy::refused(
-            "namespaces",
-            "networks on the host's own interfaces are not allowed",
-        ));
+    if let Some(rules) = &ask.server.settings.policy.restrict {
+        rules.admit_network(&request)?;
     }
     let id = ask.run(move |engine| engine.create_network(&request).map_err(forbidden)).await?;
     ask::json(StatusCode::CREATED, &json!({"Id": id, "Warning": ""}))
@@ -56,6 +53,7 @@ pub async fn connect(mut ask: Ask, id: &str) -> Answer {
     ask.run(move |engine| {
         if let Some(rules) = restrict {
             super::admit(engine, &request.container, &rules)?;
+            request.endpoint_config.iter().try_for_each(|settings| rules.admit_endpoint(settings))?;
         }
         let settings = request.endpoint_config.unwrap_or_default();
         engine.connect_network(&network, &request.container, settings).map_err(forbidden)

@@ -13,8 +13,10 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 
-/// How often a container that somebody else may start is looked at.
+/// After which time a container is first looked at that somebody else may start.
 const LOOK: Duration = Duration::from_millis(100);
+/// How rarely in the end.
+const RARELY: Duration = Duration::from_secs(1);
 
 pub async fn wait(ask: Ask, id: &str) -> Answer {
     let condition = match ask.query.get("condition") {
@@ -61,6 +63,7 @@ async fn until_the_end(
     let mut waiting = first;
     // When it had last been started, of one that did not run.
     let mut since = None;
+    let mut look = LOOK;
     loop {
         match waiting {
             Waiting::Ended(code) => return Ok(End::Exited(code)),
@@ -76,8 +79,9 @@ async fn until_the_end(
                         End::Unknown => next = None,
                         end => return Ok(end),
                     },
-                    () = tokio::time::sleep(LOOK) => {}
+                    () = tokio::time::sleep(look) => {}
                 }
+                look = (look * 5 / 4).min(RARELY);
             }
         }
         let (name, before) = (id.clone(), since);

@@ -3,9 +3,11 @@
 use crate::{EngineError, Result};
 use rustix::fs::{SeekFrom, ftruncate, seek};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use sys::file::Lock;
 
 /// Size where nobody says one.
 pub(crate) const DEFAULT_SIZE: u64 = 10 << 30;
@@ -59,13 +61,12 @@ pub(crate) fn parse_size(text: &str, what: &str) -> Result<u64> {
     Ok(size)
 }
 
-/// Makes a disk, whole or not at all.
+/// Makes a disk, whole or not at all. Whoever comes second waits for the first, and finds it made.
 pub(crate) fn make(path: &Path, size: u64, templates: &Path, of: Use) -> Result<()> {
     let template = template(size, templates, of)?;
     let half = path.with_extension("new");
-    let copy = || -> std::io::Result<()> {
-        let (from, to) = (File::open(&template)?, File::create(&half)?);
-        copy_sparse(&from, &to, size)?;
+    let copy = |to: File| -> std::io::Result<()> {
+        copy_sparse(&File::open(&template)?, &to, size)?;
         if of != Use::Machine {
             to.sync_all()?;
         }
@@ -75,31 +76,45 @@ pub(crate) fn make(path: &Path, size: u64, templates: &Path, of: Use) -> Result<
             _ => Ok(()),
         }
     };
-    copy().map_err(|e| {
-        let _ = std::fs::remove_file(&half);
-        EngineError::io("cannot make the disk", path)(e)
-    })
+    let made = alone(&half).and_then(|to| match path.exists() {
+        true => std::fs::remove_file(&half),
+        false => copy(to).inspect_err(|_| drop(std::fs::remove_file(&half))),
+    });
+    made.map_err(EngineError::io("cannot make the disk", path))
 }
 
-/// How the names of half-made ones begin; they end with the pid of who makes them.
-const HALF: &str = ".ext4-";
+/// Opens a file that is to take another's place, empty and locked: nobody else writes to it, and after the death of who did
+/// the next one begins anew.
+pub(crate) fn alone(half: &Path) -> std::io::Result<File> {
+    let file = File::from(OwnedFd::from(Lock::exclusive(half)?));
+    file.set_len(0)?;
+    Ok(file)
+}
+
+/// How the names of half-made ones begin.
+const HALF: &str = ".half-";
 
 /// The empty filesystem of this size.
 fn template(size: u64, dir: &Path, of: Use) -> Result<PathBuf> {
-    let path = dir.join(match of {
+    let name = match of {
         Use::Machine => format!("ext4-{size}.img"),
         Use::Volume => format!("volume-{size}.img"),
         Use::FastVolume => format!("fast-volume-{size}.img"),
-    });
+    };
+    let path = dir.join(&name);
     if path.exists() {
         return Ok(path);
     }
     let io = |what| EngineError::io(what, &path);
     std::fs::create_dir_all(dir).map_err(io("cannot make the directory of"))?;
     sweep(dir);
-    let half = dir.join(format!("{HALF}{size}-{}", std::process::id()));
+    let half = dir.join(format!("{HALF}{name}"));
+    // Held until it has its name.
+    let file = alone(&half).map_err(io("cannot make"))?;
     let make = || -> Result<()> {
-        let file = File::create(&half).map_err(io("cannot make"))?;
+        if path.exists() {
+            return std::fs::remove_file(&half).map_err(io("cannot make"));
+        }
         ftruncate(&file, size).map_err(|e| io("cannot make")(e.into()))?;
         let mut mke2fs = Command::new("mke2fs");
         mke2fs
@@ -116,9 +131,9 @@ fn template(size: u64, dir: &Path, of: Use) -> Result<PathBuf> {
                 "prepare a volume",
             )?;
         }
-        Ok(())
+        std::fs::rename(&half, &path).map_err(io("cannot make"))
     };
-    let done = make().and_then(|()| std::fs::rename(&half, &path).map_err(io("cannot make")));
+    let done = make();
     if done.is_err() {
         let _ = std::fs::remove_file(&half);
     }
@@ -143,9 +158,8 @@ pub(crate) fn tool(command: &mut Command, what: &str) -> Result<()> {
 /// Removes what commands that were killed left half-made.
 fn sweep(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let maker = name.to_str().and_then(|n| n.strip_prefix(HALF)?.rsplit('-').next());
-        if maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+        let is_half = entry.file_name().to_str().is_some_and(|name| name.starts_with(HALF));
+        if is_half && let Ok(Some(_lock)) = Lock::try_exclusive(&entry.path()) {
             let _ = std::fs::remove_file(entry.path());
         }
     }
@@ -202,8 +216,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (disk, templates) = (dir.path().join("disk.img"), dir.path().join("templates"));
         std::fs::create_dir(&templates).unwrap();
-        let left = templates.join(format!("{HALF}1-{}", i32::MAX));
+        let left = templates.join(format!("{HALF}ext4-1.img"));
         std::fs::write(&left, "half").unwrap();
+        // By somebody who was killed at it.
+        std::fs::write(disk.with_extension("new"), vec![7; 1 << 20]).unwrap();
         ensure(&disk, 1 << 30, &templates).unwrap();
         assert!(!left.exists(), "whoever made it was killed");
         assert_eq!(std::fs::metadata(&disk).unwrap().len(), 1 << 30);
@@ -223,6 +239,36 @@ mod tests {
         );
         let refused = ensure(&disk, 2 << 30, &templates).unwrap_err().to_string();
         assert!(refused.contains("2147483648 were asked for"), "{refused}");
+    }
+
+    #[test]
+    fn many_who_make_one_disk_at_once_find_one() {
+        if Command::new("mke2fs").arg("-V").output().is_err() {
+            eprintln!("SKIPPED: mke2fs is not installed");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, templates) = (dir.path().join("disk.img"), dir.path().join("templates"));
+        std::thread::scope(|scope| {
+            for n in 0..8u64 {
+                let (disk, templates) = (&disk, &templates);
+                scope.spawn(move || {
+                    make(disk, 16 << 20, templates, Use::Volume).unwrap();
+                    // What one writes who uses it the next one does not write over.
+                    let file = File::options().read(true).write(true).open(disk).unwrap();
+                    let mut there = [0; 1];
+                    file.write_all_at(&[9], n).unwrap();
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    file.read_exact_at(&mut there, n).unwrap();
+                    assert_eq!(there, [9], "{n}");
+                });
+            }
+        });
+        let mut all = [0; 8];
+        File::open(&disk).unwrap().read_exact_at(&mut all, 0).unwrap();
+        assert_eq!(all, [9; 8]);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(&templates).unwrap().count(), 1);
     }
 
     #[test]

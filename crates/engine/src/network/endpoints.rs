@@ -173,26 +173,27 @@ impl Engine {
         Ok(())
     }
 
-    /// The attachments to a network of all that runs or is being started: whoever holds its lock.
-    pub(crate) fn live_attachments(&self, network: &str) -> Vec<Attachment> {
-        let endpoints = rows::of_network(&self.db, network).unwrap_or_default();
-        let containers = endpoints.iter().filter_map(|e| self.find(&e.container).ok());
-        let held = containers.filter(|c| self.is_held(&c.id));
-        let bundles = held.filter_map(|c| self.read_bundle(&c).ok());
-        bundles
-            .flat_map(|b| {
-                let mut list = match b.network {
-                    NetworkPlan::Networks(list) => list,
-                    _ => Vec::new(),
-                };
-                // The numbers that were decided at the start.
-                if let Some(publisher) = list.iter_mut().find(|a| !a.ports.is_empty()) {
-                    publisher.ports = self.read_state(&b.id).ports;
-                }
-                list
-            })
-            .filter(|a| a.network == network)
-            .collect()
+    /// The attachments to a network of all that runs or is being started: whoever holds its lock. Nobody is left out because
+    /// something could not be read: who is not in this list is taken for dead.
+    pub(crate) fn live_attachments(&self, network: &str) -> Result<Vec<Attachment>> {
+        let mut all = Vec::new();
+        for endpoint in rows::of_network(&self.db, network)? {
+            let container = match self.find(&endpoint.container) {
+                Err(EngineError::NoSuchContainer(_)) => continue,
+                found => found?,
+            };
+            // Who never started has no bundle, and is on no network.
+            if !self.is_held(&container.id) || !self.paths.bundle(&container.id).exists() {
+                continue;
+            }
+            let NetworkPlan::Networks(mut list) = self.read_bundle(&container)?.network else { continue };
+            // The numbers that were decided at the start.
+            if let Some(publisher) = list.iter_mut().find(|a| !a.ports.is_empty()) {
+                publisher.ports = self.read_state(&container.id).ports;
+            }
+            all.extend(list.into_iter().filter(|a| a.network == network));
+        }
+        Ok(all)
     }
 }
 

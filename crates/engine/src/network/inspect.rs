@@ -31,9 +31,9 @@ impl Engine {
 
     fn network_matches(&self, filter: &Filters, n: &Network) -> Result<bool> {
         for (key, values) in filter {
-            let mut any = values.is_empty();
+            let mut tally = filters::Tally::of(key);
             for value in values {
-                any |= match key.as_str() {
+                tally.add(match key.as_str() {
                     "id" => n.id.starts_with(value.as_str()),
                     "name" => n.name.contains(value.as_str()),
                     "driver" => n.config.driver.as_str() == value,
@@ -49,9 +49,9 @@ impl Engine {
                         let dangling = !n.is_predefined() && rows::of_network(&self.db, &n.id)?.is_empty();
                         wanted == dangling
                     }
-                };
+                });
             }
-            if !any {
+            if !tally.holds() {
                 return Ok(false);
             }
         }

@@ -133,6 +133,12 @@ pub(super) fn wanted(network: &Network, endpoint: &Endpoint) -> Result<(Option<I
                 pool.subnet, network.name
             )));
         }
+        if let Some((name, _)) = pool.reserved.iter().find(|(_, r)| **r == address) {
+            return Err(EngineError::Conflict(format!(
+                "Address already in use: {address} of network {} is kept for {name} (--aux-address)",
+                network.name
+            )));
+        }
         if address == pool.gateway {
             return Err(EngineError::Conflict(format!(
                 "Address already in use: {address} is the gateway of network {}",

@@ -19,6 +19,7 @@ mod request;
 mod rows;
 
 pub use egress::{EGRESS, parse_egress};
+pub(crate) use networks::lock_subnets;
 pub use plan::HOST_ACCESS;
 pub(crate) use ports::parse_port;
 pub(crate) use rows::{DEFAULT, Endpoint};

@@ -48,10 +48,10 @@ impl Engine {
         let others = rows::all(&self.db)?;
         let pools = self.choose_pools(&wanted, &others)?;
         let bridge_name = wanted.settings.bridge_name.clone();
-        if let Some(name) = bridge_name.as_deref().filter(|name| interface_exists(name)) {
-            return Err(EngineError::Conflict(format!("the interface {name} exists already on this host")));
+        if let Some(name) = bridge_name.as_deref() {
+            self.refuse_bridge(name, &others)?;
         }
-        if let Some(uplink) = wanted.settings.uplink.as_ref().filter(|u| !interface_exists(&u.parent)) {
+        if let Some(uplink) = wanted.settings.uplink.as_ref().filter(|u| !net::interface_exists(&u.parent)) {
             return Err(invalid(format!(
                 "the parent interface {} does not exist on this host",
                 uplink.parent
@@ -77,6 +77,29 @@ impl Engine {
         })
     }
 
+    /// A bridge belongs to one network, also while it is down, as after a reboot.
+    fn refuse_bridge(&self, name: &str, others: &[Network]) -> Result<()> {
+        let own = others.iter().find(|n| n.config.bridge.as_ref().is_some_and(|b| b.name == name));
+        if let Some(network) = own {
+            return Err(EngineError::Conflict(format!(
+                "the bridge {name} belongs to network {}",
+                network.name
+            )));
+        }
+        if name == self.default_bridge_name() {
+            return Err(EngineError::Conflict(format!("the bridge {name} is that of the default network")));
+        }
+        match net::interface_exists(name) {
+            true => Err(EngineError::Conflict(format!("the interface {name} exists already on this host"))),
+            false => Ok(()),
+        }
+    }
+
+    fn default_bridge_name(&self) -> String {
+        let tag = self.paths.tag();
+        if tag.is_empty() { "dhow0".into() } else { format!("dhow-{tag}") }
+    }
+
     /// The given subnets, checked, and chosen ones for those that were not given.
     fn choose_pools(&self, wanted: &Wanted, others: &[Network]) -> Result<Vec<Pool>> {
         let mut pools = wanted.pools.clone();
@@ -95,7 +118,7 @@ impl Engine {
         let seed = sys::host::random().map_err(EngineError::io("getrandom", "".as_ref()))?;
         let known: Vec<_> = taken.iter().map(|(_, c)| *c).chain(pools.iter().map(|p| p.subnet)).collect();
         let known: Vec<_> = known.into_iter().map(|c| (c.address, c.prefix)).collect();
-        let subnets = net::choose_subnets(seed, &known, true)?;
+        let subnets = net::choose_subnets(seed, &known, true, self.paths.number())?;
         let of = |gateway: IpAddr, prefix| Pool {
             subnet: Cidr::around(gateway, prefix),
             gateway,
@@ -236,7 +259,11 @@ impl Engine {
         let bridges = rows::all(&self.db)?.into_iter().filter(|n| n.config.driver == Driver::Bridge);
         for network in bridges {
             if let Some(bridge) = self.plan_of(&network)? {
-                net::sweep(&bridge, || self.live_attachments(&network.id))?;
+                let mut unknown = None;
+                let live = || self.live_attachments(&network.id).map_err(|e| unknown = Some(e)).ok();
+                let swept = net::sweep(&bridge, live);
+                unknown.map_or(Ok(()), Err)?;
+                swept?;
             }
         }
         Ok(())
@@ -258,7 +285,15 @@ impl Engine {
                 ids.push(network.id);
             }
         }
-        net::repair(&plans, || ids.iter().flat_map(|id| self.live_attachments(id)).collect())?;
+        let _lock = lock_subnets()?;
+        let unknown = std::cell::Cell::new(None);
+        let live = || {
+            let all: Result<Vec<_>> = ids.iter().map(|id| self.live_attachments(id)).collect();
+            all.map(|lists| lists.concat()).map_err(|e| unknown.set(Some(e))).ok()
+        };
+        let repaired = net::repair(&plans, live);
+        unknown.take().map_or(Ok(()), Err)?;
+        repaired?;
         Ok(names)
     }
 
@@ -287,10 +322,9 @@ impl Engine {
         let seed = sys::host::random().map_err(EngineError::io("getrandom", "".as_ref()))?;
         let taken = self.taken_subnets(&rows::all(&self.db)?)?;
         let taken: Vec<_> = taken.into_iter().map(|(_, c)| (c.address, c.prefix)).collect();
-        let subnets = net::choose_subnets(seed, &taken, false)?;
-        let tag = self.paths.tag();
+        let subnets = net::choose_subnets(seed, &taken, false, self.paths.number())?;
         let plan = BridgePlan {
-            name: if tag.is_empty() { "dhow0".into() } else { format!("dhow-{tag}") },
+            name: self.default_bridge_name(),
             gateway4: subnets.gateway4,
             prefix4: subnets.prefix4,
             gateway6: subnets.gateway6,
@@ -321,7 +355,8 @@ impl Engine {
     }
 }
 
-fn lock_subnets() -> Result<Lock> {
+/// Keeps others from choosing a subnet, or making a bridge, meanwhile.
+pub(crate) fn lock_subnets() -> Result<Lock> {
     Lock::exclusive(SUBNETS.as_ref()).map_err(EngineError::io("cannot lock", SUBNETS.as_ref()))
 }
 
@@ -393,8 +428,4 @@ fn no_ipv6() -> EngineError {
 
 fn has_ipv6() -> bool {
     std::fs::read("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|v| v.first() == Some(&b'0'))
-}
-
-fn interface_exists(name: &str) -> bool {
-    std::path::Path::new("/sys/class/net").join(name).exists()
 }

@@ -5,8 +5,8 @@ use crate::spec::namespaces::private_ids;
 use crate::spec::{Context, invalid, is_privileged};
 use crate::{EngineError, Result};
 use std::path::Path;
-use types::SUBPATH;
 use types::oci::{Mount, MountBuilder};
+use types::{SUBPATH, VolumePlan, VolumeSource};
 
 /// Docker's default size of `/dev/shm`.
 const SHM: i64 = 64 << 20;
@@ -62,7 +62,9 @@ pub(super) fn all(cx: &Context<'_>) -> Result<Vec<Mount>> {
 
 fn of_user(cx: &Context<'_>, user: &UserMount) -> Result<Mount> {
     let target = user.target.to_string_lossy();
-    let mode = if user.read_only { "ro" } else { "rw" };
+    let mounted = cx.volumes.iter().find(|v| v.name == user.volume);
+    let read_only = user.read_only || mounted.is_some_and(is_read_only);
+    let mode = if read_only { "ro" } else { "rw" };
     let source = match user.kind {
         Kind::Tmpfs => {
             let mut options = vec!["nosuid", "nodev"];
@@ -76,7 +78,7 @@ fn of_user(cx: &Context<'_>, user: &UserMount) -> Result<Mount> {
             }
             return mount(&target, "tmpfs", "tmpfs", &options);
         }
-        Kind::Volume | Kind::Image => match cx.volumes.iter().find(|v| v.name == user.volume) {
+        Kind::Volume | Kind::Image => match mounted {
             Some(mounted) => mounted.mountpoint(),
             None => cx.paths.volume(&user.volume),
         },
@@ -101,6 +103,11 @@ fn of_user(cx: &Context<'_>, user: &UserMount) -> Result<Mount> {
         // Belongs to the host, whose owners are to be told from the container's.
         _ => Ok(mount),
     }
+}
+
+/// Whether a volume's own options say that nobody writes to it.
+fn is_read_only(plan: &VolumePlan) -> bool {
+    matches!(&plan.source, VolumeSource::Mount { options, .. } if options.iter().any(|word| word == "ro"))
 }
 
 /// What is the container's own keeps the ids of the inside on the disk, whatever range the container has: so volumes

@@ -3,11 +3,12 @@
 //!
 //! Source: "Ext4 Disk Layout" in the kernel's documentation (filesystems/ext4/super.rst).
 
+use super::options::TRUST;
 use crate::machine::disk::{Use, make};
 use crate::{EngineError, Result};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where the superblock begins, and its size.
 const START: u64 = 1024;
@@ -28,6 +29,28 @@ pub(crate) fn ensure(path: &Path, size: u64, templates: &Path, of: Use) -> Resul
         true => Ok(()),
         false => make(path, size, templates, of),
     }
+}
+
+/// Beside a disk: others than this host's kernel have written its filesystem.
+pub(crate) fn mark(file: &Path) -> PathBuf {
+    file.with_file_name("foreign")
+}
+
+/// Whether they have. What cannot be looked at is not trusted either.
+pub(crate) fn is_foreign(file: &Path) -> bool {
+    mark(file).try_exists().unwrap_or(true)
+}
+
+/// Refuses what this host's kernel should not mount.
+pub(crate) fn refuse_foreign(name: &str, file: &Path, trusted: bool) -> Result<()> {
+    if trusted || !is_foreign(file) {
+        return Ok(());
+    }
+    Err(EngineError::Unsupported(format!(
+        "volume {name} has a filesystem that a guest's kernel has written, or that was imported: this host's kernel \
+         does not mount it, as it could be made to attack it. Use it in a microVM (--vm); or, if you trust who \
+         wrote it: dhow volume clone -o {TRUST}=true {name} NAME"
+    )))
 }
 
 /// What a superblock says.

@@ -1,14 +1,17 @@
 //! Volumes: what outlives containers. The table of them, and `volume create`, `ls`, `rm` and `prune`.
 //!
 //! ```text
-//! options ─► what a driver can be asked for          disk  ─► the file of a disk: made, looked at, grown
+//! options ─► what a driver can be asked for          disk  ─► the file of a disk: made, looked at
 //! plan    ─► what a start mounts or hands over       place ─► mounted on this host, by whom, and swept
 //! transfer ─► export, import, clone                  qcow2 ─► the one image format that is not raw
+//! resize  ─► a disk grows                            aside ─► what has no row yet, or no more
+//! words   ─► what mount(8) is told
 //! ```
 //!
 //! A volume is its row. Its directory or file is made when it is first needed, and what lies below
 //! `<root>/volumes` without a row belongs to nobody.
 
+mod aside;
 pub(crate) mod disk;
 pub(crate) mod options;
 pub(crate) mod place;
@@ -16,11 +19,13 @@ mod plan;
 mod qcow2;
 mod resize;
 mod transfer;
+mod words;
 
 pub use options::Driver;
 pub use transfer::Format as VolumeFormat;
 
 use crate::mounts::Kind;
+use crate::recover::remove_tree;
 use crate::request::{Filters, Pruned};
 use crate::spec::invalid;
 use crate::store::{Container, json};
@@ -28,14 +33,11 @@ use crate::{Engine, EngineError, Result, filters};
 use state::rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
-use types::EventType;
+use std::path::{Path, PathBuf};
+use types::{ErrorKind, EventType, Kinded};
 
 /// Docker's label of a volume that nobody named.
 const ANONYMOUS: &str = "com.docker.volume.anonymous";
-
-/// How the names of directories begin whose volumes are on their way, before the pid of who makes them.
-pub(crate) const ASIDE: &str = ".new-";
 
 /// One volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,7 +116,9 @@ pub(crate) fn find(conn: &state::rusqlite::Connection, name: &str) -> Result<Opt
     Ok(conn.prepare_cached(&sql)?.query_row([name], VolumeInfo::from_row).optional()?)
 }
 
-fn insert(tx: &Transaction<'_>, v: &VolumeInfo) -> Result<()> {
+fn insert(volumes: &Path, tx: &Transaction<'_>, v: &VolumeInfo) -> Result<()> {
+    // What a removal left that was cut short is none of the new one's; the next sweep deletes it.
+    aside::put_aside(volumes, &v.name)?;
     let sql = format!("INSERT INTO volumes({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
     tx.prepare_cached(&sql)?.execute(params![
         v.name,
@@ -128,7 +132,7 @@ fn insert(tx: &Transaction<'_>, v: &VolumeInfo) -> Result<()> {
 }
 
 /// Notes the volumes of a new container, within the transaction that makes it; the names of those that are new.
-pub(crate) fn claim(tx: &Transaction<'_>, container: &Container) -> Result<Vec<String>> {
+pub(crate) fn claim(engine: &Engine, tx: &Transaction<'_>, container: &Container) -> Result<Vec<String>> {
     let mut new = Vec::new();
     for mount in container.mounts.iter().filter(|m| m.kind == Kind::Volume) {
         let asked = &mount.wanted;
@@ -151,7 +155,7 @@ pub(crate) fn claim(tx: &Transaction<'_>, container: &Container) -> Result<Vec<S
                     labels: asked.labels.clone(),
                     users: Vec::new(),
                 };
-                insert(tx, &volume)?;
+                insert(&engine.volumes_dir(), tx, &volume)?;
                 new.push(volume.name);
             }
         }
@@ -191,17 +195,12 @@ impl Engine {
         let new = self.db.write(|tx| match find(tx, &name)? {
             Some(there) if there.driver == driver && there.options == volume.options => Ok(false),
             Some(there) => Err(taken(&there)),
-            None => insert(tx, &volume).map(|()| true),
+            None => insert(&self.volumes_dir(), tx, &volume).map(|()| true),
         })?;
         if new {
-            // Left over from one that was removed while its files could not be.
-            self.discard_volume(&name)?;
             if let Err(e) = self.make_volume(&volume) {
-                self.db.write(|tx| -> Result<()> {
-                    tx.execute("DELETE FROM volumes WHERE name = ?1", [&name])?;
-                    Ok(())
-                })?;
-                let _ = self.discard_volume(&name);
+                // A container that has it already will tell the same.
+                let _ = self.remove_row(&name, |_| Ok(())).and_then(|_| self.discard_volume(&name));
                 return Err(e);
             }
             self.volume_event("create", &volume);
@@ -327,7 +326,7 @@ impl Engine {
         Ok(self.volumes()?.into_iter().filter(matches).collect())
     }
 
-    fn volume_users(&self, name: &str) -> Result<Vec<String>> {
+    pub(crate) fn volume_users(&self, name: &str) -> Result<Vec<String>> {
         let mut statement =
             self.db.conn().prepare_cached("SELECT container FROM container_volumes WHERE volume = ?1")?;
         let rows = statement.query_map([name], |r| r.get(0))?;
@@ -364,18 +363,11 @@ impl Engine {
 
     /// Removes a volume that no container uses, and its data.
     pub fn remove_volume(&self, name: &str) -> Result<()> {
-        let volume = self.db.write(|tx| {
-            let volume = find(tx, name)?.ok_or_else(|| EngineError::NoSuchVolume(name.to_owned()))?;
-            let users = self.volume_users(name)?;
-            if !users.is_empty() {
-                return Err(EngineError::Conflict(format!(
-                    "remove {name}: volume is in use - [{}]",
-                    users.join(", ")
-                )));
-            }
-            tx.execute("DELETE FROM volumes WHERE name = ?1", [name])?;
-            Ok(volume)
-        })?;
+        let volume = match self.remove_row(name, |_| Ok(())) {
+            // A full disk has no room to note a removal. What is removed makes it.
+            Err(e) if e.kind() == ErrorKind::Exhausted => self.remove_row(name, remove_tree),
+            done => done,
+        }?;
         self.discard_volume(name)?;
         self.volume_event("destroy", &volume);
         Ok(())
@@ -408,19 +400,5 @@ impl Engine {
         }
         self.prune_event(types::EventType::Volume, out.reclaimed);
         Ok(out)
-    }
-
-    /// Deletes the data of a volume whose row is gone.
-    pub(crate) fn discard_volume(&self, name: &str) -> Result<()> {
-        // Never through a mount of what is not ours.
-        place::clear(&self.place(name))?;
-        let data = self.paths.volume(name);
-        let Some(dir) = data.parent() else { return Ok(()) };
-        match std::fs::remove_dir_all(dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(EngineError::io("cannot remove the volume", dir)(e))
-            }
-            _ => Ok(()),
-        }
     }
 }

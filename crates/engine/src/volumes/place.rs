@@ -11,13 +11,12 @@
 //! its file, by the very descriptor that its loop device has (or its hypervisor): the kernel keeps that until the last
 //! clone is unmounted. Two kernels, or one kernel twice, never have one disk mounted to write to it.
 
-use super::disk;
+use super::{disk, words};
 use crate::{EngineError, Result};
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags, statvfs, statx,
 };
 use rustix::io::Errno;
-use rustix::mount::MountFlags;
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -52,8 +51,7 @@ fn busy(plan: &VolumePlan) -> EngineError {
 pub(crate) fn hold(plan: &VolumePlan) -> Result<Held> {
     let dir = &plan.place;
     let io = |what| EngineError::io(what, dir);
-    DirBuilder::new().recursive(true).mode(0o700).create(plan.mountpoint()).map_err(io("cannot make"))?;
-    let _making = Lock::exclusive(&dir.join("making")).map_err(io("cannot lock"))?;
+    let _making = enter(plan)?;
     let alone = plan.exclusive && !plan.read_only;
     let path = dir.join("lock");
     let lock = if alone { Lock::try_exclusive(&path) } else { Lock::try_shared(&path) };
@@ -69,6 +67,26 @@ pub(crate) fn hold(plan: &VolumePlan) -> Result<Held> {
     }
     let layers = mount(plan, &mountpoint)?;
     Ok(Held { plan: plan.clone(), lock, layers })
+}
+
+/// Makes the place, and keeps others from it for a moment. Who clears it may be just removing it.
+fn enter(plan: &VolumePlan) -> Result<Lock> {
+    let lock = quiet(&plan.place)?;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(plan.mountpoint());
+    made.map_err(EngineError::io("cannot make", &plan.place)).map(|()| lock)
+}
+
+/// As long as this lives, nothing is mounted or unmounted in a place by others.
+pub(crate) fn quiet(place: &Path) -> Result<Lock> {
+    let io = |what| EngineError::io(what, place);
+    loop {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(place);
+        made.map_err(io("cannot make"))?;
+        match Lock::exclusive(&place.join("making")) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            done => return done.map_err(io("cannot lock")),
+        }
+    }
 }
 
 /// Holds it for a supervisor that takes over: it is mounted where it is needed.
@@ -110,10 +128,14 @@ pub(crate) fn clear(place: &Path) -> Result<()> {
     let Some(_making) = Lock::try_exclusive(&place.join("making")).map_err(io("cannot lock"))? else {
         return Ok(());
     };
+    let mountpoint = place.join("mnt");
     let Some(_lock) = Lock::try_exclusive(&place.join("lock")).map_err(io("cannot lock"))? else {
+        // Who was killed as it wrote it out may have left it frozen.
+        if let Ok(dir) = File::open(&mountpoint) {
+            thaw(&OwnedFd::from(dir));
+        }
         return Ok(());
     };
-    let mountpoint = place.join("mnt");
     unmount(&mountpoint)?;
     // One by one: whatever is still there, by whatever chance, is not ours to delete.
     let gone = |done: std::io::Result<()>| match done {
@@ -123,7 +145,16 @@ pub(crate) fn clear(place: &Path) -> Result<()> {
     gone(std::fs::remove_dir(&mountpoint))?;
     gone(std::fs::remove_file(place.join("lock")))?;
     gone(std::fs::remove_file(place.join("making")))?;
-    gone(std::fs::remove_dir(place))
+    match std::fs::remove_dir(place) {
+        // Somebody has begun with it anew.
+        Err(e) if e.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
+        done => gone(done),
+    }
+}
+
+/// Lets those go on who write to a filesystem that was frozen; one that was not stays as it is.
+pub(crate) fn thaw(dir: &OwnedFd) {
+    let _ = sys::fsctl::thaw(dir);
 }
 
 fn unmount(mountpoint: &Path) -> Result<()> {
@@ -135,7 +166,9 @@ fn unmount(mountpoint: &Path) -> Result<()> {
 
 /// Whether something is mounted there.
 pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
-    match statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::TYPE) {
+    // Without asking the server of a network's file system, which may be dead.
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    match statx(CWD, path, flags, StatxFlags::TYPE) {
         Ok(st) => Ok(st.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
         Err(Errno::NOENT) => Ok(false),
         // A server that is gone, or a disk that fails: mounted it is.
@@ -144,7 +177,8 @@ pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
     }
 }
 
-fn is_read_only(path: &Path) -> bool {
+/// Whether what is mounted there cannot be written to.
+pub(crate) fn is_read_only(path: &Path) -> bool {
     statvfs(path).is_ok_and(|st| st.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
@@ -157,10 +191,12 @@ fn mount(plan: &VolumePlan, at: &Path) -> Result<Option<rootfs::Layers>> {
             .map_err(EngineError::io("cannot mount on", at))
     };
     match &plan.source {
-        VolumeSource::Disk { file } => put(mount_disk(&plan.name, file, plan.read_only)?).map(|()| None),
-        VolumeSource::Mount { kind, device, options } => {
-            mount_words(plan, at, kind, device, options).map(|()| None)
-        }
+        VolumeSource::Disk { file, .. } => put(mount_disk(plan, file, plan.read_only)?).map(|()| None),
+        VolumeSource::Mount { kind, device, options } => match words::mount(plan, at, kind, device, options)?
+        {
+            Some(tree) => put(tree).map(|()| None),
+            None => Ok(None),
+        },
         VolumeSource::Image { layers, layer_mounts } => {
             let image = RootfsPlan {
                 layers: layers.clone(),
@@ -200,14 +236,17 @@ pub(crate) fn look(name: &str, file: &Path, backing: &File) -> Result<disk::Supe
 }
 
 /// A disk as a detached mount. Its file is locked until the last clone of the mount is gone.
-pub(crate) fn mount_disk(name: &str, file: &Path, read_only: bool) -> Result<OwnedFd> {
+pub(crate) fn mount_disk(plan: &VolumePlan, file: &Path, read_only: bool) -> Result<OwnedFd> {
+    let name = &plan.name;
     let backing = lock_disk(name, file, read_only)?;
+    // Once it is locked: a microVM may have had it a moment ago.
+    disk::refuse_foreign(name, file, plan.is_trusted())?;
     let superblock = look(name, file, &backing)?;
     if read_only && superblock.needs_recovery {
         // Its last user was killed: what its journal holds has to be written first, once, by somebody alone.
         drop(backing);
-        drop(mount_disk(name, file, false)?);
-        return mount_disk(name, file, true);
+        drop(mount_disk(plan, file, false)?);
+        return mount_disk(plan, file, true);
     }
     let broken = |e: std::io::Error| {
         EngineError::Conflict(format!(
@@ -248,50 +287,4 @@ pub(crate) fn grow_mounted(mountpoint: &Path, block: u64) -> std::io::Result<()>
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(mountpoint, flags, Mode::empty())?;
     sys::fsctl::grow_ext4(dir, device.size()? / block)
-}
-
-/// What mount(8) would do with these words.
-fn mount_words(plan: &VolumePlan, at: &Path, kind: &str, device: &str, options: &[String]) -> Result<()> {
-    let (mut flags, mut data, mut recursive) = (MountFlags::empty(), Vec::new(), false);
-    for word in options {
-        match word.as_str() {
-            "bind" | "rw" | "defaults" | "suid" | "dev" | "exec" | "async" => {}
-            "rbind" => recursive = true,
-            "ro" => flags |= MountFlags::RDONLY,
-            "nosuid" => flags |= MountFlags::NOSUID,
-            "nodev" => flags |= MountFlags::NODEV,
-            "noexec" => flags |= MountFlags::NOEXEC,
-            "noatime" => flags |= MountFlags::NOATIME,
-            "nodiratime" => flags |= MountFlags::NODIRATIME,
-            "relatime" => flags |= MountFlags::RELATIME,
-            "strictatime" => flags |= MountFlags::STRICTATIME,
-            "sync" => flags |= MountFlags::SYNCHRONOUS,
-            "dirsync" => flags |= MountFlags::DIRSYNC,
-            other => data.push(other),
-        }
-    }
-    let wrong = |e: Errno| {
-        let what = format!("cannot mount volume {} (type {kind}, device {device}): {e}", plan.name);
-        match e {
-            Errno::NODEV => EngineError::Unsupported(format!("{what}; this host's kernel has no {kind}")),
-            _ => EngineError::Invalid(what),
-        }
-    };
-    if kind == "none" {
-        let source = Path::new(device);
-        return match recursive {
-            true => rustix::mount::mount_bind_recursive(source, at),
-            false => rustix::mount::mount_bind(source, at),
-        }
-        .and_then(|()| match flags.is_empty() {
-            true => Ok(()),
-            false => rustix::mount::mount_remount(at, MountFlags::BIND | flags, c""),
-        })
-        .map_err(|e| {
-            let _ = detach(at);
-            wrong(e)
-        });
-    }
-    let data = std::ffi::CString::new(data.join(",")).map_err(|_| wrong(Errno::INVAL))?;
-    rustix::mount::mount(device, at, kind, flags, Some(data.as_c_str())).map_err(wrong)
 }

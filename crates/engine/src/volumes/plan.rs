@@ -1,8 +1,8 @@
 //! What a start mounts, or hands to a microVM, of a container's volumes; and who may not have what.
 
-use super::options::{TRUST, mount_of, trusts_guest};
-use super::{Driver, VolumeInfo, place};
-use crate::machine::disk;
+use super::options::{mount_of, trusts_guest};
+use super::{Driver, VolumeInfo, disk, place};
+use crate::machine::disk::{Use, make};
 use crate::mounts::{Kind, UserMount, check_source};
 use crate::store::{self, Container};
 use crate::{Engine, EngineError, Result};
@@ -23,7 +23,10 @@ impl Engine {
     /// What is to be mounted for a volume; nothing for a directory.
     pub(crate) fn volume_plan(&self, volume: &VolumeInfo, read_only: bool) -> Result<Option<VolumePlan>> {
         let source = match volume.driver {
-            Driver::Disk => VolumeSource::Disk { file: self.disk_file(&volume.name) },
+            Driver::Disk => VolumeSource::Disk {
+                file: self.disk_file(&volume.name),
+                trusted: trusts_guest(&volume.options)?,
+            },
             Driver::Local if volume.is_directory() => return Ok(None),
             Driver::Local => {
                 let (kind, device, options) = mount_of(&volume.options);
@@ -66,7 +69,7 @@ impl Engine {
     }
 
     /// The files of an image, by its id.
-    fn image_plan(&self, id: &str) -> Result<VolumePlan> {
+    pub(crate) fn image_plan(&self, id: &str) -> Result<VolumePlan> {
         let image = self.images.resolve(id, None)?;
         let hex: String = id.rsplit(':').next().unwrap_or(id).chars().take(16).collect();
         Ok(VolumePlan {
@@ -93,7 +96,7 @@ impl Engine {
         Ok(Some(VolumePlan {
             name: format!("of {}", container.name),
             place: self.writable_place(&container.id),
-            source: VolumeSource::Disk { file: self.disk_path(container) },
+            source: VolumeSource::Disk { file: self.disk_path(container), trusted: false },
             read_only: false,
             exclusive: false,
         }))
@@ -127,7 +130,7 @@ impl Engine {
         let path = self.disk_path(container);
         match path.exists() {
             true => Ok(()),
-            false => disk::make(&path, size, &self.paths.root.join("templates"), disk::Use::Machine),
+            false => make(&path, size, &self.paths.root.join("templates"), Use::Machine),
         }
     }
 
@@ -154,7 +157,7 @@ impl Engine {
         if !plan.read_only {
             return self.note_foreign(&plan.name);
         }
-        if superblock.needs_recovery && self.is_foreign(&plan.name) {
+        if superblock.needs_recovery && disk::refuse_foreign(&plan.name, path, plan.is_trusted()).is_err() {
             return Err(EngineError::Conflict(format!(
                 "volume {} was in use by a microVM that was killed, and its journal is to be written first: use it once \
                  in a microVM that may write to it",
@@ -162,13 +165,13 @@ impl Engine {
             )));
         }
         if superblock.needs_recovery {
-            drop(place::mount_disk(&plan.name, path, false)?);
+            drop(place::mount_disk(plan, path, false)?);
         }
         Ok(())
     }
 
     /// One writer, or several that read.
-    fn refuse_second(&self, container: &Container, plan: &VolumePlan) -> Result<()> {
+    pub(crate) fn refuse_second(&self, container: &Container, plan: &VolumePlan) -> Result<()> {
         for id in self.volume_users(&plan.name)? {
             if id == container.id.as_str() {
                 continue;
@@ -192,30 +195,17 @@ impl Engine {
 
     /// Refuses to have this host's kernel mount what it should not.
     pub(crate) fn refuse_foreign(&self, volume: &VolumeInfo) -> Result<()> {
-        if !self.is_foreign(&volume.name) || trusts_guest(&volume.options)? {
-            return Ok(());
-        }
-        Err(EngineError::Unsupported(format!(
-            "volume {0} has a filesystem that a guest's kernel has written, or that was imported: this host's kernel \
-             does not mount it, as it could be made to attack it. Use it in a microVM (--vm); or, if you trust who \
-             wrote it: dhow volume clone -o {TRUST}=true {0} NAME",
-            volume.name
-        )))
-    }
-
-    fn foreign_mark(&self, volume: &str) -> PathBuf {
-        self.paths.volume(volume).with_file_name("foreign")
+        disk::refuse_foreign(&volume.name, &self.disk_file(&volume.name), trusts_guest(&volume.options)?)
     }
 
     /// Whether others than this host's kernel have written its filesystem.
     pub(crate) fn is_foreign(&self, volume: &str) -> bool {
-        // What cannot be looked at is not trusted either.
-        self.foreign_mark(volume).try_exists().unwrap_or(true)
+        disk::is_foreign(&self.disk_file(volume))
     }
 
     /// Notes that it is to be so from now on; survives the loss of power before the first write can.
     pub(crate) fn note_foreign(&self, volume: &str) -> Result<()> {
-        let mark = self.foreign_mark(volume);
+        let mark = disk::mark(&self.disk_file(volume));
         if mark.exists() {
             return Ok(());
         }

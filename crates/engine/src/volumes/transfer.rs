@@ -7,7 +7,8 @@
 //! volume, where its links may lead but not outside; an image is copied without being looked into, and marked so that only
 //! guests read its filesystem.
 
-use super::{ASIDE, CreateVolume, Driver, VolumeInfo, disk, options, place, qcow2};
+use super::aside::{self, Aside};
+use super::{CreateVolume, Driver, VolumeInfo, disk, options, place, qcow2};
 use crate::machine::disk::{MAX_SIZE, MIN_SIZE, copy_sparse, make};
 use crate::recover::{Liveness, remove_tree};
 use crate::spec::invalid;
@@ -59,7 +60,7 @@ struct Still(Vec<Client>);
 impl Drop for Still {
     fn drop(&mut self) {
         for client in &mut self.0 {
-            // Who has ended meanwhile needs no waking.
+            // Who has ended meanwhile needs no waking. And should this process be killed, its connections end.
             let _ = client.resume();
         }
     }
@@ -103,6 +104,12 @@ impl Engine {
             labels: volume.labels.clone(),
         };
         options::check(volume.driver, &request.options)?;
+        if let Some(key) = given.keys().find(|key| *key != options::TRUST) {
+            return Err(invalid(format!(
+                "a clone is what it is a copy of, and has no {key} of its own: only {} can be given (a disk grows by volume resize)",
+                options::TRUST
+            )));
+        }
         if !volume.is_directory() && volume.driver == Driver::Local {
             return Err(EngineError::Unsupported(format!(
                 "volume {from} is what its options name, and a clone would be the same: export it, and import that"
@@ -110,20 +117,20 @@ impl Engine {
         }
         self.bring_in(&request, |aside| {
             if volume.driver == Driver::Local {
-                let data = aside.join("_data");
+                let data = aside.path.join("_data");
                 make_directory(&data)?;
                 return self.with_volume(&volume, pause, |root| {
                     Ok(rootfs::copy_up(root, Path::new("/"), &data).map(drop)?)
                 });
             }
-            let path = aside.join("disk.img");
+            let path = aside.path.join("disk.img");
             self.with_disk(&volume, pause, |disk, size| {
                 let to = File::create(&path)?;
                 copy_sparse(disk, &to, size)?;
                 to.sync_all()
             })?;
             if self.is_foreign(from) {
-                mark_foreign(aside)?;
+                mark_foreign(&aside.path)?;
             }
             Ok(())
         })
@@ -135,8 +142,9 @@ impl Engine {
         let broken = |e: io::Error| invalid(format!("cannot import the volume: {e}"));
         let mut head = Vec::with_capacity(HEAD);
         from.take(HEAD as u64).read_to_end(&mut head).map_err(broken)?;
-        let magic = head.get(0x438..0x43a) == Some(&[0x53, 0xef]);
-        let (is_qcow2, is_raw) = (head.starts_with(&qcow2::MAGIC), magic);
+        let is_tar = head.get(257..262) == Some(b"ustar");
+        let is_raw = head.get(0x438..0x43a) == Some(&[0x53, 0xef]) && !is_tar;
+        let is_qcow2 = head.starts_with(&qcow2::MAGIC);
         let mut all = io::Cursor::new(head).chain(from);
         let driver = Driver::parse(&request.driver)?;
         options::check(driver, &request.options)?;
@@ -145,16 +153,16 @@ impl Engine {
             let request = CreateVolume { driver: "disk".into(), options, ..request.clone() };
             options::check(Driver::Disk, &request.options)?;
             return self.bring_in(&request, |aside| {
-                let path = aside.join("disk.img");
+                let path = aside.path.join("disk.img");
                 let to = File::options().create_new(true).read(true).write(true).open(&path);
                 let to = to.map_err(EngineError::io("cannot make", &path))?;
                 match is_qcow2 {
-                    true => read_qcow2(&mut all, &aside.join("image"), &to),
+                    true => read_qcow2(&mut all, &aside.path.join("image"), &to),
                     false => read_raw(&mut all, &to),
                 }
                 .map_err(broken)?;
                 finish_disk(&to, &path, request.name.as_deref().unwrap_or("NEW"))?;
-                mark_foreign(aside)
+                mark_foreign(&aside.path)
             });
         }
         if driver == Driver::Local && !request.options.is_empty() {
@@ -165,18 +173,18 @@ impl Engine {
         }
         self.bring_in(request, |aside| match driver {
             Driver::Local => {
-                let data = aside.join("_data");
+                let data = aside.path.join("_data");
                 make_directory(&data)?;
                 unpack(&data, &mut all)
             }
             Driver::Disk => {
-                let path = aside.join("disk.img");
+                let path = aside.path.join("disk.img");
                 let templates = self.paths.root.join("templates");
                 make(&path, options::size(&request.options)?, &templates, options::kind(&request.options)?)?;
                 let plan = VolumePlan {
                     name: request.name.clone().unwrap_or_default(),
-                    place: self.places().join(format!(".import-{}", std::process::id())),
-                    source: types::VolumeSource::Disk { file: path.clone() },
+                    place: self.places().join(format!(".import-{}", aside.id)),
+                    source: types::VolumeSource::Disk { file: path.clone(), trusted: false },
                     read_only: false,
                     exclusive: true,
                 };
@@ -190,7 +198,7 @@ impl Engine {
     }
 
     /// Has a new volume's directory made aside by `make`, and puts it in its place with its row, in one step.
-    fn bring_in(&self, request: &CreateVolume, make: impl FnOnce(&Path) -> Result<()>) -> Result<String> {
+    fn bring_in(&self, request: &CreateVolume, make: impl FnOnce(&Aside) -> Result<()>) -> Result<String> {
         let name = match request.name.as_deref().filter(|n| !n.is_empty()) {
             Some(name) => crate::mounts::volume_name(name)?,
             None => crate::create::new_id()?.as_str().to_owned(),
@@ -209,25 +217,24 @@ impl Engine {
             None => Ok(()),
         };
         free(self.db.conn())?;
-        let volumes = self.paths.root.join("volumes");
-        let aside = volumes.join(format!("{ASIDE}{}", std::process::id()));
-        let io = EngineError::io("cannot make", &aside);
-        remove_tree(&aside)?;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside).map_err(io)?;
+        let volumes = self.volumes_dir();
+        let aside = aside::make(&volumes)?;
+        let io = |what| EngineError::io(what, &aside.path);
+        let target = volumes.join(&name);
         let made = make(&aside).and_then(|()| {
-            let synced = File::open(&aside).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
-            synced.map_err(EngineError::io("cannot write out", &aside))?;
-            let target = volumes.join(&name);
+            let synced = File::open(&aside.path).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+            synced.map_err(io("cannot write out"))?;
             self.db.write(|tx| {
                 free(tx)?;
-                super::insert(tx, &volume)?;
-                // What a removal left, if anything.
-                remove_tree(&target)?;
-                std::fs::rename(&aside, &target).map_err(EngineError::io("cannot make", &target))
+                super::insert(&volumes, tx, &volume)?;
+                std::fs::rename(&aside.path, &target)
+                    .and_then(|()| File::open(&volumes)?.sync_all())
+                    .map_err(io("cannot give its name to"))
             })
         });
         if made.is_err() {
-            remove_tree(&aside)?;
+            // It may have its name by now, and no row.
+            remove_tree(&aside.path).and_then(|()| self.discard_volume(&name))?;
         }
         made?;
         self.volume_event("create", &volume);
@@ -300,7 +307,7 @@ impl Engine {
             }
             if pause && state.status == Status::Running {
                 let mut client = self.client(&user)?;
-                client.pause()?;
+                client.hold()?;
                 still.0.push(client);
             }
         }
@@ -308,14 +315,14 @@ impl Engine {
     }
 }
 
-/// Writes a mounted filesystem out, its journal included. Those who write to it stand still already, so that it is frozen
-/// for no longer than it takes to thaw it: who is killed in between leaves nothing frozen but for an instant.
+/// Writes a mounted filesystem out, its journal included. Those who write to it stand still already: it is frozen for what
+/// the kernel does then, and thawed at once, by whomever it was frozen. What one leaves who is killed in between, the next
+/// one thaws, or the next recovery.
 fn flush(mountpoint: &Path) -> io::Result<()> {
     let dir = OwnedFd::from(File::open(mountpoint)?);
     rustix::fs::syncfs(&dir)?;
-    if let Ok(()) = sys::fsctl::freeze(&dir) {
-        sys::fsctl::thaw(&dir)?;
-    }
+    let _ = sys::fsctl::freeze(&dir);
+    place::thaw(&dir);
     Ok(())
 }
 
@@ -344,7 +351,12 @@ pub(super) fn data_ranges(
 ) -> io::Result<()> {
     let mut at = 0;
     while at < size {
-        let Ok(start) = seek(file, SeekFrom::Data(at)) else { return Ok(()) };
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // No more data (lseek(2)); anything else would pass half a disk off as the whole.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
         let end = seek(file, SeekFrom::Hole(start))?.min(size);
         if start < end {
             take(start, end)?;

@@ -119,7 +119,7 @@ pub fn work() {
     let words: Vec<&str> = words.lines().collect();
     let access = |at: usize| Access {
         insecure: words.get(at).into_iter().map(|w| w.to_string()).collect(),
-        credentials: None,
+        ..Access::default()
     };
     let done = match words[..] {
         ["pull", store, name, ..] => {

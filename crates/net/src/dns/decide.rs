@@ -10,7 +10,7 @@
 
 use super::message::{Query, Record, kind, reverse};
 use super::registry::View;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use types::{Attachment, Egress, EgressRule, EgressTo};
 
 /// What is done about a query.
@@ -96,28 +96,6 @@ fn matches(pattern: &str, name: &str) -> bool {
         // `.example.org`, with something before it.
         Some(end) => end.starts_with('.') && name.len() > end.len() && name.ends_with(end),
         None => pattern == name,
-    }
-}
-
-/// Whether an address that a server outside gave for a name may be permitted: not one that means this very host, or
-/// whoever is near.
-pub(super) fn is_permissible(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(a) => {
-            !(a.is_loopback()
-                || a.is_unspecified()
-                || a.is_link_local()
-                || a.is_multicast()
-                || a.is_broadcast())
-        }
-        IpAddr::V6(a) => {
-            let embedded = a.to_ipv4_mapped().is_none_or(|v4| is_permissible(v4.into()));
-            embedded
-                && !(a == Ipv6Addr::LOCALHOST
-                    || a.is_unspecified()
-                    || a.is_unicast_link_local()
-                    || a.is_multicast())
-        }
     }
 }
 
@@ -209,17 +187,5 @@ mod tests {
         assert_eq!(ask(&own, "db"), addresses(&[open.ipv4]));
         assert_eq!(ask(&[bound, open], "anything.at.all"), Verdict::Ask);
         assert_eq!(ask(&[], "anything"), Verdict::Refuse);
-    }
-
-    #[test]
-    fn addresses_that_mean_somebody_near_are_not_permitted() {
-        for bad in
-            ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "::1", "fe80::1", "::ffff:127.0.0.1"]
-        {
-            assert!(!is_permissible(bad.parse().unwrap()), "{bad}");
-        }
-        assert!(
-            is_permissible("192.0.2.1".parse().unwrap()) && is_permissible("2001:db8::1".parse().unwrap())
-        );
     }
 }

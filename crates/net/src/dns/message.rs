@@ -11,6 +11,10 @@ const HEADER: usize = 12;
 const PLAIN_UDP: u16 = 512;
 /// The most that is sent by UDP, whatever the client says.
 const MOST_UDP: u16 = 4096;
+/// Pointers in one name: a name has no more labels that could each begin with one.
+const POINTERS: usize = 127;
+/// Records of one message that are looked at; each may cost as many steps as its name has pointers.
+const RECORDS: usize = 512;
 /// Links in a chain of aliases that are followed.
 const CHAIN: usize = 16;
 /// Addresses that are taken from one answer.
@@ -98,8 +102,8 @@ impl<'m> Query<'m> {
         let class = read_u16(message, at + 2).ok_or_else(mistaken)?;
         let end = at + 4;
         // Of the other sections only EDNS is of interest; a message that ends early has none.
-        let count = records.iter().map(|n| usize::from(*n)).sum();
-        let opt = Records { message, at: end, left: count }.find(|r| r.kind == kind::OPT);
+        let count: usize = records.iter().map(|n| usize::from(*n)).sum();
+        let opt = Records { message, at: end, left: count.min(RECORDS) }.find(|r| r.kind == kind::OPT);
         Ok(Self { message, id, flags, name, kind, class, end, edns: opt.map(|r| r.class) })
     }
 
@@ -254,7 +258,7 @@ impl<'m> Answer<'m> {
         let questions = read_u16(self.0, 4).unwrap_or_default();
         let at = (0..questions).try_fold(HEADER, |at, _| Some(read_name(self.0, at)?.1 + 4));
         let left = at.and_then(|_| read_u16(self.0, 6)).unwrap_or_default();
-        Records { message: self.0, at: at.unwrap_or(HEADER), left: left.into() }
+        Records { message: self.0, at: at.unwrap_or(HEADER), left: usize::from(left).min(RECORDS) }
     }
 }
 
@@ -325,7 +329,7 @@ pub(super) fn truncate(message: &mut Vec<u8>, question: &[u8], limit: usize) {
 /// it ends. Pointers lead only backwards, so that each name ends.
 fn read_name(message: &[u8], at: usize) -> Option<(Option<String>, usize)> {
     let mut text = Some(String::new());
-    let (mut at, mut end, mut bound, mut total) = (at, None, at, 0);
+    let (mut at, mut end, mut bound, mut total, mut pointers) = (at, None, at, 0, 0);
     loop {
         let length = usize::from(*message.get(at)?);
         match length {
@@ -348,7 +352,8 @@ fn read_name(message: &[u8], at: usize) -> Option<(Option<String>, usize)> {
             0xc0..=0xff => {
                 end = end.or(Some(at + 2));
                 let target = usize::from(read_u16(message, at)? & 0x3fff);
-                if target >= bound || target < HEADER {
+                pointers += 1;
+                if target >= bound || target < HEADER || pointers > POINTERS {
                     return None;
                 }
                 (at, bound) = (target, target);

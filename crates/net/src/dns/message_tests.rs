@@ -111,6 +111,19 @@ fn chains_of_aliases_are_followed_and_strangers_are_not() {
 }
 
 #[test]
+fn chains_of_pointers_end_soon() {
+    let mut bytes = query("a", kind::A, None);
+    let (first, mut last) = (bytes.len(), HEADER);
+    for _ in 0..1000 {
+        let at = bytes.len();
+        bytes.extend((0xc000 | last as u16).to_be_bytes());
+        last = at;
+    }
+    assert_eq!(read_name(&bytes, last), None);
+    assert_eq!(read_name(&bytes, first + 2 * 100).unwrap().0.as_deref(), Some("a"));
+}
+
+#[test]
 fn addresses_are_found_in_reverse_names() {
     assert_eq!(reverse("2.0.30.172.in-addr.arpa"), Some(v4("172.30.0.2")));
     let six = "2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa";

@@ -15,6 +15,7 @@
 
 mod decide;
 mod entrance;
+mod haste;
 mod message;
 mod outside;
 mod redirect;

@@ -11,7 +11,7 @@
 /// The host's vsock port to which the agent connects.
 pub const PORT: u32 = 1027;
 /// Bytes before the message, after the length.
-const HEAD: usize = 5;
+pub(super) const HEAD: usize = 5;
 /// Most bytes of a message.
 pub const MOST: usize = u16::MAX as usize - HEAD;
 

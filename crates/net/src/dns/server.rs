@@ -1,6 +1,7 @@
 //! The server of names for one sandbox, in its supervisor: one epoll descriptor, no thread, no waiting.
 
 use super::decide::{self, Verdict, decide};
+use super::haste::Haste;
 use super::message::{self, Answer, NoQuery, Query, Rcode, Record, kind};
 use super::outside::{Outcome, Outside};
 use super::registry::View;
@@ -17,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use types::{Attachment, EgressRule};
+use types::{Attachment, Egress, EgressRule};
 
 /// Connections of a workload; the longest silent gives way to one more.
 const STREAMS: usize = 32;
@@ -36,7 +37,7 @@ const NEAR: Duration = Duration::from_secs(60);
 const SHORTEST: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 const GRACE: Duration = Duration::from_secs(30);
-/// Permits that are remembered; then all are asked for anew.
+/// Addresses that names may have opened at one time: each takes memory of the kernel's. Who asks for more is told no more.
 const PERMITS: usize = 4096;
 
 /// Permits addresses to a sandbox under a policy, by one of its rules: `egress::permit`.
@@ -75,6 +76,9 @@ impl Client {
         if self.is_datagram() { query.udp_limit() } else { relay::MOST }
     }
 }
+
+/// An address could not be permitted, so its name is not told.
+struct NoPermit;
 
 /// Who connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +138,7 @@ pub struct Server {
     outside: Outside,
     /// Whose turn it is, of both families: a client that asks for both gets each in turn.
     turns: [usize; 2],
+    haste: Haste,
     /// Until when addresses are permitted, by network, place of the rule, and address.
     permitted: HashMap<(String, usize, IpAddr), Instant>,
 }
@@ -174,6 +179,7 @@ impl Server {
             next: 0,
             outside,
             turns: [0; 2],
+            haste: Haste::default(),
             permitted: HashMap::new(),
         })
     }
@@ -218,26 +224,33 @@ impl Server {
 
     fn datagrams(&mut self) {
         let mut buffer = [0; QUESTION];
-        for _ in 0..BUDGET {
-            let Some(udp) = &self.udp else { return };
+        let mut left = BUDGET;
+        while let Some(udp) = self.udp.as_ref().filter(|_| left > 0) {
             match rustix::net::recvfrom(udp, &mut buffer[..], RecvFlags::TRUNC) {
                 Ok((_, length, from)) => {
+                    left -= 1;
+                    let asked = Instant::now();
                     let Some(from) = from.and_then(|a| SocketAddr::try_from(a).ok()) else { continue };
                     // Cut off, it is no question.
                     if let Some(message) = buffer.get(..length) {
                         self.question(Client::Datagram(from), message);
                     }
+                    self.haste.answered(asked, Instant::now());
                 }
+                Err(Errno::AGAIN) if self.haste.goes_on() => {}
                 Err(Errno::AGAIN) => return,
                 // Errors of a datagram socket are those of answers sent before.
-                Err(_) => {}
+                Err(_) => left -= 1,
             }
         }
     }
 
     fn accept(&mut self) {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let most = if self.peer == Peer::Agent { AGENTS } else { STREAMS };
+        let (most, longest) = match self.peer {
+            Peer::Agent => (AGENTS, QUESTION + relay::HEAD),
+            Peer::Workload => (STREAMS, QUESTION),
+        };
         loop {
             let socket = match rustix::net::accept_with(&self.listener, flags) {
                 Ok(socket) => socket,
@@ -250,7 +263,7 @@ impl Server {
             }
             self.next = self.next.wrapping_add(1);
             if epoll::add(&self.epoll, &socket, Token::Stream(self.next).encode(), EventFlags::IN).is_ok() {
-                self.streams.insert(self.next, Stream::new(socket, QUESTION));
+                self.streams.insert(self.next, Stream::new(socket, longest));
             }
         }
     }
@@ -343,13 +356,13 @@ impl Server {
         self.deliver(&asked.client, &out);
     }
 
-    fn permit_outside(&mut self, query: &Query<'_>, answer: &[u8]) -> Result<(), NetError> {
+    fn permit_outside(&mut self, query: &Query<'_>, answer: &[u8]) -> Result<(), NoPermit> {
         let Some(name) = query.name.as_deref().filter(|name| self.is_ruled(name)) else { return Ok(()) };
         let Some(answer) = Answer::to(query.question(), query.id, answer) else { return Ok(()) };
         let addresses: Vec<_> = answer
             .addresses(name)
             .into_iter()
-            .filter(|(address, _)| decide::is_permissible(*address))
+            .filter(|(address, _)| crate::egress::may_be_named(*address))
             .map(|(address, ttl)| {
                 let lives = Duration::from_secs(ttl.into());
                 (address, lives.clamp(SHORTEST, LONGEST) + GRACE)
@@ -364,7 +377,7 @@ impl Server {
     }
 
     /// Permits addresses wherever a rule names what they stand for.
-    fn permit(&mut self, name: Option<&str>, addresses: &[(IpAddr, Duration)]) -> Result<(), NetError> {
+    fn permit(&mut self, name: Option<&str>, addresses: &[(IpAddr, Duration)]) -> Result<(), NoPermit> {
         let Some(name) = name.filter(|_| !addresses.is_empty()) else { return Ok(()) };
         let now = Instant::now();
         for attachment in &self.names.attachments {
@@ -379,14 +392,37 @@ impl Server {
                 if new.is_empty() {
                     continue;
                 }
-                (self.names.permit)(attachment, rule, &new)?;
-                if self.permitted.len() > PERMITS {
-                    self.permitted.clear();
+                if self.permitted.len() + new.len() > PERMITS {
+                    self.permitted.retain(|_, until| *until > now);
+                    if self.permitted.len() + new.len() > PERMITS {
+                        return Err(NoPermit);
+                    }
                 }
+                (self.names.permit)(attachment, rule, &new).map_err(|_| NoPermit)?;
                 self.permitted.extend(new.iter().map(|(address, time)| (key(*address), now + *time)));
             }
         }
         Ok(())
+    }
+
+    /// Permits all anew that is permitted: the firewall has forgotten it.
+    pub fn permit_again(&mut self) {
+        let now = Instant::now();
+        self.permitted.retain(|_, until| *until > now);
+        for attachment in &self.names.attachments {
+            let Egress::Only(rules) = &attachment.egress else { continue };
+            for (place, rule) in rules.iter().enumerate() {
+                let of_rule = self
+                    .permitted
+                    .iter()
+                    .filter(|((network, n, _), _)| *n == place && *network == attachment.network);
+                let list: Vec<_> = of_rule.map(|((_, _, ip), until)| (*ip, *until - now)).collect();
+                if !list.is_empty() {
+                    // What fails is asked for again when its time is over.
+                    let _ = (self.names.permit)(attachment, rule, &list);
+                }
+            }
+        }
     }
 
     fn deliver(&mut self, client: &Client, bytes: &[u8]) {

@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use types::{Attachment, Egress, EgressRule, EgressTo, NetworkPlan};
 
@@ -278,6 +278,45 @@ fn what_a_policy_names_is_permitted_before_it_is_told() {
     assert_eq!(permitted, expected);
 }
 
+static OPENED: AtomicUsize = AtomicUsize::new(0);
+
+#[test]
+fn names_open_no_more_addresses_than_are_kept() {
+    let (Some(inside), Some(host)) = (inside(), inside_as_host()) else { return };
+    let run = tempfile::tempdir().unwrap();
+    let rule = EgressRule { to: EgressTo::Name("*.example".into()), port: None, protocol: None };
+    let own = Attachment { egress: Egress::Only(vec![rule]), ..place(2, &["me"]) };
+    let work = || {
+        // A zone of who would fill the kernel's sets: 200 addresses for each name.
+        outside_server("127.0.0.53", |question| {
+            let name = Query::parse(question).ok()?.name?;
+            let number: u8 = name.split('.').next()?.parse().ok()?;
+            let all = (0..200).map(|n| (name.as_str(), kind::A, 86_400, vec![198, 18, number, n]));
+            Some(answer(question, &all.collect::<Vec<_>>()))
+        });
+        let given = ["127.0.0.53".parse().unwrap()];
+        let permit = |_: &Attachment, _: &EgressRule, list: &[(IpAddr, Duration)]| {
+            OPENED.fetch_add(list.len(), Ordering::SeqCst);
+            Ok(())
+        };
+        let names = Names { permit, ..names(run.path(), &own, &given) };
+        let mut server = Server::inside(names, inside.fd()).unwrap();
+        let codes = serving(&mut server, || {
+            inside.run(|| {
+                [(0..20), (0..20), (20..22)].map(|numbers| {
+                    numbers.map(|n| rcode(&ask(&query(&format!("{n}.example"), kind::A, None)))).max()
+                })
+            })
+        });
+        assert_eq!(codes, [Some(0), Some(0), Some(2)]);
+        assert_eq!(OPENED.load(Ordering::SeqCst), 4000);
+        // All of these are opened anew for a firewall that has lost them.
+        server.permit_again();
+        assert_eq!(OPENED.load(Ordering::SeqCst), 8000);
+    };
+    host.run(work);
+}
+
 #[test]
 fn an_agent_passes_questions_on() {
     let run = tempfile::tempdir().unwrap();
@@ -293,19 +332,22 @@ fn an_agent_passes_questions_on() {
         let mut frames = Vec::new();
         Frame { number: 7, transport: Transport::Udp, message: &question }.write(&mut frames);
         Frame { number: 9, transport: Transport::Tcp, message: &question }.write(&mut frames);
+        // The longest that a workload can ask.
+        let longest = [&question[..], &[0; 4096]].concat();
+        Frame { number: 11, transport: Transport::Udp, message: &longest[..4096] }.write(&mut frames);
         // In pieces, as a stream comes.
         let (one, two) = frames.split_at(20);
         agent.write_all(one).unwrap();
         std::thread::sleep(Duration::from_millis(30));
         agent.write_all(two).unwrap();
         let mut heard = Vec::new();
-        while heard.len() < 2 * (7 + question.len() + 16) {
+        while heard.len() < 3 * (7 + question.len() + 16) {
             let mut buffer = [0; 100];
             let n = agent.read(&mut buffer).unwrap();
             heard.extend_from_slice(&buffer[..n]);
         }
         let mut rest = &heard[..];
-        for number in [7, 9] {
+        for number in [7, 9, 11] {
             let frame = Frame::parse(next_part(&mut rest).unwrap()).unwrap();
             assert_eq!((frame.number, addresses(&question, frame.message).len()), (number, 1));
         }

@@ -223,8 +223,8 @@ pub(super) fn publish(socket: &mut Socket, list: &[Published]) -> io::Result<()>
     }
 }
 
-/// Removes published ports that still lead where `list` says; the rest is gone, or another's.
-pub(super) fn withdraw(socket: &mut Socket, list: &[Published]) -> io::Result<()> {
+/// Those of the published ports that lead where `list` says.
+pub(super) fn those_there(socket: &mut Socket, list: &[Published]) -> io::Result<Vec<Published>> {
     let mut ours = Vec::new();
     for p in list {
         let mut batch = Batch::new();
@@ -236,6 +236,12 @@ pub(super) fn withdraw(socket: &mut Socket, list: &[Published]) -> io::Result<()
         }
         ours.extend(found.iter().filter_map(Published::parse).filter(|f| f == p));
     }
+    Ok(ours)
+}
+
+/// Removes published ports that still lead where `list` says; the rest is gone, or another's.
+pub(super) fn withdraw(socket: &mut Socket, list: &[Published]) -> io::Result<()> {
+    let ours = those_there(socket, list)?;
     match transact(socket, |b| ours.iter().for_each(|p| p.element().take(b))) {
         // Somebody else withdrew one meanwhile.
         Err(e) if errno(&e) == Some(Errno::NOENT) => {

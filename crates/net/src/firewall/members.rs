@@ -6,6 +6,7 @@ use super::elements::{self, padded};
 use super::policy::{self, CONFINED, GUARDED, SETS4, SETS6, sets_of};
 use super::rules::OPEN_FROM;
 use super::schema::ifname;
+use crate::egress;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -64,7 +65,7 @@ pub(super) fn of(a: &Attachment) -> Vec<Element> {
 }
 
 /// The addresses that a sandbox was given.
-fn given(a: &Attachment) -> Vec<IpAddr> {
+pub(super) fn given(a: &Attachment) -> Vec<IpAddr> {
     std::iter::once(a.ipv4.into()).chain(a.ipv6.map(IpAddr::from)).collect()
 }
 
@@ -152,7 +153,7 @@ fn merged(mut ranges: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
 /// a name shall not lead a sandbox to this host, its link or everybody on it.
 pub(super) fn resolved(a: &Attachment, rule: &EgressRule, found: &[(IpAddr, Duration)]) -> Vec<Element> {
     let mut all = Vec::new();
-    for (to, valid) in found.iter().filter(|(to, _)| may_be_named(*to)) {
+    for (to, valid) in found.iter().filter(|(to, _)| egress::may_be_named(*to)) {
         let own = given(a).into_iter().filter(|from| from.is_ipv4() == to.is_ipv4());
         for (from, service) in own.flat_map(|from| services(rule).into_iter().map(move |s| (from, s))) {
             let key = [octets(from), octets(*to), service.to_vec()].concat();
@@ -163,22 +164,6 @@ pub(super) fn resolved(a: &Attachment, rule: &EgressRule, found: &[(IpAddr, Dura
         }
     }
     all
-}
-
-fn may_be_named(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(a) => {
-            !(a.is_loopback()
-                || a.is_unspecified()
-                || a.is_multicast()
-                || a.is_broadcast()
-                || a.is_link_local())
-        }
-        IpAddr::V6(a) => match a.to_ipv4_mapped() {
-            Some(_) => false,
-            None => !(a.is_loopback() || a.is_unspecified() || a.is_multicast() || a.is_unicast_link_local()),
-        },
-    }
 }
 
 /// Everything that the kernel holds for sandboxes.
@@ -297,23 +282,6 @@ mod tests {
         assert_eq!(subnet("1.2.3.4".parse().unwrap(), 0), (0, 0xffff_ffff));
         assert_eq!(subnet("::1".parse().unwrap(), 0), (0, u128::MAX));
         assert_eq!(subnet("::1".parse().unwrap(), 128), (1, 1));
-    }
-
-    #[test]
-    fn names_lead_nowhere_private_to_this_host() {
-        for bad in [
-            "127.0.0.1",
-            "0.0.0.0",
-            "169.254.169.254",
-            "224.0.0.1",
-            "255.255.255.255",
-            "::1",
-            "fe80::1",
-            "::ffff:10.0.0.1",
-        ] {
-            assert!(!may_be_named(bad.parse().unwrap()), "{bad}");
-        }
-        assert!(may_be_named("10.0.0.1".parse().unwrap()) && may_be_named("fd00::1".parse().unwrap()));
     }
 
     proptest! {

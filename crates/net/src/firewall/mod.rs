@@ -29,7 +29,7 @@ mod schema;
 pub(crate) use elements::{Published, number};
 pub(crate) use members::is_confined;
 pub(crate) use rebuild::rebuild;
-pub(crate) use sandboxes::{enter, held, leave, permit, sweep};
+pub(crate) use sandboxes::{enter, held, is_entered, leave, permit, sweep};
 
 use crate::{NetError, sysctl};
 use expr::Refuse;
@@ -41,7 +41,7 @@ use types::BridgePlan;
 const TABLE: &str = "dhow";
 const SUBSYS_NFTABLES: u8 = 10;
 /// A chain without rules whose name says which version of the rules is loaded.
-const GENERATION: &str = "rules-2";
+const GENERATION: &str = "rules-3";
 /// The same in the tables of policies.
 const POLICY_GENERATION: &str = "policy-1";
 
@@ -177,6 +177,11 @@ pub(crate) fn uninstall(socket: &mut Socket, plan: &BridgePlan) -> Result<(), Ne
 /// Adds published ports, all or none.
 pub(crate) fn publish(socket: &mut Socket, list: &[Published]) -> Result<(), NetError> {
     elements::publish(socket, list).map_err(refused("publish ports"))
+}
+
+/// Whether these published ports lead where `list` says.
+pub(crate) fn are_published(socket: &mut Socket, list: &[Published]) -> bool {
+    elements::those_there(socket, list).is_ok_and(|there| there.len() == list.len())
 }
 
 /// Removes published ports that still lead where `list` says.

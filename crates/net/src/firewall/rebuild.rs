@@ -23,11 +23,11 @@ const TRIES: usize = 50;
 pub(crate) fn rebuild(
     socket: &mut Socket,
     plans: &[BridgePlan],
-    live: &dyn Fn() -> Vec<Attachment>,
+    live: &dyn Fn() -> Option<Vec<Attachment>>,
 ) -> Result<(), NetError> {
     let mut failed = None;
     for _ in 0..TRIES {
-        match once(socket, plans, live) {
+        match once(socket, plans, &|| live().ok_or(NetError::Unknown))? {
             Err(e) if matches!(errno(&e), Some(Errno::RESTART)) => failed = Some(e),
             done => return done.map_err(refused("rebuild the rules")),
         }
@@ -35,10 +35,18 @@ pub(crate) fn rebuild(
     Err(refused("rebuild the rules")(failed.unwrap_or_else(|| Errno::RESTART.into())))
 }
 
-fn once(socket: &mut Socket, plans: &[BridgePlan], live: &dyn Fn() -> Vec<Attachment>) -> io::Result<()> {
-    let generation = generation(socket)?;
-    let found = everything(socket)?;
-    let live = live();
+/// Tries it once: what `live` fails with, or what the kernel says.
+fn once(
+    socket: &mut Socket,
+    plans: &[BridgePlan],
+    live: &dyn Fn() -> Result<Vec<Attachment>, NetError>,
+) -> Result<io::Result<()>, NetError> {
+    let read = |socket: &mut Socket| Ok::<_, io::Error>((generation(socket)?, everything(socket)?));
+    let (generation, found) = match read(socket) {
+        Ok(read) => read,
+        Err(e) => return Ok(Err(e)),
+    };
+    let live = live()?;
     let (wanted, held) = (Wanted::by(&live), Held::of(found.clone()));
     let ours = |e: &Element| {
         plans.iter().any(|p| match e.family {
@@ -53,7 +61,7 @@ fn once(socket: &mut Socket, plans: &[BridgePlan], live: &dyn Fn() -> Vec<Attach
         live.iter().flat_map(members::of).chain(live.iter().flat_map(published)).collect();
     let policies = kept.iter().chain(&made).any(|e| matches!(e.family, Family::Inet | Family::Bridge));
 
-    attempt_at(socket, Some(generation), |batch, refuse| {
+    Ok(attempt_at(socket, Some(generation), |batch, refuse| {
         for family in families() {
             anew(batch, family);
             rules::load(batch, family, refuse);
@@ -65,7 +73,7 @@ fn once(socket: &mut Socket, plans: &[BridgePlan], live: &dyn Fn() -> Vec<Attach
             policy::load(batch, refuse);
         }
         kept.iter().chain(&made).for_each(|e| e.put(batch));
-    })
+    }))
 }
 
 /// Deletes our table, there or not.

@@ -17,14 +17,15 @@
 //!     icmp type echo-request accept                          # IPv6: and neighbour discovery
 //!     iifname @open accept                                   # networks with host access
 //!     iifname . ip saddr @open_from accept                   # sandboxes with host access
+//!     iifname @internal reject                               # a port that is proxied would be a way out
 //!     meta l4proto . th dport @published accept              # published, and not led but proxied
 //!     ip daddr . meta l4proto . th dport @published_at accept
 //!     reject with icmp admin-prohibited
 //! chain forward      { type filter hook forward priority filter; }
-//!     ct state established,related accept
 //!     iifname . oifname @pairs accept                        # neighbours on one bridge
 //!     iifname @internal drop
-//!     oifname @internal drop
+//!     oifname @internal drop                                 # also of what was established before it was internal
+//!     ct state established,related accept
 //!     oifname != @B accept                                   # outwards, or none of ours
 //!     ct status dnat accept                                  # a published port
 //!     drop                                                   # into a sandbox by a port that is not published
@@ -197,6 +198,9 @@ fn input(batch: &mut Batch, family: Family, refuse: Refuse) {
         e.meta(Meta::IifName, REG).network(saddr, width, REG + NAME_WORDS);
         e.in_set(OPEN_FROM, REG, false).verdict(ACCEPT);
     });
+    rule(batch, family, "input", |e| {
+        e.meta(Meta::IifName, REG).in_set(INTERNAL, REG, false).refuse(family, refuse);
+    });
     let maps = [(ANYWHERE, AT), (SERVED, SERVED_AT)];
     for (anywhere, at) in maps.into_iter().take(if family == Family::V4 { 1 } else { 2 }) {
         rule(batch, family, "input", |e| {
@@ -214,9 +218,6 @@ fn input(batch: &mut Batch, family: Family, refuse: Refuse) {
 
 fn forward(batch: &mut Batch, family: Family) {
     rule(batch, family, "forward", |e| {
-        e.established().verdict(ACCEPT);
-    });
-    rule(batch, family, "forward", |e| {
         e.meta(Meta::IifName, REG).meta(Meta::OifName, REG + NAME_WORDS);
         e.in_set(PAIRS, REG, false).verdict(ACCEPT);
     });
@@ -225,6 +226,9 @@ fn forward(batch: &mut Batch, family: Family) {
             e.meta(side, REG).in_set(INTERNAL, REG, false).verdict(DROP);
         });
     }
+    rule(batch, family, "forward", |e| {
+        e.established().verdict(ACCEPT);
+    });
     rule(batch, family, "forward", |e| {
         e.meta(Meta::OifName, REG).in_set(BRIDGES, REG, true).verdict(ACCEPT);
     });
@@ -258,7 +262,7 @@ fn postrouting(batch: &mut Batch, family: Family) {
 #[cfg(test)]
 pub(crate) fn count(family: Family) -> usize {
     match family {
-        Family::V4 => 4 + 2 + 2 + 8 + 7 + 3,
-        _ => 3 + 2 + 2 + 12 + 7 + 2,
+        Family::V4 => 4 + 2 + 2 + 9 + 7 + 3,
+        _ => 3 + 2 + 2 + 13 + 7 + 2,
     }
 }

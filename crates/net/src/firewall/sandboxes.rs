@@ -4,13 +4,16 @@ use super::element::Element;
 use super::members::{self, Held, Wanted, is_confined, is_guarded};
 use super::{Family, POLICY_GENERATION, attempt, is_absent, is_missing, policy, refused, request, transact};
 use super::{GETCHAIN, TABLE};
-use crate::NetError;
+use crate::{NetError, conntrack};
 use rustix::io::Errno;
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 use sys::netlink::{Batch, Socket, errno};
 use types::{Attachment, BridgePlan, EgressRule};
+
+/// How often rules that somebody else flushes are loaded again.
+const TRIES: usize = 5;
 
 /// Holds a sandbox to its addresses and to its policy, or lets it reach the host, as the attachment says: before its
 /// interface is there. What was left by another with these addresses goes. May be repeated.
@@ -22,17 +25,19 @@ pub(crate) fn enter(a: &Attachment) -> Result<(), NetError> {
     if elements.is_empty() {
         return Ok(());
     }
+    if is_confined(a) {
+        // What is established passes its policy: nothing shall be that was its predecessor's.
+        conntrack::forget_all(members::given(a).into_iter());
+    }
     let done = super::open().and_then(|mut socket| {
-        if is_guarded(a) && !loaded(&mut socket) {
-            attempt(&mut socket, policy::load).map_err(refused("load the rules of policies"))?;
-        }
-        match write(&mut socket, a, &elements) {
-            // Somebody flushed the rules since the bridge was ensured.
-            Err(e) if is_absent(&e) => {
-                super::install(&mut socket, &a.bridge)?;
-                write(&mut socket, a, &elements)
+        let mut tries = 0;
+        loop {
+            match load_and_write(&mut socket, a, &elements) {
+                // Somebody flushed the rules since the bridge was ensured, or since they were loaded.
+                Err(e) if is_absent(&e) && tries < TRIES => super::install(&mut socket, &a.bridge)?,
+                done => return done,
             }
-            done => done,
+            tries += 1;
         }
     });
     match done {
@@ -42,6 +47,13 @@ pub(crate) fn enter(a: &Attachment) -> Result<(), NetError> {
         Err(e) if is_missing(&e) => without_guard(a, &elements),
         done => done,
     }
+}
+
+fn load_and_write(socket: &mut Socket, a: &Attachment, elements: &[Element]) -> Result<(), NetError> {
+    if is_guarded(a) && !loaded(socket) {
+        attempt(socket, policy::load).map_err(refused("load the rules of policies"))?;
+    }
+    write(socket, a, elements)
 }
 
 fn write(socket: &mut Socket, a: &Attachment, elements: &[Element]) -> Result<(), NetError> {
@@ -69,6 +81,13 @@ fn without_guard(a: &Attachment, elements: &[Element]) -> Result<(), NetError> {
         Err(e) if is_missing(&e) => Ok(()),
         done => done,
     }
+}
+
+/// Whether what [`enter`] writes is there, destinations excepted.
+pub(crate) fn is_entered(socket: &mut Socket, a: &Attachment) -> bool {
+    let mut batch = Batch::new();
+    members::of(a).iter().filter(|e| e.end.is_none()).for_each(|e| e.ask(&mut batch));
+    batch.is_empty() || (!is_guarded(a) || loaded(socket)) && socket.query(batch, &mut |_| ()).is_ok()
 }
 
 /// Whether the rules of policies are loaded; one round trip to the kernel.

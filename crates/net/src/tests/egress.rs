@@ -250,3 +250,36 @@ fn names_lead_where_they_resolve_to_for_a_while() {
     let next = world.sandbox(&confined(attachment(2, vec![]), vec![]));
     next.run(|| assert!(ask_briefly(PEER4, 80).is_err()));
 }
+
+/// Whether a datagram from that port is answered before long.
+fn talk(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> bool {
+    let socket = UdpSocket::bind(from).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+    socket.connect(to).unwrap();
+    socket.send(b"?").is_ok() && socket.recv(&mut [0; 64]).is_ok()
+}
+
+#[test]
+fn who_inherits_an_address_inherits_no_connection() {
+    let Some(world) = World::new() else { return };
+    outside_serves(&world);
+    let free = attachment(2, vec![port("0.0.0.0", 8080, 80, Protocol::Udp)]);
+    let before = world.sandbox(&free);
+    before.run(|| answer_udp(free.ipv4, 80));
+    let held = world.host.run(|| publish(&free).unwrap());
+    let client = world.outside.run(|| {
+        assert!(talk((PEER4, 6666), (HOST4, 8080)));
+        UdpSocket::bind((PEER4, 6666)).unwrap()
+    });
+    before.run(|| assert!(talk((free.ipv4, 5555), (PEER4, 80))));
+    world.host.run(|| detach(&free).unwrap());
+    drop(held);
+    // The others of these two connections may have kept them alive.
+    let next = world.sandbox(&confined(attachment(2, vec![]), vec![]));
+    next.run(|| {
+        assert!(!talk((free.ipv4, 5555), (PEER4, 80)));
+        assert!(!talk((free.ipv4, 80), (PEER4, 6666)));
+    });
+    client.set_nonblocking(true).unwrap();
+    assert!(client.recv(&mut [0; 64]).is_err(), "what was published by its predecessor is a way out");
+}

@@ -128,6 +128,13 @@ fn a_sweep_removes_the_dead_and_only_them() {
         assert!(link::get(&mut socket, &alive.host_ifname).unwrap().is_some());
         assert!(link::get(&mut socket, &dead.host_ifname).unwrap().is_none());
         assert_eq!(sweep(&alive.bridge, || vec![alive.clone()]).unwrap(), crate::Swept::default());
+        // Where it cannot be told who lives, nobody is dead.
+        assert!(matches!(sweep(&alive.bridge, || None), Err(NetError::Unknown)));
+        assert!(matches!(
+            crate::repair(std::slice::from_ref(&alive.bridge), || None),
+            Err(NetError::Unknown)
+        ));
+        assert_eq!(all_published().len(), 1);
         assert_eq!(sweep(&alive.bridge, Vec::new).unwrap().links, 1);
         remove_bridge(&alive.bridge).unwrap();
         remove_bridge(&alive.bridge).unwrap();
@@ -141,10 +148,20 @@ fn a_bridge_leaves_the_firewall_whatever_of_it_is_gone() {
     let Some(host) = Namespace::new() else { return };
     host.run(|| {
         let (one, other) = (bridge(), types::BridgePlan { name: "dhow1".into(), ..bridge() });
-        for plan in [&one, &other] {
-            ensure_bridge(plan).unwrap();
-        }
-        // Both had one subnet: the second finds it taken away.
+        ensure_bridge(&one).unwrap();
+        // Both have one subnet, as two stores may have after a reboot: the second is told.
+        let taken = ensure_bridge(&other).unwrap_err();
+        assert_eq!(taken.kind(), ErrorKind::Conflict);
+        let said = taken.to_string();
+        assert!(
+            said.contains("172.30.0.1/16") && said.contains("dhow1") && said.contains("on dhow0"),
+            "{said}"
+        );
+        // A wider route is none of its business, and a bridge that is there is found.
+        ensure_bridge(&types::BridgePlan { prefix4: 24, prefix6: 80, gateway6: None, ..other_bridge() })
+            .unwrap();
+        ensure_bridge(&one).unwrap();
+        // The second to go finds its part taken away.
         for plan in [&one, &other] {
             remove_bridge(plan).unwrap();
             assert!(

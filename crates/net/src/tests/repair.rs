@@ -137,3 +137,46 @@ fn a_port_that_nobody_guards_is_guarded_again() {
     mallory.send(&frames::arp(a.mac, a.mac, a.ipv4));
     assert!(!victim.until(&frames::arp(a.mac, a.mac, a.ipv4)[14..]).contains(&bad));
 }
+
+#[test]
+fn what_is_flushed_is_put_back_at_once() {
+    let Some(world) = World::new() else { return };
+    world.outside.run(|| [80, 81].map(|port| answer(tcp_server(PEER4, port))));
+    let named = rule("example.org", None, None);
+    let rules = vec![rule(&format!("{PEER4}/32"), 80, None), named.clone()];
+    let a = confined(attachment(2, vec![port("0.0.0.0", 8080, 80, Protocol::Tcp)]), rules);
+    let b = Attachment { network_name: "bridge".into(), host_access: true, ..attachment(3, vec![]) };
+    let inside = world.sandbox(&a);
+    serve_all(&inside, &a);
+    let (watch, mut published) = world.host.run(|| (crate::Watch::new().unwrap(), publish(&a).unwrap()));
+    let free = world.sandbox(&b);
+    let sandboxes = [a.clone(), b.clone()];
+    let lock = || Ok(());
+    let walls = || {
+        world.outside.run(|| assert!(ask(HOST4, 8080).is_ok()));
+        inside.run(|| assert!(ask(PEER4, 80).is_ok() && ask_briefly(PEER4, 81).is_err()));
+        free.run(|| assert!(ask(PEER4, 81).is_ok()));
+    };
+    walls();
+    world.host.run(|| {
+        // Who comes and goes wakes nobody.
+        egress::permit(&a, &named, &[(IpAddr::from(PEER6), Duration::from_secs(3600))]).unwrap();
+        assert!(!watch.stirred());
+        assert!(!crate::restore(&sandboxes, Some(&mut published), lock).unwrap());
+    });
+    let before = world.host.run(state);
+    for _ in 0..2 {
+        world.host.run(|| {
+            firewall::delete_tables();
+            assert!(watch.stirred() && !watch.stirred());
+            assert!(crate::restore(&sandboxes, Some(&mut published), lock).unwrap());
+            // But for what a name led to, which its supervisor knows.
+            egress::permit(&a, &named, &[(IpAddr::from(PEER6), Duration::from_secs(3600))]).unwrap();
+            assert_eq!(state(), before);
+            watch.stirred();
+            assert!(!crate::restore(&sandboxes, Some(&mut published), lock).unwrap());
+            assert!(!watch.stirred());
+        });
+        walls();
+    }
+}

@@ -59,6 +59,10 @@ fn internal_networks_have_no_way_out_or_in() {
     let (one, two) = (world.sandbox(&a), world.sandbox(&b));
     let published = attachment(2, vec![port("0.0.0.0", 8080, 80, Protocol::Tcp)]);
     let elsewhere = world.sandbox(&published);
+    // A sandbox without IPv6, whose port IPv6 clients reach by the proxy.
+    let proxied = Attachment { ipv6: None, ..attachment(4, vec![port("::", 8081, 80, Protocol::Tcp)]) };
+    let behind = world.sandbox(&proxied);
+    behind.run(|| answer(tcp_server(proxied.ipv4, 80)));
     serve_all(&elsewhere, &published);
     serve_all(&two, &b);
     let _held = world.host.run(|| publish(&published).unwrap());
@@ -74,6 +78,13 @@ fn internal_networks_have_no_way_out_or_in() {
         route_by(plan.gateway6.unwrap().into(), "eth0");
         assert!(ask_briefly(PEER4, 80).is_err() && ask_briefly(PEER6, 80).is_err());
         assert!(ask_briefly(HOST4, 8080).is_err() && ask_briefly(plan.gateway4, 8080).is_err());
+    });
+    let carried = world.host.run(|| publish(&proxied).unwrap());
+    supervised(&world.host, carried, || {
+        world.outside.run(|| assert!(ask(HOST6, 8081).is_ok()));
+        one.run(|| {
+            assert!(ask_briefly(HOST6, 8081).is_err() && ask_briefly(plan.gateway6.unwrap(), 8081).is_err());
+        });
     });
     world.host.run(|| assert!(ask(b.ipv4, 80).is_ok()));
     world.outside.run(|| {
@@ -276,6 +287,33 @@ fn a_guest_sends_only_what_is_its_own() {
         .sandbox(&attachment(4, vec![]))
         .run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/accept_ra").unwrap());
     assert_eq!(believes.trim(), "0");
+}
+
+#[test]
+fn no_frame_takes_a_neighbours_mac() {
+    use frames::*;
+    let Some(world) = World::new() else { return };
+    let [a, b, c] = [2, 3, 4].map(|n| attachment(n, vec![]));
+    let (mallory, victim, other) = (world.machine(&a), world.machine(&b), world.machine(&c));
+    let all = |from: &Attachment, text: &[u8]| {
+        ethernet(ALL, from.mac, 0x0800, &ip4(from.ipv4, Ipv4Addr::BROADCAST, 17, &udp(9, text)))
+    };
+    let letter = ethernet(b.mac, c.mac, 0x0800, &ip4(c.ipv4, b.ipv4, 17, &udp(9, b"for the victim")));
+    // The bridge knows where the victim is.
+    victim.send(&all(&b, b"I am here"));
+    mallory.until(b"I am here");
+    other.until(b"I am here");
+    // Frames to reserved addresses (LLDP, 802.1X) are for the bridge itself.
+    for reserved in [0x00, 0x03, 0x0e] {
+        mallory.send(&ethernet([0x01, 0x80, 0xc2, 0, 0, reserved], b.mac, 0x88cc, &[0; 46]));
+        mallory.send(&all(&a, b"sent"));
+        other.until(b"sent");
+        victim.until(b"sent");
+        other.send(&letter);
+        other.send(&all(&c, b"mark"));
+        assert!(!mallory.until(b"mark").contains(&letter), "{reserved:x}: a neighbour's frame came");
+        assert!(victim.until(b"mark").contains(&letter), "{reserved:x}: it did not come to its receiver");
+    }
 }
 
 #[test]

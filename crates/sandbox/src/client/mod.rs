@@ -173,6 +173,11 @@ impl Client {
         self.done(Request::Pause)
     }
 
+    /// Freezes them until this client is gone, however it goes.
+    pub fn hold(&mut self) -> Result<(), ClientError> {
+        self.done(Request::Hold)
+    }
+
     /// Thaws them.
     pub fn resume(&mut self) -> Result<(), ClientError> {
         self.done(Request::Resume)

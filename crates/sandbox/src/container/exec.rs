@@ -69,7 +69,7 @@ pub(super) fn exec(
     let _ = sys::process::pidfd_signal(&helper.pidfd, 9);
     let _ = running::reap(&helper.pidfd);
     match (done, born.process) {
-        (Ok(()), Some((pid, pidfd))) => Ok(ExecChild { pid, pidfd, console: born.console }),
+        (Ok(()), Some((pid, pidfd))) => Ok(ExecChild { pid, pidfd, console: born.console, pending: None }),
         (Ok(()), None) => Err(HullError::Invalid("the new process was killed before it began".into())),
         (Err(e), process) => {
             if let Some((_, pidfd)) = process {

@@ -59,7 +59,7 @@ impl Hull for ContainerHull {
             Ok((child, wire, console)) => {
                 let cgroup = (cgroup, request.cgroup);
                 let sandbox = Container::new(request.id, request.spec.clone(), child, cgroup, Some(wire));
-                Ok(Created { sandbox: Box::new(sandbox), console })
+                Ok(Created { sandbox: Box::new(sandbox), console, pending: None })
             }
             Err(e) => {
                 // The first failure is the one to tell.

@@ -4,13 +4,14 @@ use super::cgroup::Cgroup;
 use super::step::Step;
 use super::wire::{Heard, Wire, Word};
 use super::{exec, hooks};
-use crate::hull::{AdoptRequest, ExecChild, ExecRequest, ExitStatus, HullError, Sandbox, Stats, Wiring};
+use crate::hull::{
+    AdoptRequest, ExecChild, ExecRequest, ExitStatus, HullError, Pending, Sandbox, Stats, Wiring,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
 use sys::clone::Child;
 use types::{Attachment, oci};
 
@@ -96,13 +97,15 @@ impl Container {
         Ok(netns)
     }
 
-    /// Starts the workload; one that has not begun by then (`TimedOut`) has not started.
-    pub(crate) fn start_until(&mut self, until: Option<Instant>) -> Result<(), HullError> {
-        let Some(wire) = self.wire.take() else {
-            return Err(HullError::Invalid("the container has been started already".into()));
-        };
+    /// The conversation with the process that waits for its start: once.
+    pub(crate) fn take_wire(&mut self) -> Result<Wire, HullError> {
+        self.wire.take().ok_or_else(|| HullError::Invalid("the container has been started already".into()))
+    }
+
+    fn execute(&mut self) -> Result<(), HullError> {
+        let wire = self.take_wire()?;
         let said = wire.say(Word::Start);
-        match wire.hear_from(Some(self.pid), until).step(|| "listen to the container's process".into())? {
+        match wire.hear_from(Some(self.pid), None).step(|| "listen to the container's process".into())? {
             Heard::Failed(e) => Err(e),
             Heard::Stopped => Err(Heard::stopped()),
             Heard::Closed if said.is_ok() => {
@@ -123,8 +126,8 @@ impl Sandbox for Container {
         self.pidfd.as_fd()
     }
 
-    fn start(&mut self) -> Result<(), HullError> {
-        self.start_until(None)
+    fn start(&mut self) -> Result<Option<Box<dyn Pending>>, HullError> {
+        self.execute().map(|()| None)
     }
 
     fn signal(&self, signal: i32) -> Result<(), HullError> {

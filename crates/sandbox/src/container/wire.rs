@@ -69,6 +69,12 @@ impl Wire {
         Ok((Self(a), Self(b)))
     }
 
+    /// The same end once more.
+    #[cfg(feature = "vm")]
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
     pub(crate) fn say(&self, word: Word) -> io::Result<()> {
         send(&self.0, &[word as u8], SendFlags::NOSIGNAL)?;
         Ok(())

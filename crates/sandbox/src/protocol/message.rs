@@ -98,6 +98,8 @@ pub enum Request {
     KillAll,
     /// Freezes.
     Pause,
+    /// Freezes until the connection ends, if nobody thaws it before.
+    Hold,
     /// Thaws.
     Resume,
     /// New limits, new restart policy.

@@ -21,6 +21,8 @@ pub(super) enum Role {
     Exec(u64),
     /// It waits for an end.
     Waiting(WaitCondition),
+    /// What it asked for is done when the start is over.
+    Postponed,
 }
 
 /// A client's connection.
@@ -31,6 +33,8 @@ pub(super) struct Connection {
     sent: usize,
     pub(super) role: Role,
     pub(super) greeted: bool,
+    /// What runs stands still until it is gone.
+    pub(super) holds: bool,
     /// It left by a detach frame.
     pub(super) detached: bool,
     /// To be closed when all is sent.
@@ -49,6 +53,7 @@ impl Connection {
             sent: 0,
             role: Role::Idle,
             greeted: false,
+            holds: false,
             detached: false,
             closing: false,
             dead: false,

@@ -5,20 +5,22 @@ use super::connection::{Connection, Role};
 use super::exec::Exec;
 use super::health::Health;
 use super::lifecycle::Main;
+use super::listener::Listener;
+use super::order::{previous_state, take_order};
 use super::policy::BackOff;
+use super::starting::{Starting, TAKES_TIME};
 use super::{Hooks, Supervise};
 use crate::client::SOCKET;
 use crate::hull::Hull;
 use crate::logs::{LogWriter, Source};
-use crate::protocol::{ExecInfo, Failure, Frame, Request, Response};
+use crate::protocol::{ExecInfo, Failure, Request, Response};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::net::sockopt::socket_peercred;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -26,8 +28,6 @@ use types::{Bundle, ErrorKind, LogDriver, RunState, Status};
 
 /// Clients at one time.
 const MAX_CLIENTS: usize = 256;
-/// The order to start was sent before this process was made: it is there, or never comes.
-const ORDER_WAIT: Duration = Duration::from_secs(5);
 /// Buffers are given back after such a silence.
 const SILENCE: Duration = Duration::from_millis(300);
 
@@ -37,48 +37,16 @@ pub(super) enum Token {
     Listener,
     Children,
     Hooks,
+    Starting,
     MainEnd,
     MainOutput(Source),
     MainInput,
     Oom,
+    ExecPending(u64),
     ExecEnd(u64),
     ExecOutput(u64, Source),
     ExecInput(u64),
     Client(u64),
-}
-
-/// Where clients come in.
-pub(super) enum Listener {
-    /// A socket in the run directory.
-    Unix(UnixListener),
-    /// A port that the machine's host alone can reach.
-    Vsock(OwnedFd),
-}
-
-impl Listener {
-    fn accept(&self) -> io::Result<UnixStream> {
-        match self {
-            Self::Vsock(fd) => Ok(UnixStream::from(sys::vsock::accept(fd)?)),
-            Self::Unix(listener) => {
-                let (socket, _) = listener.accept()?;
-                // The directory keeps others out; this holds even where its mode was changed.
-                let peer = socket_peercred(&socket)?;
-                if peer.uid.is_root() || peer.uid == rustix::process::geteuid() {
-                    return Ok(socket);
-                }
-                Err(io::ErrorKind::PermissionDenied.into())
-            }
-        }
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix(listener) => listener.as_fd(),
-            Self::Vsock(fd) => fd.as_fd(),
-        }
-    }
 }
 
 /// Between two runs.
@@ -101,6 +69,10 @@ pub(super) struct Core<'a> {
     pub(super) state: RunState,
     pub(super) log: Option<LogWriter>,
     pub(super) main: Option<Main>,
+    /// The run that is to become `main`.
+    pub(super) starting: Option<Starting>,
+    /// Who gave the order to start and has no answer yet.
+    pub(super) ready: Option<u64>,
     /// See `hold_mounts`.
     pub(super) mounts: Option<File>,
     pub(super) waiting: Option<Waiting>,
@@ -158,6 +130,8 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         state,
         log: None,
         main: None,
+        starting: None,
+        ready: None,
         mounts: None,
         waiting: None,
         back_off: BackOff::default(),
@@ -174,7 +148,7 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         buffer: Vec::new(),
         untidy: true,
     };
-    let ready = ready.map(|mut client| {
+    core.ready = ready.map(|mut client| {
         if let Some(Request::Start { attach: Some(options) }) = order {
             client.role = Role::Attached(options);
         }
@@ -184,43 +158,11 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         core.event("attach", &[]);
     }
     let begun = core.begin(adopt.is_some());
-    core.report(ready, begun);
+    if core.starting.is_none() {
+        core.report(begun);
+    }
     core.serve();
     core.state.exit_code
-}
-
-/// Waits for the first frames of the command that started this process. One that died leaves a start without witnesses.
-fn take_order(socket: UnixStream) -> (Option<Request>, Option<Connection>) {
-    let Ok(mut client) = Connection::new(socket) else { return (None, None) };
-    let until = Instant::now() + ORDER_WAIT;
-    while Instant::now() < until && !client.dead {
-        match client.decoder.next_frame() {
-            Ok(Some(Frame::Hello)) => {
-                client.greeted = true;
-                continue;
-            }
-            Ok(Some(Frame::Request(request))) if client.greeted => {
-                client.send(&Frame::Hello);
-                return (Some(*request), Some(client));
-            }
-            Ok(None) => {}
-            _ => return (None, None),
-        }
-        let mut fds = [PollFd::new(&client.socket, PollFlags::IN)];
-        let _ = poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }));
-        client.receive();
-    }
-    (None, None)
-}
-
-/// What is known of earlier runs. One that claims to be running ended with its host.
-fn previous_state(dir: &Path) -> RunState {
-    let bytes = std::fs::read(dir.join("state.json")).unwrap_or_default();
-    let mut state: RunState = serde_json::from_slice(&bytes).unwrap_or_default();
-    if state.status.is_active() {
-        state.status = Status::Exited;
-    }
-    state
 }
 
 impl Core<'_> {
@@ -234,8 +176,9 @@ impl Core<'_> {
         if adopt { self.adopt() } else { self.first_start() }
     }
 
-    /// Tells the command that waits, and ends what could not begin.
-    fn report(&mut self, ready: Option<u64>, begun: Result<(), Failure>) {
+    /// Tells the command that waits, if there is one, and ends what could not begin.
+    pub(super) fn report(&mut self, begun: Result<(), Failure>) {
+        let ready = self.ready.take();
         let failed = begun.is_err();
         let response = match begun {
             Ok(()) => Response::Started { pid: self.state.pid },
@@ -331,6 +274,9 @@ impl Core<'_> {
             watch(Token::Listener, listener.as_fd(), read);
         }
         watch(Token::Children, self.children.as_fd(), read);
+        if let Some(starting) = self.under_way() {
+            watch(Token::Starting, starting.pending.fd(), read);
+        }
         if let Some(main) = &self.main {
             if !main.is_draining() {
                 watch(Token::MainEnd, main.sandbox.pidfd(), read);
@@ -352,6 +298,11 @@ impl Core<'_> {
             }
         }
         for (id, exec) in &self.execs {
+            if let Some(pending) = exec.waits_for() {
+                // Nothing of it is to be seen before its client has the answer.
+                watch(Token::ExecPending(*id), pending.fd(), read);
+                continue;
+            }
             if !exec.has_ended() {
                 watch(Token::ExecEnd(*id), exec.pidfd.as_fd(), read);
             }
@@ -395,6 +346,7 @@ impl Core<'_> {
             Token::Listener => self.accept(),
             Token::Children => self.children_readable(),
             Token::Hooks => self.hooks.serve(),
+            Token::Starting if TAKES_TIME => self.start_proceeds(),
             Token::MainEnd => self.main_ended(),
             Token::MainOutput(source) => self.main_output(source),
             Token::MainInput => {
@@ -403,6 +355,8 @@ impl Core<'_> {
                 }
             }
             Token::Oom => self.oom_readable(),
+            Token::ExecPending(id) if TAKES_TIME => self.exec_proceeds(id),
+            Token::Starting | Token::ExecPending(_) => {}
             Token::ExecEnd(id) => self.exec_ended(id),
             Token::ExecOutput(id, source) => self.exec_output(id, source),
             Token::ExecInput(id) => {
@@ -442,6 +396,10 @@ impl Core<'_> {
         let over: Vec<u64> = self.clients.iter().filter(|(_, c)| c.is_over()).map(|(id, _)| *id).collect();
         for id in over {
             let Some(client) = self.clients.remove(&id) else { continue };
+            if client.holds {
+                // Somebody else may have thawed it already.
+                let _ = self.resume();
+            }
             match client.role {
                 Role::Attached(options) if options.stdin && !client.detached => self.end_main_input(),
                 Role::Exec(exec) => self.exec_client_gone(exec, client.detached),
@@ -452,10 +410,13 @@ impl Core<'_> {
 
     /// The client that fed stdin has no more, or is gone.
     pub(super) fn end_main_input(&mut self) {
-        if self.bundle.stdin_once
-            && let Some(main) = &mut self.main
-        {
-            main.io.end_input();
+        let io = match (&mut self.main, &mut self.starting) {
+            (Some(main), _) => &mut main.io,
+            (_, Some(starting)) => &mut starting.io,
+            _ => return,
+        };
+        if self.bundle.stdin_once {
+            io.end_input();
         }
     }
 
@@ -478,6 +439,7 @@ impl Core<'_> {
     pub(super) fn reap_orphans(&mut self) {
         while let Some(pid) = sys::signals::ended_child() {
             let ours = self.main.as_ref().is_some_and(|m| m.sandbox.pid() == pid && !m.is_draining())
+                || self.under_way().is_some_and(|s| s.sandbox.pid() == pid)
                 || self.execs.values().any(|e| e.info.pid == pid && !e.has_ended());
             let Some(pid) = rustix::process::Pid::from_raw(pid) else { return };
             // Its own descriptor tells of it, and this is called once more then.
@@ -498,10 +460,12 @@ impl Core<'_> {
         let health =
             self.health.as_ref().and_then(|h| h.due).filter(|_| self.state.status == Status::Running);
         let kill = [self.kill_at, self.plug_at].into_iter().flatten().min();
-        let kill = kill.filter(|_| self.main.as_ref().is_some_and(|m| !m.is_draining()));
+        let is_alive = self.under_way().is_some() || self.main.as_ref().is_some_and(|m| !m.is_draining());
+        let kill = kill.filter(|_| is_alive);
+        let starting = self.under_way().map(|s| s.pending.until());
         let quiet = self.oom_quiet.filter(|_| self.main.is_some());
         let execs = self.execs.values().filter_map(Exec::deadline).min();
-        [main, waiting, health, kill, quiet, execs].into_iter().flatten()
+        [main, starting, waiting, health, kill, quiet, execs].into_iter().flatten()
     }
 
     fn timeout(&self) -> Option<Timespec> {
@@ -527,6 +491,12 @@ impl Core<'_> {
         if due(self.oom_quiet) {
             self.oom_quiet = None;
             self.oom_notice();
+        }
+        if self.under_way().is_some_and(|s| due(Some(s.pending.until()))) {
+            self.start_proceeds();
+        }
+        if self.under_way().is_some_and(|s| s.aborted) {
+            self.abort_start();
         }
         if due(self.kill_at) {
             self.kill_at = None;

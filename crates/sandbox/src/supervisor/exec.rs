@@ -5,7 +5,9 @@ use super::connection::{Connection, Role};
 use super::core::{Core, internal};
 use super::health::Check;
 use super::lifecycle::DRAIN;
-use crate::hull::ExecRequest;
+use super::requests::Outcome;
+use super::starting::TAKES_TIME;
+use crate::hull::{ExecRequest, Pending};
 use crate::protocol::{ExecInfo, ExecOptions, Failure, Response};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
@@ -24,6 +26,8 @@ pub(super) enum Purpose {
     Session {
         /// It does not outlive its client's connection.
         tied: bool,
+        /// Its client wants to know no more than that it is executed.
+        detached: bool,
     },
     /// The health check's.
     Health(Check),
@@ -37,6 +41,8 @@ pub(super) struct Exec {
     /// The client of a session; none has the id 0.
     pub(super) client: u64,
     pub(super) purpose: Purpose,
+    /// Until when it is not executed, and a client has no answer.
+    pending: Option<Box<dyn Pending>>,
     /// Its code, and until when output is waited for.
     ended: Option<(i32, Instant)>,
     /// When it is killed.
@@ -48,8 +54,14 @@ impl Exec {
         self.ended.is_some()
     }
 
+    /// That by which it is known whether it is executed, until then.
+    pub(super) fn waits_for(&self) -> Option<&dyn Pending> {
+        self.pending.as_deref().filter(|_| TAKES_TIME)
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.ended.map(|(_, at)| at).or(self.kill_at)
+        let pending = self.waits_for().map(|p| p.until());
+        self.ended.map(|(_, at)| at).or([pending, self.kill_at].into_iter().flatten().min())
     }
 }
 
@@ -60,7 +72,7 @@ impl Core<'_> {
         id: u64,
         client: &mut Connection,
         options: ExecOptions,
-    ) -> Result<Response, Failure> {
+    ) -> Result<Outcome, Failure> {
         if self.execs.len() >= MAX_EXECS {
             let message =
                 format!("{MAX_EXECS} exec sessions run in this container: wait until one has ended");
@@ -74,14 +86,54 @@ impl Core<'_> {
         process.set_terminal(Some(options.tty));
         let attached = !options.detach;
         let wanted = [options.stdin && attached, options.stdout && attached, options.stderr && attached];
-        let owner = if attached { id } else { 0 };
-        let purpose = Purpose::Session { tied: options.tied };
-        let exec = self.exec_start(&options.id, &process, wanted, options.console_size, owner, purpose)?;
-        let pid = self.execs.get(&exec).map_or(0, |e| e.info.pid);
-        if attached {
-            client.role = Role::Exec(exec);
+        let purpose = Purpose::Session { tied: options.tied, detached: options.detach };
+        let key = self.exec_start(&options.id, &process, wanted, options.console_size, id, purpose)?;
+        client.role = Role::Exec(key);
+        Ok(self.exec_answer(key, client).map_or(Outcome::Later, Outcome::Now))
+    }
+
+    /// The answer for the client of a session that is executed, and what the client is from now on.
+    fn exec_answer(&mut self, key: u64, client: &mut Connection) -> Option<Response> {
+        let exec = self.execs.get_mut(&key).filter(|e| e.waits_for().is_none())?;
+        if matches!(exec.purpose, Purpose::Session { detached: true, .. }) {
+            exec.client = 0;
+            client.role = Role::Idle;
         }
-        Ok(Response::ExecStarted { pid })
+        Some(Response::ExecStarted { pid: exec.info.pid })
+    }
+
+    /// A command may be executed, or time is up.
+    pub(super) fn exec_proceeds(&mut self, key: u64) {
+        let Some(exec) = self.execs.get_mut(&key) else { return };
+        let Some(result) = exec.pending.as_mut().and_then(|p| p.result()) else { return };
+        exec.pending = None;
+        let owner = exec.client;
+        match result {
+            Ok(()) => {
+                let Some(mut client) = self.clients.remove(&owner) else { return };
+                if let Some(answer) = self.exec_answer(key, &mut client) {
+                    client.answer(answer);
+                }
+                self.clients.insert(owner, client);
+            }
+            Err(e) => self.exec_failed(key, e.into()),
+        }
+    }
+
+    /// It was never executed, and never will be. What is left of its process is reaped when it has ended.
+    fn exec_failed(&mut self, key: u64, failure: Failure) {
+        let Some(exec) = self.execs.remove(&key) else { return };
+        let _ = pidfd_send_signal(&exec.pidfd, Signal::KILL);
+        match exec.purpose {
+            Purpose::Health(check) => self.health_failed(check, failure),
+            Purpose::Session { .. } => {
+                if let Some(client) = self.clients.get_mut(&exec.client).filter(|c| c.role == Role::Exec(key))
+                {
+                    client.role = Role::Idle;
+                    client.answer(Response::Failed(failure));
+                }
+            }
+        }
     }
 
     /// Starts a command; returns its key.
@@ -124,7 +176,8 @@ impl Core<'_> {
             Purpose::Health(check) => Some(check.deadline()),
             Purpose::Session { .. } => None,
         };
-        self.execs.insert(id, Exec { info, pidfd: child.pidfd, io, client, purpose, ended: None, kill_at });
+        let (pidfd, pending) = (child.pidfd, child.pending);
+        self.execs.insert(id, Exec { info, pidfd, io, client, purpose, pending, ended: None, kill_at });
         Ok(id)
     }
 
@@ -144,6 +197,9 @@ impl Core<'_> {
         let Some(exec) = self.execs.get_mut(&id) else { return };
         if exec.has_ended() {
             return self.exec_over(id);
+        }
+        if exec.waits_for().is_some_and(|p| p.until() <= Instant::now()) {
+            return self.exec_proceeds(id);
         }
         exec.kill_at = None;
         if let Purpose::Health(check) = &mut exec.purpose {
@@ -180,7 +236,7 @@ impl Core<'_> {
         if detached {
             let attributes = [("execID", exec.info.id.clone())];
             self.event("exec_detach", &attributes);
-        } else if matches!(exec.purpose, Purpose::Session { tied: true }) {
+        } else if matches!(exec.purpose, Purpose::Session { tied: true, .. }) {
             let _ = pidfd_send_signal(&exec.pidfd, Signal::KILL);
         } else {
             exec.io.end_input();
@@ -190,6 +246,10 @@ impl Core<'_> {
     /// The container ends, and its sessions with it.
     pub(super) fn end_execs(&mut self) {
         for id in self.execs.keys().copied().collect::<Vec<_>>() {
+            if self.execs.get(&id).is_some_and(|e| e.waits_for().is_some()) {
+                self.exec_failed(id, self.not_running());
+                continue;
+            }
             if let Some(exec) = self.execs.get_mut(&id).filter(|e| !e.has_ended()) {
                 let _ = pidfd_send_signal(&exec.pidfd, Signal::KILL);
                 let mut fds = [PollFd::new(&exec.pidfd, PollFlags::IN)];

@@ -2,6 +2,7 @@
 
 use super::core::Core;
 use super::exec::{Purpose, later};
+use crate::protocol::Failure;
 use std::time::{Duration, Instant};
 use types::{HealthCheck, HealthLogEntry, HealthState, HealthStatus, Status};
 
@@ -96,13 +97,20 @@ impl Core<'_> {
             Ok(bytes) => bytes.iter().map(|b| format!("{b:02x}")).collect(),
             Err(_) => String::from("health"),
         };
-        let start_ns = check.start_ns;
+        let (start_ns, deadline) = (check.start_ns, check.deadline);
         let started = self.exec_start(&name, &process, [false, true, true], None, 0, Purpose::Health(check));
         if let Err(failure) = started {
-            let output = failure.message.into_bytes();
-            let check = Check { start_ns, deadline: Instant::now(), output, timed_out: false };
-            self.health_result(check, -1);
+            let check = Check { start_ns, deadline, output: Vec::new(), timed_out: false };
+            self.health_failed(check, failure);
         }
+    }
+
+    /// A check could not be executed.
+    pub(super) fn health_failed(&mut self, mut check: Check, why: Failure) {
+        if !check.timed_out {
+            check.output = why.message.into_bytes();
+        }
+        self.health_result(check, -1);
     }
 
     /// A check has ended.

@@ -5,7 +5,8 @@ use super::channel::{self, Channel};
 use super::connection::Role;
 use super::core::{Core, Waiting, internal};
 use super::health::Health;
-use crate::hull::{AdoptRequest, CreateRequest, ExitStatus, HullError, Rootfs, Sandbox};
+use super::starting::{Stage, Starting, TAKES_TIME};
+use crate::hull::{AdoptRequest, CreateRequest, ExitStatus, HullError, Pending, Rootfs, Sandbox};
 use crate::logs::Source;
 use crate::protocol::{Failure, Response, WaitCondition};
 use std::cell::RefCell;
@@ -17,6 +18,9 @@ use types::{ErrorKind, HealthState, Kinded, Status};
 pub(super) const DRAIN: Duration = Duration::from_millis(100);
 /// Where no descriptor tells of the OOM killer, and after a notice that brought nothing new.
 const OOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the hull has built, or until when it builds it.
+type Built = (Box<dyn Sandbox>, Channel, Option<Box<dyn Pending>>);
 
 /// The container while it runs, and while its last output comes.
 pub(super) struct Main {
@@ -52,7 +56,7 @@ impl Core<'_> {
         self.start()
     }
 
-    /// Starts the container, or undoes what was done.
+    /// Starts the container, or begins to, or undoes what was done.
     fn start(&mut self) -> Result<(), Failure> {
         self.state.supervisor = rustix::process::getpid().as_raw_nonzero().get();
         self.state.boot_id = sys::host::boot_id().unwrap_or_default();
@@ -60,20 +64,42 @@ impl Core<'_> {
         self.state.ports.clear();
         // Not two overlays on one writable directory.
         self.mounts = None;
-        let created = self.create();
-        let (mut sandbox, io) = match created {
-            Ok(parts) => parts,
+        match self.create() {
+            Ok((sandbox, io, pending)) => match pending.filter(|_| TAKES_TIME) {
+                None => self.execute(sandbox, io),
+                Some(pending) => {
+                    self.starting = Some(Starting::new(sandbox, io, pending, Stage::Building));
+                    Ok(())
+                }
+            },
             Err(failure) => {
                 self.hooks.ended(&self.bundle);
-                return Err(failure);
+                Err(failure)
             }
-        };
-        let started = sandbox.start();
-        if let Err(e) = started {
-            let _ = sandbox.destroy();
-            self.hooks.ended(&self.bundle);
-            return Err(e.into());
         }
+    }
+
+    /// Has the workload executed of what is built.
+    pub(super) fn execute(&mut self, mut sandbox: Box<dyn Sandbox>, io: Channel) -> Result<(), Failure> {
+        match sandbox.start().map(|pending| pending.filter(|_| TAKES_TIME)) {
+            Ok(None) => self.runs(sandbox, io),
+            Ok(Some(pending)) => {
+                self.starting = Some(Starting::new(sandbox, io, pending, Stage::Executing));
+            }
+            Err(e) => return Err(self.undo(sandbox, e.into())),
+        }
+        Ok(())
+    }
+
+    /// Takes back a start that failed.
+    pub(super) fn undo(&mut self, mut sandbox: Box<dyn Sandbox>, why: Failure) -> Failure {
+        let _ = sandbox.destroy();
+        self.hooks.ended(&self.bundle);
+        why
+    }
+
+    /// The workload is executed.
+    pub(super) fn runs(&mut self, sandbox: Box<dyn Sandbox>, io: Channel) {
         self.hold_mounts(sandbox.pid());
         self.state.pid = sandbox.pid();
         self.state.pid_start = sys::host::start_time(self.state.pid).unwrap_or_default();
@@ -89,7 +115,6 @@ impl Core<'_> {
         self.untidy = true;
         self.save();
         self.event("start", &[]);
-        Ok(())
     }
 
     /// Keeps the mount namespace until the clients are answered: who is the last in it takes its mounts apart, which
@@ -103,7 +128,7 @@ impl Core<'_> {
         }
     }
 
-    fn create(&mut self) -> Result<(Box<dyn Sandbox>, Channel), Failure> {
+    fn create(&mut self) -> Result<Built, Failure> {
         let refuse = |e: HookError| Failure { kind: e.kind, message: e.message, exit_code: 125 };
         let (mount, layers): (OwnedFd, Vec<_>);
         let rootfs = match &self.bundle.machine {
@@ -165,7 +190,7 @@ impl Core<'_> {
             io = Channel::console(master, self.bundle.open_stdin)
                 .map_err(|e| internal(format!("cannot set the console up: {e}")))?;
         }
-        Ok((created.sandbox, io))
+        Ok((created.sandbox, io, created.pending))
     }
 
     /// Takes over what another supervisor left when it was killed.
@@ -220,9 +245,9 @@ impl Core<'_> {
 
     pub(super) fn restart(&mut self) {
         self.state.restart_count += 1;
-        if let Err(failure) = self.start() {
-            self.failed_start(&failure);
-            self.finish();
+        let begun = self.start();
+        if begun.is_err() {
+            self.report(begun);
         }
     }
 
@@ -359,6 +384,9 @@ impl Core<'_> {
         let message = match self.state.status {
             Status::Restarting => {
                 format!("Container {id} is restarting, wait until the container is running")
+            }
+            _ if self.under_way().is_some() => {
+                format!("Container {id} is starting, wait until the container is running")
             }
             Status::Paused => format!("Container {id} is paused, unpause the container first"),
             _ => format!("Container {id} is not running"),

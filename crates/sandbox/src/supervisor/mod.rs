@@ -10,6 +10,9 @@
 //!                  adopted (the supervisor before this one was killed)
 //! ```
 //!
+//! All of it is waited for in that one loop, also what a hull takes its time over: the start of a machine, and of a command in
+//! it ([`starting`], [`exec`]). What is asked meanwhile is answered, and a stop ends it.
+//!
 //! Killed at any point it leaves what the next command can set right: before `running` is written, a cgroup that `Hull::clean`
 //! empties; after it, a container that the next supervisor adopts; after `exited` is written, nothing but files.
 //! SIGHUP makes it listen on a new socket. SIGTERM and its like do nothing to it: a container is stopped by `stop`, not by its supervisor's death.
@@ -22,10 +25,13 @@ mod core;
 mod exec;
 mod health;
 mod lifecycle;
+mod listener;
 mod networks;
+mod order;
 mod output;
 mod policy;
 mod requests;
+mod starting;
 
 pub use crate::hull::HookError;
 use crate::hull::{Hull, Wiring};

@@ -8,7 +8,7 @@ use crate::protocol::{AttachOptions, ExecOptions, Failure, Frame, Request, Respo
 use std::time::{Duration, Instant};
 use types::{ErrorKind, RestartPolicy, Status, oci};
 
-const SIGKILL: i32 = 9;
+pub(super) const SIGKILL: i32 = 9;
 
 /// What becomes of a request.
 pub(super) enum Outcome {
@@ -44,7 +44,7 @@ impl Core<'_> {
         let (io, feeds) = match &client.role {
             Role::Attached(options) => (self.main.as_mut().map(|m| &mut m.io), options.stdin),
             Role::Exec(id) => (self.execs.get_mut(id).map(|e| &mut e.io), true),
-            Role::Idle | Role::Waiting(_) => {
+            Role::Idle | Role::Waiting(_) | Role::Postponed => {
                 client.dead = true;
                 return;
             }
@@ -83,7 +83,8 @@ impl Core<'_> {
         }
     }
 
-    fn request(&mut self, id: u64, client: &mut Connection, request: Request) {
+    pub(super) fn request(&mut self, id: u64, client: &mut Connection, request: Request) {
+        let Some(request) = self.postpone(id, client, request) else { return };
         let outcome = match request {
             Request::Start { .. } => Err(Failure {
                 kind: ErrorKind::Invalid,
@@ -96,7 +97,15 @@ impl Core<'_> {
             Request::Stop { signal, timeout } => self.stop(client, signal, timeout),
             Request::KillAll => self.kill_all(client),
             Request::Pause => self.pause(),
-            Request::Resume => self.resume(),
+            Request::Hold => {
+                let done = self.pause();
+                client.holds = done.is_ok();
+                done
+            }
+            Request::Resume => {
+                client.holds = false;
+                self.resume()
+            }
             Request::Update { resources, restart } => self.update(resources, restart),
             Request::Rename { name } => {
                 let old = std::mem::replace(&mut self.bundle.name, name);
@@ -167,13 +176,20 @@ impl Core<'_> {
         client: &mut Connection,
         options: ExecOptions,
     ) -> Result<Outcome, Failure> {
-        self.exec(id, client, options).map(Outcome::Now)
+        self.exec(id, client, options)
     }
 
     fn signal(&mut self, signal: i32) -> Result<Outcome, Failure> {
         let ends = signal == SIGKILL || signal == self.bundle.stop_signal;
         if ends && self.waiting.is_some() {
             self.end_wait();
+            return Ok(Outcome::Now(Response::Done));
+        }
+        if ends && let Some(starting) = self.under_way_mut().filter(|s| s.ends_by(signal)) {
+            starting.aborted = true;
+            self.state.stopped_by_user = true;
+            self.save();
+            self.event("kill", &[("signal", signal.to_string())]);
             return Ok(Outcome::Now(Response::Done));
         }
         if ends && self.is_deaf() {
@@ -219,12 +235,14 @@ impl Core<'_> {
             return Ok(Outcome::Later);
         }
         let signal = signal.unwrap_or(self.bundle.stop_signal);
-        if self.is_deaf() {
-            self.thaw();
+        match self.under_way_mut() {
+            None => self.tell_stop(signal),
+            Some(starting) if starting.ends_by(signal) => {
+                starting.aborted = true;
+                self.event("kill", &[("signal", signal.to_string())]);
+            }
+            Some(starting) => starting.stop = Some(signal),
         }
-        let _ = self.with_sandbox(|s| s.signal(signal).map(|()| Response::Done));
-        self.thaw();
-        self.event("kill", &[("signal", signal.to_string())]);
         let timeout = timeout.unwrap_or(self.bundle.stop_timeout);
         if let Ok(seconds) = u64::try_from(timeout) {
             let at = later(seconds.saturating_mul(1_000_000_000));
@@ -233,10 +251,24 @@ impl Core<'_> {
         Ok(Outcome::Later)
     }
 
+    /// Passes on the signal of a stop.
+    pub(super) fn tell_stop(&mut self, signal: i32) {
+        if self.is_deaf() {
+            self.thaw();
+        }
+        let _ = self.with_sandbox(|s| s.signal(signal).map(|()| Response::Done));
+        self.thaw();
+        self.event("kill", &[("signal", signal.to_string())]);
+    }
+
     fn kill_all(&mut self, client: &mut Connection) -> Result<Outcome, Failure> {
         self.mark_stopped(client);
         if self.waiting.is_some() {
             self.end_wait();
+            return Ok(Outcome::Later);
+        }
+        if let Some(starting) = self.under_way_mut() {
+            starting.aborted = true;
             return Ok(Outcome::Later);
         }
         // Who asks removes it: nobody misses what it had not written yet.
@@ -257,6 +289,10 @@ impl Core<'_> {
 
     /// The time that `stop` gave is over.
     pub(super) fn kill_now(&mut self) {
+        if self.under_way().is_some() {
+            self.event("kill", &[("signal", SIGKILL.to_string())]);
+            return self.abort_start();
+        }
         if self.grace().is_some() {
             self.kill_softly();
         } else if let Some(main) = &self.main {
@@ -302,7 +338,7 @@ impl Core<'_> {
         Ok(done)
     }
 
-    fn resume(&mut self) -> Result<Outcome, Failure> {
+    pub(super) fn resume(&mut self) -> Result<Outcome, Failure> {
         if self.state.status != Status::Paused {
             let message = format!("Container {} is not paused", self.bundle.id.as_str());
             return Err(Failure { kind: ErrorKind::Conflict, message, exit_code: 1 });
@@ -376,7 +412,7 @@ impl Core<'_> {
     }
 
     fn wait_for(&mut self, client: &mut Connection, condition: WaitCondition) -> Outcome {
-        if condition == WaitCondition::NotRunning && self.main.is_none() {
+        if condition == WaitCondition::NotRunning && self.main.is_none() && self.under_way().is_none() {
             return Outcome::Now(Response::Exited { code: self.state.exit_code });
         }
         client.role = Role::Waiting(condition);

@@ -121,13 +121,18 @@ impl Order {
             stdio: [null.as_fd(); 3],
         };
         let resources = spec::host_resources(None, &self.plan);
-        let mut sandbox = make.make(&resources, &mut || Ok(Vec::new()))?.sandbox;
-        boot::write(command, &Answer::Prepared).step(|| "answer".into())?;
-        // It hangs up, or has been killed.
-        let _ = command.read(&mut [0]);
-        // The monitor's word for "go on": here, to the end.
-        let ended = sandbox.start().and_then(|()| end(&mut *sandbox));
-        let destroyed = sandbox.destroy();
+        let (mut machine, _, boots) = make.make(&resources, &mut || Ok(Vec::new()))?;
+        let serve = || {
+            boots.wait()?;
+            boot::write(command, &Answer::Prepared).step(|| "answer".into())?;
+            // It hangs up, or has been killed.
+            let _ = command.read(&mut [0]);
+            // The monitor's word for "go on": here, to the end.
+            machine.order_start()?.wait()?;
+            end(&mut machine)
+        };
+        let ended = serve();
+        let destroyed = machine.destroy();
         let _ = std::fs::remove_dir_all(self.run.join(DIR));
         ended.and(destroyed)
     }

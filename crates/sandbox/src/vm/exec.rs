@@ -1,9 +1,10 @@
 //! `exec` in a microVM: a process of the host that stands for the one in the guest.
 
+use super::pending::{Awaited, End};
 use super::{connect, pump};
 use crate::container::cgroup::Cgroup;
 use crate::container::step::Step;
-use crate::container::wire::{Heard, Wire};
+use crate::container::wire::Wire;
 use crate::hull::{ExecChild, ExecRequest, HullError};
 use crate::protocol::ExecOptions;
 use std::os::fd::AsFd;
@@ -12,8 +13,8 @@ use std::path::Path;
 /// More than the session's process allows the guest.
 const WAIT: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// Runs a command; returns when it is executed inside, or why it was not. The child ends with its exit code; killing the
-/// child kills the command, too.
+/// Has a command executed inside; that it is, or why it is not, is to be seen then. The child ends with its exit code;
+/// killing the child kills the command, too.
 pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Result<ExecChild, HullError> {
     let tty = request.process.terminal().unwrap_or(false);
     let (console, inner) = if tty { super::console()? } else { (None, None) };
@@ -60,18 +61,14 @@ pub(super) fn exec(dir: &Path, cgroup: &str, request: &ExecRequest<'_>) -> Resul
     })
     .step(|| "create a process for the session".into())?;
     drop((theirs, inner));
-    let until = std::time::Instant::now() + WAIT;
-    match ours.hear_from(None, Some(until)).step(|| "listen to the session's process".into()) {
-        Ok(Heard::Ready(_)) => Ok(ExecChild { pid: child.pid, pidfd: child.pidfd, console }),
-        Ok(Heard::Failed(e)) | Err(e) => {
-            let _ = sys::process::pidfd_signal(&child.pidfd, 9);
-            let _ = crate::container::running::reap(&child.pidfd);
-            Err(e)
+    let late = "the guest's agent did not execute the command in time".to_owned();
+    match Awaited::new(ours, child.pidfd.as_fd(), End::Ready, WAIT, late) {
+        Ok(begins) => {
+            Ok(ExecChild { pid: child.pid, pidfd: child.pidfd, console, pending: Some(Box::new(begins)) })
         }
-        Ok(Heard::Closed | Heard::Born(_) | Heard::Stopped) => {
-            let e = crate::container::running::ended_early(&child.pidfd);
-            let _ = crate::container::running::reap(&child.pidfd);
-            Err(e)
+        Err(source) => {
+            let _ = sys::process::pidfd_signal(&child.pidfd, 9);
+            Err(HullError::Step { step: "duplicate a descriptor".into(), source })
         }
     }
 }

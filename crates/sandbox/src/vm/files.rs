@@ -41,6 +41,11 @@ impl Files {
         Ok(socket)
     }
 
+    /// Has something done that nothing is told of but that it is done.
+    pub(super) fn order(&self, work: Work) -> Result<(), FilesError> {
+        self.ask(work).map(drop)
+    }
+
     /// Looks at a path.
     pub fn stat(&self, path: &Path) -> Result<Stat, FilesError> {
         Ok(boot::read(&mut self.ask(Work::Stat { path: bytes(path) })?)?)

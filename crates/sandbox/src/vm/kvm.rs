@@ -5,8 +5,12 @@ use super::monitor::{GUEST_CID, KERNEL_CMDLINE, Monitor};
 use crate::boot::SHARES_TAG;
 use crate::container::step::Step;
 use crate::hull::HullError;
-use rustix::io::{FdFlags, fcntl_setfd};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use vmm::config::{Config, Disk, DiskContent, Fs, Jail, Net, Vsock};
 
@@ -19,39 +23,76 @@ pub(super) const CONSOLE: &str = "console";
 /// Its control socket there.
 pub(super) const CONTROL: &str = "control";
 
+/// The verb by which our program becomes a machine's process.
+pub const MACHINE_VERB: &CStr = c"vmm";
+
 /// Starts a machine. What it says of its failure comes on the pipe.
 /// `shares` leads to the server of the host's directories.
+///
+/// Its process is executed anew, so that nothing of what the supervisor has in its memory (the workload's environment, other
+/// secrets) is within reach of a guest that breaks out into it. What it is to be comes on its standard input.
 pub(super) fn start(
     of: &Monitor<'_>,
     shares: Option<&OwnedFd>,
 ) -> Result<(sys::clone::Child, OwnedFd), HullError> {
     let (open, short) = connect::short(of.dir).step(|| "open the machine's directory".into())?;
     connect::open_to_all(of.dir)?;
-    let config = config(of, &short, shares);
+    let order = order(&config(of, &short, shares)).step(|| "write down what the machine is".into())?;
+    let name = CString::new(of.boot.id.as_str()).map_err(io::Error::from);
+    let args = [c"dhow".to_owned(), MACHINE_VERB.to_owned(), name.step(|| "name the machine".into())?];
     let (said, say) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(|| "make a pipe".into())?;
-    let mut keep = vec![open.as_fd(), say.as_fd()];
+    let mut keep = vec![open.as_fd()];
     keep.extend(of.taps.iter().chain(shares).map(AsFd::as_fd));
     let child = sys::clone::spawn(0, None, || {
-        let closed = sys::process::close_all_but(&keep);
-        let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
-        let stdio = null.map(|null| sys::process::set_stdio([null.as_fd(), null.as_fd(), say.as_fd()]));
-        if closed.is_err() || !matches!(stdio, Ok(Ok(()))) {
-            return 125;
-        }
-        match vmm::run(config) {
-            Ok(vmm::Ended::PoweredOff | vmm::Ended::Reset | vmm::Ended::Stopped) => 0,
-            Ok(vmm::Ended::Crashed(why)) => {
-                eprintln!("the guest crashed: {why}");
-                1
-            }
-            Err(e) => {
-                eprintln!("{e}");
-                1
-            }
-        }
+        let e = inherit(&keep, &order, &say)
+            .map_or_else(|e| e, |()| sys::process::execve(c"/proc/self/exe", &args, &[]));
+        eprintln!("cannot start the machine's process: {e}");
+        125
     });
     Ok((child.step(|| "create the machine's process".into())?, said))
+}
+
+/// In the new process: leaves these descriptors, and no others, to the program that is executed.
+fn inherit(keep: &[BorrowedFd<'_>], order: &OwnedFd, say: &OwnedFd) -> io::Result<()> {
+    let all: Vec<_> = keep.iter().copied().chain([order.as_fd(), say.as_fd()]).collect();
+    sys::process::close_all_but(&all)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    sys::process::set_stdio([order.as_fd(), null.as_fd(), say.as_fd()])?;
+    keep.iter().try_for_each(|fd| Ok(fcntl_setfd(fd, FdFlags::empty())?))
+}
+
+/// What the machine is, to be read from the beginning.
+fn order(config: &Config) -> io::Result<OwnedFd> {
+    let create = |more| rustix::fs::memfd_create("machine", MemfdFlags::CLOEXEC | more);
+    let made = match create(MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3.
+        Err(Errno::INVAL) => create(MemfdFlags::empty()),
+        made => made,
+    };
+    let mut file = File::from(made?);
+    serde_json::to_writer(&mut file, config)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// The whole life of a machine's process; returns its exit code.
+pub fn carry() -> i32 {
+    let run = || -> Result<i32, Box<dyn std::error::Error>> {
+        rustix::thread::set_name(c"dhow-vmm")?;
+        let config = serde_json::from_reader(io::stdin().lock())?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::stdio::dup2_stdin(&null)?;
+        drop(null);
+        match vmm::run(config)? {
+            vmm::Ended::PoweredOff | vmm::Ended::Reset | vmm::Ended::Stopped => Ok(0),
+            vmm::Ended::Crashed(why) => Err(format!("the guest crashed: {why}").into()),
+        }
+    };
+    run().unwrap_or_else(|e| {
+        eprintln!("{e}");
+        1
+    })
 }
 
 fn config(of: &Monitor<'_>, dir: &Path, shares: Option<&OwnedFd>) -> Config {

@@ -21,6 +21,8 @@ use vmm::control::{Answer, Request, ask};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may give nothing more: it has nothing left then, and every moment of that may bring its OOM killer.
 const STALLED: Duration = Duration::from_secs(2);
+/// More than any machine has.
+const MAX_DISKS: usize = 64;
 /// How often is looked how far it is.
 const LOOK: Duration = Duration::from_millis(20);
 /// Microseconds of a period of CPU time where none is given (cgroups(7)).
@@ -33,7 +35,7 @@ pub(super) fn apply(dir: &Path, host: &Container, wanted: &oci::LinuxResources) 
     let memory = wanted.memory().and_then(|m| m.limit()).and_then(|m| u64::try_from(m).ok()).map(|m| m >> 20);
     machine.check(cpus(wanted), memory)?;
     if wanted.block_io().is_some() {
-        hypervisor.limit(spec::disk_rate(wanted)).step(|| "limit the disks".into())?;
+        hypervisor.limit(&machine, spec::disk_rate(wanted)).step(|| "limit the disks".into())?;
     }
     let mut resources = spec::shared_with_host(wanted);
     match memory {
@@ -70,6 +72,8 @@ struct Machine {
     memory_mib: u64,
     /// That the guest has given of it.
     given_mib: u64,
+    /// How many our own VMM has, which tells them apart by numbers.
+    disks: usize,
 }
 
 impl Machine {
@@ -91,7 +95,7 @@ impl Machine {
 }
 
 /// The way to a hypervisor.
-enum Orders {
+pub(super) enum Orders {
     Kvm {
         /// By which the path leads to the socket.
         _dir: OwnedFd,
@@ -101,7 +105,7 @@ enum Orders {
 }
 
 impl Orders {
-    fn connect(dir: &Path) -> io::Result<Self> {
+    pub(super) fn connect(dir: &Path) -> io::Result<Self> {
         if dir.join(qmp::SOCKET).exists() {
             return Ok(Self::Qemu(Qmp::connect(dir)?));
         }
@@ -119,8 +123,8 @@ impl Orders {
     fn look(&mut self) -> io::Result<Machine> {
         match self {
             Self::Kvm { socket, .. } => match ask(socket, &Request::Status)? {
-                Answer::Status { vcpus, memory_mib, balloon_mib, .. } => {
-                    Ok(Machine { vcpus: vcpus.into(), memory_mib, given_mib: balloon_mib })
+                Answer::Status { vcpus, memory_mib, balloon_mib, disks, .. } => {
+                    Ok(Machine { vcpus: vcpus.into(), memory_mib, given_mib: balloon_mib, disks })
                 }
                 Answer::Refused { why } => Err(io::Error::other(why)),
                 Answer::Done => Err(io::ErrorKind::InvalidData.into()),
@@ -128,7 +132,8 @@ impl Orders {
             Self::Qemu(qmp) => {
                 let memory = qmp.memory()?;
                 let given = memory.saturating_sub(qmp.left()?);
-                Ok(Machine { vcpus: qmp.vcpus()?, memory_mib: memory >> 20, given_mib: given >> 20 })
+                let vcpus = qmp.vcpus()?;
+                Ok(Machine { vcpus, memory_mib: memory >> 20, given_mib: given >> 20, disks: 0 })
             }
         }
     }
@@ -147,22 +152,32 @@ impl Orders {
         }
     }
 
-    /// Sets the limits of the writable disk, and of the layers' if there are any.
-    fn limit(&mut self, rate: DiskRate) -> io::Result<()> {
+    /// Sets the limits of all its disks: the layers', the writable one, those that are volumes.
+    fn limit(&mut self, machine: &Machine, rate: DiskRate) -> io::Result<()> {
         match self {
             Self::Kvm { socket, .. } => {
-                // The layers' come first.
-                let answers = [0, 1].map(|number| ask(socket, &Request::LimitDisk { number, rate }));
-                let [first, _] = answers;
-                match first? {
-                    Answer::Refused { why } => Err(io::Error::other(why)),
-                    _ => Ok(()),
+                for number in 0..machine.disks.min(MAX_DISKS) {
+                    if let Answer::Refused { why } = ask(socket, &Request::LimitDisk { number, rate })? {
+                        return Err(io::Error::other(why));
+                    }
                 }
+                Ok(())
             }
             Self::Qemu(qmp) => {
-                let _ = qmp.limit(qemu::LAYERS, &rate);
-                qmp.limit(qemu::DISK, &rate)
+                let drives = qmp.drives()?;
+                drives.iter().take(MAX_DISKS).try_for_each(|drive| qmp.limit(drive, &rate))
             }
+        }
+    }
+
+    /// Has a disk that is the volume of this number, and of that one among all disks, take all of its file.
+    pub(super) fn grow(&mut self, volume: usize, disk: usize, bytes: u64) -> io::Result<()> {
+        match self {
+            Self::Kvm { socket, .. } => match ask(socket, &Request::GrowDisk { number: disk })? {
+                Answer::Refused { why } => Err(io::Error::other(why)),
+                _ => Ok(()),
+            },
+            Self::Qemu(qmp) => qmp.resize(&qemu::volume_disk(volume), bytes),
         }
     }
 
@@ -201,7 +216,7 @@ mod tests {
 
     #[test]
     fn more_than_at_the_start_is_refused_with_the_number() {
-        let machine = Machine { vcpus: 2, memory_mib: 256, given_mib: 0 };
+        let machine = Machine { vcpus: 2, memory_mib: 256, given_mib: 0, disks: 2 };
         machine.check(Some(2), Some(256)).unwrap();
         machine.check(None, None).unwrap();
         let text = machine.check(Some(3), None).unwrap_err().to_string();

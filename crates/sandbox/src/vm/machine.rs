@@ -1,13 +1,16 @@
 //! A created or running microVM, seen from the host.
 
 use super::connect;
+use super::pending::{Awaited, End};
 use crate::client::{Client, ClientError};
 use crate::container::running::Container;
-use crate::hull::{ExecChild, ExecRequest, ExitStatus, HullError, Sandbox, Stats, Wiring};
+use crate::container::step::Step;
+use crate::container::wire::Word;
+use crate::hull::{ExecChild, ExecRequest, ExitStatus, HullError, Pending, Sandbox, Stats, Wiring};
 use std::io::Read;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use types::{Attachment, oci};
 
 /// How long a guest may take to start a workload that it has prepared.
@@ -45,6 +48,16 @@ impl MicroVm {
         Self { host, dir }
     }
 
+    /// Has the guest start its workload.
+    pub(super) fn order_start(&mut self) -> Result<Awaited, HullError> {
+        let wire = self.host.take_wire()?;
+        // Of one that has ended already, the closed wire is no good sign.
+        let end = if wire.say(Word::Start).is_ok() { End::Closed } else { End::Ready };
+        let late =
+            format!("the microVM's guest did not start its workload within {} s", START_WAIT.as_secs());
+        Awaited::new(wire, self.host.pidfd(), end, START_WAIT, late).step(|| "duplicate a descriptor".into())
+    }
+
     fn agent(&self) -> Result<Client, HullError> {
         Ok(connect::control(&self.dir)?)
     }
@@ -59,8 +72,8 @@ impl Sandbox for MicroVm {
         self.host.pidfd()
     }
 
-    fn start(&mut self) -> Result<(), HullError> {
-        self.host.start_until(Some(Instant::now() + START_WAIT))
+    fn start(&mut self) -> Result<Option<Box<dyn Pending>>, HullError> {
+        Ok(Some(Box::new(self.order_start()?)))
     }
 
     fn signal(&self, signal: i32) -> Result<(), HullError> {

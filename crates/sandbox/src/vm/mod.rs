@@ -1,16 +1,16 @@
 //! The microVM hull: the same process behind a kernel of its own.
 //!
 //! ```text
-//! create:  cgroup ─► tap ─► monitor process ─► vsock, hypervisor ─► guest kernel ─► agent ─► Boot … prepared
-//! start:   the agent starts the workload, which it supervises by the container hull, inside
-//! exec:    a process per session, that copies between the session's descriptors and the agent
+//! create:  cgroup ─► tap ─► monitor process … vsock, hypervisor ─► guest kernel ─► agent ─► Boot ─► prepared
+//! start:   … the agent starts the workload, which it supervises by the container hull, inside
+//! exec:    a process per session … that copies between the session's descriptors and the agent
 //! shares:  a process of their own serves the host's directories that the specification binds, by virtio-fs
 //! files:   the agent serves them on a port of their own; of a stopped one, in an [`Appliance`]
 //! end:     the agent syncs, tells the exit code, powers off; the monitor exits with that code
 //! ```
 //!
 //! For the supervisor the monitor is the main process: its streams, its exit code, its cgroup with all that the microVM
-//! costs the host. The guest is taken for an attacker: what it says is bounded and checked ([`crate::protocol`]), what it
+//! costs the host. What the dots stand for it does not wait for idly ([`pending`]). The guest is taken for an attacker: what it says is bounded and checked ([`crate::protocol`]), what it
 //! never says is waited for with a deadline.
 
 mod appliance;
@@ -19,11 +19,13 @@ mod carrier;
 mod connect;
 mod exec;
 mod files;
+mod grow;
 mod kvm;
 mod limits;
 mod machine;
 mod monitor;
 mod patience;
+mod pending;
 mod pump;
 mod qemu;
 mod qmp;
@@ -36,11 +38,11 @@ use crate::boot::Boot;
 use crate::container::cgroup::Cgroup;
 use crate::container::running::{self, Container};
 use crate::container::step::Step;
-use crate::container::wire::{Heard, Wire};
+use crate::container::wire::Wire;
 use crate::hull::{AdoptRequest, CreateRequest, Created, Hull, HullError, Rootfs, Sandbox};
 use machine::MicroVm;
 use monitor::Monitor;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use pending::{Awaited, End};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use shares::Share;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -52,6 +54,9 @@ use vmm::config::DiskRate;
 pub use appliance::{Appliance, Order, serve};
 pub use connect::listen_for_guest;
 pub use files::Files;
+pub use grow::{GrowError, Growth};
+pub use kvm::{MACHINE_VERB, carry};
+pub use shares::{SHARES_VERB, serve as serve_shares};
 
 /// Directory in a sandbox's run directory with the sockets of its microVM.
 pub const DIR: &str = "vm";
@@ -79,7 +84,9 @@ impl Hull for VmHull {
             run: request.run,
             stdio: request.stdio,
         };
-        make.make(&resources, request.taps)
+        let (machine, console, boots) = make.make(&resources, request.taps)?;
+        (request.meanwhile)();
+        Ok(Created { sandbox: Box::new(machine), console, pending: Some(Box::new(boots)) })
     }
 
     fn adopt(&self, request: AdoptRequest<'_>) -> Result<Box<dyn Sandbox>, HullError> {
@@ -105,16 +112,16 @@ struct Make<'a> {
 }
 
 impl Make<'_> {
-    /// Makes it, up to the agent's word that it is prepared. On failure nothing remains.
+    /// Makes it; it boots then, up to the agent's word that it is prepared. On failure nothing remains.
     fn make(
         &self,
         resources: &oci::LinuxResources,
         taps: &mut dyn FnMut() -> Result<Vec<OwnedFd>, HullError>,
-    ) -> Result<Created, HullError> {
+    ) -> Result<(MicroVm, Option<OwnedFd>, Awaited), HullError> {
         let Self { plan, layers, shares, rate, boot, .. } = *self;
         let cgroup = Cgroup::create(self.cgroup, resources)?;
         let dir = self.run.join(DIR);
-        let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>), HullError> {
+        let mut make = || -> Result<(sys::clone::Child, Wire, Option<OwnedFd>, Awaited), HullError> {
             // Before whoever connects the taps listens there for the guest.
             connect::fresh_dir(&dir)?;
             let taps = taps()?;
@@ -125,22 +132,28 @@ impl Make<'_> {
                 Monitor { plan, layers, shares, dir: &dir, taps: &taps, rate, boot, stdio, wire: &theirs };
             let child = sys::clone::spawn(sys::clone::ns::NET, cgroup.fd(), || monitor.main(&cgroup))
                 .step(|| "create the monitor of the microVM".into())?;
-            drop(theirs);
             let limit = monitor::boot_wait(plan.hypervisor) + MONITOR_WAIT;
-            match await_ready(&child, &ours, limit) {
-                Ok(()) => Ok((child, ours, console)),
-                Err(e) => {
+            let late = format!(
+                "the microVM's guest did not answer within {} s: try another kernel",
+                limit.as_secs()
+            );
+            let boots = ours
+                .try_clone()
+                .and_then(|wire| Awaited::new(wire, child.pidfd.as_fd(), End::Ready, limit, late));
+            match boots {
+                Ok(boots) => Ok((child, ours, console, boots)),
+                Err(source) => {
                     let _ = cgroup.kill();
                     let _ = running::reap(&child.pidfd);
-                    Err(e)
+                    Err(HullError::Step { step: "duplicate a descriptor".into(), source })
                 }
             }
         };
         match make() {
-            Ok((child, wire, console)) => {
+            Ok((child, wire, console, boots)) => {
                 let group = (cgroup, self.cgroup);
                 let container = Container::new(&boot.id, oci::Spec::default(), child, group, Some(wire));
-                Ok(Created { sandbox: Box::new(MicroVm::new(container, dir)), console })
+                Ok((MicroVm::new(container, dir), console, boots))
             }
             Err(e) => {
                 let _ = cgroup.kill();
@@ -156,23 +169,4 @@ fn console() -> Result<(Option<OwnedFd>, Option<OwnedFd>), HullError> {
     let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let (a, b) = pair.step(|| "make a socket pair".into())?;
     Ok((Some(a), Some(b)))
-}
-
-/// Waits for the guest's agent.
-fn await_ready(child: &sys::clone::Child, wire: &Wire, limit: Duration) -> Result<(), HullError> {
-    let limit_ts = Timespec::try_from(limit).unwrap_or_default();
-    let mut fds = [PollFd::new(wire, PollFlags::IN)];
-    if rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit_ts))).step(|| "wait for the guest".into())?
-        == 0
-    {
-        return Err(HullError::Unsupported(format!(
-            "the microVM's guest did not answer within {} s: try another kernel",
-            limit.as_secs()
-        )));
-    }
-    match wire.hear().step(|| "listen to the microVM's monitor".into())? {
-        Heard::Ready(_) => Ok(()),
-        Heard::Failed(e) => Err(e),
-        Heard::Closed | Heard::Born(_) | Heard::Stopped => Err(running::ended_early(&child.pidfd)),
-    }
 }

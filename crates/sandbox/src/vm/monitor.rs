@@ -88,11 +88,16 @@ const FIRST_USER: u32 = 0x7800_0000;
 /// How many there are.
 const USERS: u32 = 1 << 20;
 
+/// The user that the hypervisor of a container becomes.
+pub(super) fn user(id: &str) -> u32 {
+    // The id is random: two machines of one user would be one in a million pairs.
+    FIRST_USER + u32::from_str_radix(id.get(..8).unwrap_or("0"), 16).unwrap_or(0) % USERS
+}
+
 impl Monitor<'_> {
     /// The user, and the group of the same number, that the hypervisor becomes.
     pub(super) fn user(&self) -> u32 {
-        // The id is random: two machines of one user would be one in a million pairs.
-        FIRST_USER + u32::from_str_radix(self.boot.id.get(..8).unwrap_or("0"), 16).unwrap_or(0) % USERS
+        user(&self.boot.id)
     }
 
     /// The machine's interfaces: taps, and the hardware addresses by which the guest knows which is which.

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use sys::clone::Child;
 use vmm::config::DiskRate;
+use vmm::jail::Largest;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// Sector of a disk, in bytes.
@@ -27,9 +28,14 @@ const DEVICES: usize = 8;
 /// Those that each machine has: entropy, balloon, vsock, the writable disk.
 const FIXED_DEVICES: usize = 4;
 
+/// The name of the disk that is a volume, by its number.
+pub(super) fn volume_disk(number: usize) -> String {
+    format!("volume{number}")
+}
+
 /// Names of the disks.
-pub(super) const LAYERS: &str = "layers";
-pub(super) const DISK: &str = "disk";
+const LAYERS: &str = "layers";
+const DISK: &str = "disk";
 
 /// What this machine adds to the kernel's command line. A kernel without firmware would otherwise jump to where a BIOS is
 /// entered, and spin there; a triple fault ends the machine.
@@ -99,19 +105,22 @@ pub(super) fn start(
         .args(["-device", &format!("virtio-blk-device,drive={DISK},werror=report,rerror=report")]);
     for (number, volume) in of.plan.volumes.iter().enumerate() {
         let Some(file) = volume.disk() else { continue };
+        // QEMU's own locks would be in its way when the disk grows, as it has the file by two descriptors.
         let file = given.open_locked(&volume.name, file, volume.read_only)?;
+        let file = format!("file.driver=file,file.locking=off,file.filename={file}");
         let read_only = if volume.read_only { "on" } else { "off" };
         let serial = spec::serial(of.layers.len(), number);
+        let name = volume_disk(number);
         given
             .args([
                 "-drive",
                 &format!(
-                    "id=volume{number},if=none,format=raw,readonly={read_only},cache=writeback,discard=unmap,file={file}{throttling}"
+                    "id={name},if=none,format=raw,readonly={read_only},cache=writeback,discard=unmap,{file}{throttling}"
                 ),
             ])
             .args([
                 "-device",
-                &format!("virtio-blk-device,drive=volume{number},serial={serial},werror=report,rerror=report"),
+                &format!("virtio-blk-device,drive={name},serial={serial},werror=report,rerror=report"),
             ]);
     }
     let mut fds = vec![vsock.as_fd(), orders, events];
@@ -158,6 +167,9 @@ fn start_program(
         let meta = std::fs::metadata(disk).step(|| format!("look at {}", disk.display()))?;
         largest = largest.max(meta.len());
     }
+    let grows = of.plan.volumes.iter().any(|volume| !volume.read_only && volume.disk().is_some());
+    let ever = if grows { vmm::jail::GROWN.max(largest) } else { largest };
+    let largest = Largest { now: largest, ever };
     Program { path, args, fds, output, files, user: of.user(), largest }.start()
 }
 

@@ -55,6 +55,13 @@ impl Qmp {
         self.ask("balloon", json!({ "value": bytes })).map(drop)
     }
 
+    /// Names of its drives.
+    pub(super) fn drives(&mut self) -> io::Result<Vec<String>> {
+        let all = self.ask("query-block", json!({}))?;
+        let names = all.as_array().into_iter().flatten().filter_map(|drive| drive["device"].as_str());
+        Ok(names.filter(|name| !name.is_empty()).map(str::to_owned).collect())
+    }
+
     /// Sets the limits of a drive; 0 is none.
     pub(super) fn limit(&mut self, drive: &str, rate: &DiskRate) -> io::Result<()> {
         let DiskRate { read, write } = rate;
@@ -64,6 +71,11 @@ impl Qmp {
             "bps_wr": write.bytes_per_second, "iops_wr": write.ops_per_second
         });
         self.ask("block_set_io_throttle", limits).map(drop)
+    }
+
+    /// Has a drive take so many bytes of its file, and tells the guest.
+    pub(super) fn resize(&mut self, drive: &str, bytes: u64) -> io::Result<()> {
+        self.ask("block_resize", json!({ "device": drive, "size": bytes })).map(drop)
     }
 
     fn ask(&mut self, command: &str, arguments: Value) -> io::Result<Value> {
@@ -127,6 +139,18 @@ mod tests {
         assert_eq!(qmp.leave(1).unwrap_err().to_string(), "no balloon");
         drop(qmp);
         assert!(heard.join().unwrap().contains(r#""execute":"query-balloon""#));
+    }
+
+    #[test]
+    fn drives_are_told_by_their_names() {
+        let (dir, heard) = says(
+            "{\"QMP\":{}}\n{\"return\":{}}\n\
+             {\"return\":[{\"device\":\"disk\"},{\"device\":\"\"},{},{\"device\":\"volume0\"}]}\n",
+        );
+        let mut qmp = Qmp::connect(dir.path()).unwrap();
+        assert_eq!(qmp.drives().unwrap(), ["disk", "volume0"]);
+        drop(qmp);
+        heard.join().unwrap();
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What of the host's files a microVM mounts, and the process that serves them to it by virtio-fs.
 //!
 //! ```text
-//! monitor ─ clones ─► server: a mount namespace of its own whose root has 0, 1, 2 … , the shared directories and files
+//! monitor ─ clones ─► server: a mount namespace of its own whose root has 0, 1, 2 … , the shared directories and files;
+//!    │                  then our program, executed anew
 //!    └─ the other end of its socket ─► the machine's device, which ends it by hanging up
 //! ```
 //!
@@ -16,12 +17,15 @@ use crate::container::wire::{Heard, Wire, Word};
 use crate::hull::HullError;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, openat};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use sys::clone::{Child, ns};
 use sys::mount::{Change, attach, attr, new_filesystem, propagation, set_attributes};
 use types::oci;
 
+/// The verb by which our program becomes the server.
+pub const SHARES_VERB: &CStr = c"shares";
 /// All that the server runs in, of its own.
 const NAMESPACES: u64 = ns::MOUNT | ns::PID | ns::NET | ns::IPC | ns::UTS | ns::CGROUP;
 /// What the server's mounts are never used for.
@@ -72,26 +76,29 @@ impl Server {
         let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
         let (device, own) = pair.step(|| "make a socket pair".into())?;
         let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
+        let open = |path: &str, flags| {
+            openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty()).step(|| format!("open {path}"))
+        };
+        let (program, null) = (open("/proc/self/exe", OFlags::PATH)?, open("/dev/null", OFlags::RDWR)?);
+        let args = [c"dhow".to_owned(), SHARES_VERB.to_owned()];
         let child = sys::clone::spawn(NAMESPACES, None, || {
-            let mut keep = vec![own.as_fd(), theirs.as_fd()];
+            let mut keep = vec![own.as_fd(), theirs.as_fd(), program.as_fd(), null.as_fd()];
             keep.extend(trees.iter().map(|(tree, _)| tree.as_fd()));
             if sys::process::close_all_but(&keep).is_err() {
                 return 125;
             }
             sys::process::reset_signals();
-            let root = match furnish(&trees).step(|| "make the root of the server of directories".into()) {
-                Ok(root) => root,
-                Err(e) => {
-                    theirs.say_failed(e);
-                    return 125;
-                }
-            };
-            // The mounts are attached; a handle would keep one busy.
-            let said = theirs.say(Word::Ready);
-            if said.is_err() || sys::process::close_all_but(&[own.as_fd(), root.as_fd()]).is_err() {
+            let furnished = furnish(&trees)
+                .and_then(|()| sys::process::set_stdio([own.as_fd(), null.as_fd(), null.as_fd()]));
+            if let Err(e) = furnished.step(|| "make the root of the server of directories".into()) {
+                theirs.say_failed(e);
                 return 125;
             }
-            i32::from(vmm::fs::serve(&own, root).is_err())
+            if theirs.say(Word::Ready).is_ok() {
+                // All other descriptors end here: those of mounts would keep them busy.
+                sys::process::execve_fd(program.as_fd(), &args, &[]);
+            }
+            125
         });
         let server = Self(child.step(|| "create the server of directories".into())?);
         drop((own, theirs));
@@ -110,8 +117,21 @@ impl Drop for Server {
     }
 }
 
+/// The whole life of the server's process once it is executed; returns its exit code. Nothing is in its memory but what it
+/// serves.
+pub fn serve() -> i32 {
+    let served = || -> Result<(), Box<dyn std::error::Error>> {
+        rustix::thread::set_name(c"dhow-shares")?;
+        let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+        rustix::stdio::dup2_stdin(std::io::stdout())?;
+        let root = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(vmm::fs::serve(&socket, root)?)
+    };
+    i32::from(served().is_err())
+}
+
 /// Makes a root of nothing but the trees, by their numbers, the only one there is.
-fn furnish(trees: &[(OwnedFd, bool)]) -> std::io::Result<OwnedFd> {
+fn furnish(trees: &[(OwnedFd, bool)]) -> std::io::Result<()> {
     let top = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     set_attributes(&top, true, Change::propagation(propagation::PRIVATE))?;
     let root = new_filesystem("tmpfs", Some("shares"), ["mode=0555", "size=1m"], WALLS)?;
@@ -128,6 +148,5 @@ fn furnish(trees: &[(OwnedFd, bool)]) -> std::io::Result<OwnedFd> {
         attach(tree, openat(&root, &name, handle, Mode::empty())?)?;
     }
     set_attributes(&root, false, Change::set(WALLS | attr::RDONLY))?;
-    sys::mount::pivot(&root)?;
-    Ok(root)
+    sys::mount::pivot(&root)
 }

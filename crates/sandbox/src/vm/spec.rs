@@ -146,7 +146,12 @@ fn volumes(plan: &MachinePlan, layers: usize) -> Vec<Volume> {
 /// What the guest is told by a disk that is the volume of this number: `dhow-` and its place among all disks, which begin
 /// with that of the layers, if there are any, and the writable one.
 pub(super) fn serial(layers: usize, volume: usize) -> String {
-    format!("dhow-{}", usize::from(layers > 0) + 1 + volume)
+    format!("dhow-{}", disk(layers, volume))
+}
+
+/// The place among all disks of the one that is the volume of this number.
+pub(super) fn disk(layers: usize, volume: usize) -> usize {
+    usize::from(layers > 0) + 1 + volume
 }
 
 fn is_small_file(path: &Path) -> bool {

@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use sys::clone::{Child, ns};
 use sys::mount::{Change, attach, attr, clone_path, new_filesystem, propagation, set_attributes};
+use vmm::jail::Largest;
 
 const NAMESPACES: u64 = ns::MOUNT | ns::PID | ns::IPC | ns::UTS;
 /// Where programs are looked for.
@@ -41,8 +42,8 @@ pub(super) struct Program<'a> {
     pub(super) output: BorrowedFd<'a>,
     /// Files of the host that it finds in its root, by these names. Anybody may read them.
     pub(super) files: Vec<(&'a Path, &'static str)>,
-    /// No file of its becomes larger, in bytes, its guest's memory included.
-    pub(super) largest: u64,
+    /// How large a file of its may become, its guest's memory included.
+    pub(super) largest: Largest,
     /// The user and the group that it becomes.
     pub(super) user: u32,
 }

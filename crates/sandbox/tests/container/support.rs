@@ -157,7 +157,7 @@ pub fn create_with(root: &Rootfs, spec: &Value, init: bool) -> Result<Box_, Hull
         network_inside: &|| Ok(()),
         meanwhile: &|| (),
     })?;
-    let Created { sandbox, console } = created;
+    let Created { sandbox, console, .. } = created;
     Ok(Box_ { sandbox, console, out: out.into(), err: err.into(), cgroup })
 }
 
@@ -218,7 +218,7 @@ pub fn wait_readable(fd: &impl AsFd) {
 pub fn run(root: &Rootfs, spec: &Value) -> Result<Outcome, HullError> {
     let mut created = create(root, spec)?;
     match created.sandbox.start() {
-        Ok(()) => Ok(created.finish()),
+        Ok(_) => Ok(created.finish()),
         Err(e) => {
             created.sandbox.destroy().unwrap();
             Err(e)

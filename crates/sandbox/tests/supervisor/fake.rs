@@ -1,11 +1,16 @@
 //! A hull without isolation: plain child processes that wait for a signal before they become the workload.
+//!
+//! It takes its time where the environment of a process names a FIFO: over the creation (`BOOT`), the start (`START`), or an
+//! exec (`BEGIN`), until somebody writes to it, or for `LIMIT` milliseconds.
 
 use dhow_sandbox::hull::*;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open,
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use types::{Attachment, oci};
 
 pub struct FakeHull;
@@ -14,6 +19,7 @@ struct FakeSandbox {
     pid: Pid,
     pidfd: OwnedFd,
     child: bool,
+    process: oci::Process,
 }
 
 fn step(step: &str, source: impl Into<std::io::Error>) -> HullError {
@@ -62,13 +68,52 @@ fn spawn(
     Ok((pid, pidfd, console))
 }
 
+/// Until somebody writes to the FIFO.
+struct Slow {
+    fifo: OwnedFd,
+    until: Instant,
+    /// Goes on then.
+    held: Option<Pid>,
+}
+
+impl Slow {
+    fn by(name: &str, process: &oci::Process, held: Option<Pid>) -> Option<Box<dyn Pending>> {
+        let value = |name: &str| {
+            let env = process.env().as_deref().unwrap_or_default();
+            env.iter().filter_map(|e| e.split_once('=')).find(|(n, _)| *n == name).map(|(_, v)| v.to_owned())
+        };
+        // Readable as well as writable: it never ends.
+        let fifo = std::fs::File::options().read(true).write(true).open(value(name)?).unwrap().into();
+        let limit = value("LIMIT").map_or(600_000, |ms| ms.parse().unwrap());
+        Some(Box::new(Self { fifo, until: Instant::now() + Duration::from_millis(limit), held }))
+    }
+}
+
+impl Pending for Slow {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fifo.as_fd()
+    }
+    fn until(&self) -> Instant {
+        self.until
+    }
+    fn result(&mut self) -> Option<Result<(), HullError>> {
+        let mut fds = [PollFd::new(&self.fifo, PollFlags::IN)];
+        if poll(&mut fds, Some(&Timespec::default())).unwrap() > 0 {
+            self.held.into_iter().for_each(|pid| kill_process(pid, Signal::CONT).unwrap());
+            return Some(Ok(()));
+        }
+        (self.until <= Instant::now()).then(|| Err(HullError::Unsupported("it is late".into())))
+    }
+}
+
 impl Hull for FakeHull {
     fn create(&self, request: CreateRequest<'_>) -> Result<Created, HullError> {
         let netns = std::fs::File::open("/proc/self/ns/net").unwrap();
         (request.network_outside)(netns.as_fd())?;
         let process = request.spec.process().as_ref().unwrap();
         let (pid, pidfd, console) = spawn(process, request.stdio, true)?;
-        Ok(Created { sandbox: Box::new(FakeSandbox { pid, pidfd, child: true }), console })
+        let (pending, process) = (Slow::by("BOOT", process, None), process.clone());
+        Ok(Created { sandbox: Box::new(FakeSandbox { pid, pidfd, child: true, process }), console, pending })
     }
 
     fn adopt(&self, request: AdoptRequest<'_>) -> Result<Box<dyn Sandbox>, HullError> {
@@ -77,7 +122,8 @@ impl Hull for FakeHull {
         }
         let pid = Pid::from_raw(request.pid).unwrap();
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| step("pidfd", e))?;
-        Ok(Box::new(FakeSandbox { pid, pidfd, child: false }))
+        let process = request.spec.process().clone().unwrap();
+        Ok(Box::new(FakeSandbox { pid, pidfd, child: false, process }))
     }
 
     fn clean(&self, _: &str, _: &str) -> Result<(), HullError> {
@@ -99,8 +145,11 @@ impl Sandbox for FakeSandbox {
     fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
-    fn start(&mut self) -> Result<(), HullError> {
-        self.kill(Signal::CONT)
+    fn start(&mut self) -> Result<Option<Box<dyn Pending>>, HullError> {
+        match Slow::by("START", &self.process, Some(self.pid)) {
+            None => self.kill(Signal::CONT).map(|()| None),
+            slow => Ok(slow),
+        }
     }
     fn signal(&self, signal: i32) -> Result<(), HullError> {
         self.kill(Signal::from_named_raw(signal).unwrap())
@@ -134,8 +183,10 @@ impl Sandbox for FakeSandbox {
         Ok(vec![self.pid()])
     }
     fn exec(&mut self, request: ExecRequest<'_>) -> Result<ExecChild, HullError> {
-        let (pid, pidfd, console) = spawn(request.process, request.stdio, false)?;
-        Ok(ExecChild { pid: pid.as_raw_nonzero().get(), pidfd, console })
+        let slow = request.process.env().iter().flatten().any(|e| e.starts_with("BEGIN="));
+        let (pid, pidfd, console) = spawn(request.process, request.stdio, slow)?;
+        let pending = Slow::by("BEGIN", request.process, Some(pid));
+        Ok(ExecChild { pid: pid.as_raw_nonzero().get(), pidfd, console, pending })
     }
     fn oom_kills(&self) -> u64 {
         0

@@ -2,6 +2,7 @@
 
 mod fake;
 mod rig;
+mod slow;
 
 use dhow_sandbox::client::*;
 use rig::{BOTH, Rig, collect, until};
@@ -303,6 +304,12 @@ fn signals_pause_and_waiting() {
     );
     client.resume().unwrap();
     assert!(client.resume().is_err());
+    // Who holds it lets it go on by going, however it goes.
+    let mut holder = rig.client();
+    holder.hold().unwrap();
+    assert_eq!(rig.state().status, Status::Paused);
+    drop(holder);
+    until("it to go on", || rig.state().status == Status::Running);
     assert_eq!(client.stats().unwrap().pids, 1);
     assert_eq!(client.processes().unwrap(), [rig.state().pid]);
     assert_eq!(client.state().unwrap().status, Status::Running);

@@ -50,9 +50,24 @@ impl Rig {
 
     /// Starts the supervisor.
     pub fn launch(&mut self, attach: Option<AttachOptions>) -> Result<(i32, Option<Stream>), ClientError> {
+        self.begin(attach).started()
+    }
+
+    /// The same, and leaves it to the caller to wait for the start.
+    pub fn begin(&mut self, attach: Option<AttachOptions>) -> Launch {
         let (launch, theirs) = Launch::new(attach).unwrap();
         self.spawn(Some(theirs), false);
-        launch.started()
+        launch
+    }
+
+    /// Makes something of the workload's start wait for a FIFO ([`crate::fake`]).
+    pub fn slow(&mut self, name: &str) -> PathBuf {
+        let fifo = fifo(&self.tmp.path().join(name));
+        let process = self.bundle.spec.process_mut().as_mut().unwrap();
+        let mut env = process.env().clone().unwrap_or_default();
+        env.push(format!("{name}={}", fifo.display()));
+        process.set_env(Some(env));
+        fifo
     }
 
     pub fn adopt(&mut self) {
@@ -104,6 +119,13 @@ impl Rig {
         until("the supervisor's end", || child.try_wait().unwrap().is_some());
         child.wait().unwrap().code().unwrap_or(-1)
     }
+}
+
+/// Makes a FIFO.
+pub fn fifo(path: &Path) -> PathBuf {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    path.to_owned()
 }
 
 impl Drop for Rig {

@@ -332,6 +332,10 @@ impl Device for Block {
     }
 
     fn command(&mut self, command: Command) -> Result<bool, DeviceError> {
+        if command == Command::TakeSize {
+            let taken = self.storage.take_size();
+            return taken.map_err(|source| DeviceError::Host { what: "look at a disk's size", source });
+        }
         let (Command::LimitDisk(rate), Some(limits)) = (command, &mut self.limits) else { return Ok(false) };
         limits.read.set(&rate.read);
         limits.write.set(&rate.write);

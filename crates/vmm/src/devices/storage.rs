@@ -2,10 +2,10 @@
 //!
 //! Data moves between guest memory and the files without a copy.
 
-use crate::gpt::Layout;
+use crate::gpt::{Layout, SECTOR};
 use rustix::fs::FallocateFlags;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::iter;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -18,7 +18,7 @@ pub enum Storage {
     Raw {
         /// It.
         file: File,
-        /// Its size in bytes when it was opened, rounded down to whole sectors.
+        /// Its size in bytes when it was opened, or looked at last, rounded down to whole sectors.
         size: u64,
     },
     /// Read-only files behind a partition table.
@@ -44,6 +44,14 @@ impl Storage {
             Self::Raw { size, .. } => *size,
             Self::Partitions { layout, .. } => layout.size,
         }
+    }
+
+    /// Takes the size anew from a file that has become longer; false if it is not one file. It never becomes shorter.
+    pub fn take_size(&mut self) -> io::Result<bool> {
+        let Self::Raw { file, size } = self else { return Ok(false) };
+        let now = file.seek(SeekFrom::End(0))?;
+        *size = (*size).max(now - now % SECTOR);
+        Ok(true)
     }
 
     /// Reads from the disk into guest memory.

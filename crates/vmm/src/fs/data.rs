@@ -15,6 +15,9 @@ const FROM_CACHE: u32 = 1;
 /// FUSE_WRITE_KILL_SUIDGID, FUSE_OPEN_KILL_SUIDGID: see [`as_plain`].
 const PLAIN_WRITE: u32 = 1 << 2;
 const PLAIN_OPEN: u32 = 1;
+/// FOPEN_NOFLUSH: the driver does not tell when it is closed, which spares a request. Only for what has no mapping that was
+/// written to; record locks of it are given back when nobody has it open any more.
+const QUIET: u32 = 1 << 5;
 /// Bytes of `struct fuse_entry_out`, and of `struct fuse_dirent` without its name.
 const ENTRY: usize = 128;
 const DIRENT: usize = 24;
@@ -36,16 +39,22 @@ impl Server {
     }
 
     /// `struct fuse_open_out`.
-    fn keep(&self, node: u64, fd: OwnedFd, kind: Kind, to: &mut Writer) -> Done {
+    fn keep(&self, node: u64, fd: OwnedFd, kind: Kind, flags: u32, to: &mut Writer) -> Done {
         let handle = self.nodes().open(node, fd, kind)?;
-        to.u64(handle).u64(0);
+        to.u64(handle).u32(flags).u32(0);
         Ok(())
     }
 
     pub(super) fn open(&self, node: u64, from: &mut Reader<'_>, to: &mut Writer) -> Done {
         let ((flags, append), plain) = (flags(from.u32()?), from.u32()? & PLAIN_OPEN != 0);
-        let fd = as_plain(plain, || self.open_regular(node, flags))?;
-        self.keep(node, fd, Kind::File { append }, to)
+        // Emptied once it is known to be the file that is meant.
+        let fd = self.open_regular(node, flags - OFlags::TRUNC)?;
+        let reads = flags & OFlags::RWMODE == OFlags::RDONLY;
+        if flags.contains(OFlags::TRUNC) {
+            let other = if reads { Some(self.open_regular(node, OFlags::WRONLY)?) } else { None };
+            as_plain(plain, || rustix::fs::ftruncate(other.as_ref().unwrap_or(&fd), 0))?;
+        }
+        self.keep(node, fd, Kind::File { append }, if reads { QUIET } else { 0 }, to)
     }
 
     pub(super) fn create(&self, header: &Header, from: &mut Reader<'_>, to: &mut Writer) -> Done {
@@ -55,6 +64,9 @@ impl Server {
         let directory = self.directory(header.node)?;
         let (flags, append) = flags(guest);
         let only_new = OFlags::from_bits_retain(guest) & OFlags::EXCL;
+        // What unpacks, copies and checks out makes its files like this, each to be written once.
+        let new = !only_new.is_empty() && flags & OFlags::RWMODE == OFlags::WRONLY;
+        let quiet = if new { QUIET } else { 0 };
         // As for any open; what is there already may be anything.
         let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let flags = flags | only_new | careful | OFlags::CREATE;
@@ -67,7 +79,7 @@ impl Server {
         let node = self.entry(header.node, directory.as_fd(), name, to)?;
         let found = self.nodes().place(node)?.identity;
         let kept = match found == made {
-            true => self.keep(node, fd, Kind::File { append }, to),
+            true => self.keep(node, fd, Kind::File { append }, quiet, to),
             false => Err(Errno::STALE),
         };
         kept.inspect_err(|_| self.nodes().forget(node, 1))
@@ -134,7 +146,7 @@ impl Server {
 
     pub(super) fn open_directory(&self, node: u64, to: &mut Writer) -> Done {
         let fd = self.open_as(node, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        self.keep(node, fd, Kind::Directory, to)
+        self.keep(node, fd, Kind::Directory, 0, to)
     }
 
     /// `struct fuse_dirent` for each entry; with `plus`, `struct fuse_direntplus`, which is a LOOKUP of it, too.

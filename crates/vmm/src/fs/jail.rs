@@ -28,6 +28,7 @@ const CALLS: &[i64] = &[
     libc::SYS_fchownat,
     libc::SYS_fdatasync,
     libc::SYS_fgetxattr,
+    libc::SYS_flock,
     libc::SYS_flistxattr,
     libc::SYS_fremovexattr,
     libc::SYS_fsetxattr,

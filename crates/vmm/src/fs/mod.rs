@@ -17,6 +17,7 @@
 
 mod data;
 mod jail;
+mod locks;
 mod names;
 mod nodes;
 mod serve;
@@ -57,6 +58,8 @@ const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
 pub struct Server {
     root: OwnedFd,
     nodes: Mutex<Nodes>,
+    /// Who waits for locks.
+    locks: locks::Queue,
 }
 
 /// A node as a descriptor.
@@ -80,11 +83,18 @@ impl Server {
     /// Serves what is in the directory `root`; the guest may have as many files open as `handles` says.
     pub fn new(root: OwnedFd, handles: usize) -> std::io::Result<Self> {
         let found = look(&root)?;
-        Ok(Self { root, nodes: Mutex::new(Nodes::new(Identity::of(&found), handles)) })
+        let nodes = Mutex::new(Nodes::new(Identity::of(&found), handles));
+        Ok(Self { root, nodes, locks: locks::Queue::default() })
     }
 
-    /// Carries a request out. None has an answer to which there is none: those that forget and interrupt.
+    /// Carries a request out. None has an answer to which there is none: those that forget and interrupt, and those that
+    /// wait for a lock.
     pub fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+        self.answer_numbered(0, request)
+    }
+
+    /// The same of a request that is known by a number, by which those are answered who wait for a lock.
+    fn answer_numbered(&self, number: u64, request: &[u8]) -> Option<Vec<u8>> {
         let mut reader = Reader::new(request);
         let header = match reader.header() {
             Ok(header) => header,
@@ -100,8 +110,14 @@ impl Server {
                 let _ = self.forget_many(&mut reader);
                 return None;
             }
-            // Requests are too short to be interrupted.
+            // Requests are too short to be interrupted, and no driver of virtio-fs does it where they are not.
             op::INTERRUPT => return None,
+            op::SETLK | op::SETLKW => {
+                match self.set_lock(number, &header, &mut reader, header.opcode == op::SETLKW) {
+                    Ok(false) => return None,
+                    done => done.map(drop),
+                }
+            }
             _ => self.dispatch(&header, &mut reader, &mut answer),
         };
         Some(match done {
@@ -115,6 +131,7 @@ impl Server {
         match header.opcode {
             op::INIT => self.init(from, to),
             op::DESTROY => {
+                self.locks.clear();
                 self.nodes().clear();
                 Ok(())
             }
@@ -140,7 +157,9 @@ impl Server {
             op::WRITE => self.write(from, to),
             op::FSYNC => self.sync(from, false),
             op::FSYNCDIR => self.sync(from, true),
-            op::RELEASE | op::RELEASEDIR => self.nodes().release(from.u64()?),
+            op::RELEASE | op::RELEASEDIR => self.release(from),
+            op::FLUSH => self.flush(from),
+            op::GETLK => self.get_lock(from, to),
             op::FALLOCATE => self.allocate(from),
             op::LSEEK => self.seek(from, to),
             op::OPENDIR => self.open_directory(node, to),
@@ -150,7 +169,7 @@ impl Server {
             op::GETXATTR => self.get_xattr(node, from, to),
             op::LISTXATTR => self.list_xattrs(node, from, to),
             op::REMOVEXATTR => self.remove_xattr(node, from),
-            // The driver does without, and does not ask again: at each close of a file, for one, which has all been written.
+            // The driver does without, and does not ask again.
             _ => Err(Errno::NOSYS),
         }
     }
@@ -161,8 +180,11 @@ impl Server {
         if major < wire::MAJOR {
             return Err(Errno::PROTO);
         }
+        self.locks.clear();
         self.nodes().clear();
         let wanted = init::ASYNC_READ
+            | init::POSIX_LOCKS
+            | init::FLOCK_LOCKS
             | init::ATOMIC_O_TRUNC
             | init::BIG_WRITES
             | init::AUTO_INVAL_DATA
@@ -191,6 +213,11 @@ impl Server {
             self.nodes().forget(node, lookups);
         }
         Ok(())
+    }
+
+    /// Nobody asks any more.
+    fn end(&self) {
+        self.locks.end();
     }
 
     fn nodes(&self) -> MutexGuard<'_, Nodes> {

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::wire::ROOT;
 
@@ -77,6 +78,27 @@ pub struct Handle {
     pub fd: OwnedFd,
     pub kind: Kind,
     node: u64,
+    /// It has had a lock of flock(2).
+    locked: AtomicBool,
+}
+
+impl Handle {
+    /// Notes that it has a lock of flock(2).
+    pub fn locked(&self) {
+        self.locked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it may have one.
+    pub fn was_locked(&self) -> bool {
+        self.locked.load(Ordering::Relaxed)
+    }
+}
+
+/// What an owner has its record locks of a node by.
+struct Holder {
+    fd: Arc<OwnedFd>,
+    /// The file that it asked for the last of them by.
+    handle: u64,
 }
 
 /// Where a node lies.
@@ -95,6 +117,8 @@ pub struct Nodes {
     numbers: HashMap<Identity, u64>,
     handles: HashMap<u64, Arc<Handle>>,
     most_handles: usize,
+    /// By node and owner.
+    holders: HashMap<(u64, u64), Holder>,
     devices: HashMap<u64, u64>,
     next: u64,
 }
@@ -108,6 +132,7 @@ impl Nodes {
             numbers: HashMap::new(),
             handles: HashMap::new(),
             most_handles,
+            holders: HashMap::new(),
             devices: HashMap::new(),
             next: ROOT + 1,
         }
@@ -118,6 +143,7 @@ impl Nodes {
         self.nodes = HashMap::new();
         self.numbers = HashMap::new();
         self.handles = HashMap::new();
+        self.holders = HashMap::new();
     }
 
     fn number(&mut self) -> u64 {
@@ -223,11 +249,11 @@ impl Nodes {
 
     /// Keeps an open file.
     pub fn open(&mut self, node: u64, fd: OwnedFd, kind: Kind) -> Result<u64, Errno> {
-        if self.handles.len() >= self.most_handles {
+        if self.is_full() {
             return Err(Errno::NFILE);
         }
         let number = self.number();
-        let handle = Arc::new(Handle { fd, kind, node });
+        let handle = Arc::new(Handle { fd, kind, node, locked: AtomicBool::new(false) });
         if let Some(node) = self.nodes.get_mut(&node) {
             node.open = node.open.saturating_add(1);
             node.file.get_or_insert_with(|| Arc::clone(&handle));
@@ -248,14 +274,44 @@ impl Nodes {
         handle.map(|handle| (Arc::clone(handle), handle.node)).ok_or(Errno::BADF)
     }
 
-    pub fn release(&mut self, number: u64) -> Result<(), Errno> {
+    fn is_full(&self) -> bool {
+        self.handles.len() + self.holders.len() >= self.most_handles
+    }
+
+    /// The node of an open file.
+    pub fn node_of(&self, number: u64) -> Result<u64, Errno> {
+        self.file(number).map(|handle| handle.node)
+    }
+
+    /// What an owner has its record locks of a node by, if it has had any.
+    pub fn holder(&self, node: u64, owner: u64) -> Option<Arc<OwnedFd>> {
+        self.holders.get(&(node, owner)).map(|holder| Arc::clone(&holder.fd))
+    }
+
+    /// Keeps it.
+    pub fn hold(&mut self, node: u64, owner: u64, handle: u64, fd: Arc<OwnedFd>) -> Result<(), Errno> {
+        if !self.holders.contains_key(&(node, owner)) && self.is_full() {
+            return Err(Errno::NOLCK);
+        }
+        self.holders.insert((node, owner), Holder { fd, handle });
+        Ok(())
+    }
+
+    /// Gives back all record locks that an owner has of a node; whether there were any.
+    pub fn let_go(&mut self, node: u64, owner: u64) -> bool {
+        self.holders.remove(&(node, owner)).is_some()
+    }
+
+    /// Forgets an open file, and the record locks that were asked for by it.
+    pub fn release(&mut self, number: u64) -> Result<Arc<Handle>, Errno> {
         let handle = self.handles.remove(&number).ok_or(Errno::BADF)?;
+        self.holders.retain(|_, holder| holder.handle != number);
         if let Some(node) = self.nodes.get_mut(&handle.node) {
             node.open = node.open.saturating_sub(1);
             if node.open == 0 {
                 node.file = None;
             }
         }
-        Ok(())
+        Ok(handle)
     }
 }

@@ -5,6 +5,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::thread::Scope;
 
 /// Requests at a time: who waits for the disk does not hold up all others.
 const THREADS: usize = 4;
@@ -34,14 +35,26 @@ pub fn serve(socket: &OwnedFd, root: OwnedFd) -> Result<(), ServeError> {
         Ok(()) => converse(socket, &server),
         Err(e) => Err(e),
     };
-    std::thread::scope(|scope| {
-        for _ in 1..THREADS {
-            let spawned =
-                std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, || work().is_ok());
-            spawned.map_err(failed("start a thread"))?;
+    let wait = || {
+        // Else nobody gets a lock who has to wait for it.
+        if filter.apply().is_ok() {
+            server.wait_for_locks(|number, answer| {
+                // Where nobody hears it any more, the others end, too.
+                let _ = say(socket, &number.to_le_bytes(), &answer);
+            });
         }
-        work().map_err(failed("serve the guest's files"))
+    };
+    std::thread::scope(|scope| {
+        let started = (1..THREADS).try_for_each(|_| spawn(scope, || drop(work())));
+        let started = started.and_then(|()| spawn(scope, wait)).map_err(failed("start a thread"));
+        let served = started.and_then(|()| work().map_err(failed("serve the guest's files")));
+        server.end();
+        served
     })
+}
+
+fn spawn<'a>(scope: &'a Scope<'a, '_>, body: impl FnOnce() + Send + 'a) -> io::Result<()> {
+    std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, body).map(drop)
 }
 
 /// Takes requests until nobody sends any more. Each has a number in front, which its answer gets, too.
@@ -55,14 +68,21 @@ fn converse(socket: &OwnedFd, server: &Server) -> io::Result<()> {
             Err(Errno::INTR) => continue,
             Err(e) => return Err(e.into()),
         };
-        let Some((number, request)) = request.split_at_checked(NUMBER) else { continue };
-        let Some(answer) = server.answer(request) else { continue };
-        let answer = [number, &answer].concat();
-        match rustix::net::send(socket.as_fd(), &answer, SendFlags::NOSIGNAL) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let Some((number, request)) = request.split_first_chunk::<NUMBER>() else { continue };
+        let answer = server.answer_numbered(u64::from_le_bytes(*number), request);
+        match answer.map_or(Ok(()), |answer| say(socket, number, &answer)) {
+            Ok(()) => {}
             Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
             Err(e) => return Err(e.into()),
         }
+    }
+}
+
+fn say(socket: &OwnedFd, number: &[u8], answer: &[u8]) -> rustix::io::Result<()> {
+    let message = [number, answer].concat();
+    match rustix::net::send(socket.as_fd(), &message, SendFlags::NOSIGNAL) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(e) => Err(e),
     }
 }
 

@@ -45,6 +45,9 @@ impl Device for Recorder {
     fn interests(&self) -> Vec<Interest> {
         vec![Interest { fd: 0, events: 1, token: 3 }]
     }
+    fn command(&mut self, command: Command) -> Result<bool, DeviceError> {
+        Ok(command == Command::TakeSize)
+    }
     fn ready(&mut self, _token: u64, _events: u32) -> Result<(), DeviceError> {
         match self.0.lock().unwrap().fail {
             true => Err(DeviceError::Driver("told to fail".into())),
@@ -153,6 +156,12 @@ fn interrupts_are_raised_and_acknowledged() {
     assert_eq!((transport.get(0x60), transport.get(0xfc)), (3, 1));
     transport.set(0x64, 1);
     assert_eq!(transport.get(0x60), 2);
+    // A disk that has grown is a change of its configuration, and what it does not know is none.
+    transport.set(0x64, 2);
+    assert!(!transport.command(Command::Balloon(1)));
+    assert_eq!(transport.get(0x60), 0);
+    assert!(transport.command(Command::TakeSize));
+    assert_eq!((transport.get(0x60), transport.get(0xfc)), (2, 2));
 }
 
 #[test]

@@ -255,6 +255,26 @@ fn a_file_that_shrank_gives_an_error_not_old_data() {
 }
 
 #[test]
+fn a_disk_grows_with_its_file_and_never_shrinks() {
+    let (mut rig, file) = Rig::raw(1 << 20);
+    let capacity = |rig: &Rig| {
+        let mut sectors = [0; 8];
+        rig.block.read_config(0, &mut sectors);
+        u64::from_le_bytes(sectors) * SECTOR
+    };
+    file.set_len((2 << 20) + 100).unwrap();
+    assert_eq!((capacity(&rig), rig.request(VIRTIO_BLK_T_OUT, 2048, &[(DATA, 512)])), (1 << 20, IOERR));
+    assert!(rig.block.command(Command::TakeSize).unwrap());
+    assert_eq!((capacity(&rig), rig.request(VIRTIO_BLK_T_OUT, 2048, &[(DATA, 512)])), (2 << 20, OK));
+    file.set_len(4096).unwrap();
+    assert!(rig.block.command(Command::TakeSize).unwrap());
+    assert_eq!(capacity(&rig), 2 << 20);
+    let layout = Layout::of(&[4096]).unwrap();
+    let files = vec![raw(4096).1];
+    assert!(!Rig::new(Storage::Partitions { layout, files }, true).block.command(Command::TakeSize).unwrap());
+}
+
+#[test]
 fn a_full_disk_of_the_host_is_an_io_error_of_the_guest() {
     let full = File::options().read(true).write(true).open("/dev/full").unwrap();
     let mut rig = Rig::new(Storage::Raw { file: full, size: 1 << 20 }, false);

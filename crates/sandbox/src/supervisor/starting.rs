@@ -1,0 +1,149 @@
+//! A start that the hull takes its time over: a machine that boots.
+//!
+//! ```text
+//! building ──► executing ──► running
+//!    │ stop, kill  │ kill, `rm -f`; a stop when its patience is over
+//!    └─────────────┴──► aborted: undone, exit code 137
+//! ```
+//!
+//! As long as it is building no instruction of the workload's has run: whoever wants its end has it at once. A signal that
+//! comes later waits for the workload to hear it, and so do changes that the hull would not know of yet.
+
+use super::channel::Channel;
+use super::connection::{Connection, Role};
+use super::core::Core;
+use super::requests::SIGKILL;
+use crate::hull::{Pending, Sandbox};
+use crate::protocol::{Failure, Request, Response};
+use types::{ErrorKind, Status};
+
+/// Whether there is such a start, or such a command. In a guest there is none, and its agent must be small.
+pub(super) const TAKES_TIME: bool = cfg!(feature = "host");
+/// The exit code of what is killed.
+const KILLED: i32 = 137;
+
+/// How far a start is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The hull builds.
+    Building,
+    /// The order to execute the workload is given.
+    Executing,
+}
+
+/// See the module.
+pub(super) struct Starting {
+    pub(super) sandbox: Box<dyn Sandbox>,
+    pub(super) io: Channel,
+    pub(super) pending: Box<dyn Pending>,
+    pub(super) stage: Stage,
+    /// To be undone, once nobody looks at it.
+    pub(super) aborted: bool,
+    /// What is done when it is over.
+    postponed: Vec<(u64, Request)>,
+    /// The signal of a stop.
+    pub(super) stop: Option<i32>,
+}
+
+impl Starting {
+    pub(super) fn new(
+        sandbox: Box<dyn Sandbox>,
+        io: Channel,
+        pending: Box<dyn Pending>,
+        stage: Stage,
+    ) -> Self {
+        Self { sandbox, io, pending, stage, aborted: false, postponed: Vec::new(), stop: None }
+    }
+
+    /// Whether a signal that ends the workload ends the start: it need not be asked, or will not be.
+    pub(super) fn ends_by(&self, signal: i32) -> bool {
+        self.stage == Stage::Building || signal == SIGKILL
+    }
+
+    fn keeps_waiting(&self, request: &Request) -> bool {
+        match request {
+            Request::Update { .. }
+            | Request::Rename { .. }
+            | Request::ConnectNetwork(_)
+            | Request::DisconnectNetwork { .. } => true,
+            Request::Signal { signal } => self.stage == Stage::Executing && *signal != SIGKILL,
+            _ => false,
+        }
+    }
+}
+
+impl Core<'_> {
+    /// The start that takes its time.
+    pub(super) fn under_way(&self) -> Option<&Starting> {
+        self.starting.as_ref().filter(|_| TAKES_TIME)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn under_way_mut(&mut self) -> Option<&mut Starting> {
+        self.starting.as_mut().filter(|_| TAKES_TIME)
+    }
+
+    /// Puts a request off that wants a container which runs or does not run; gives back any other.
+    pub(super) fn postpone(&mut self, id: u64, client: &mut Connection, request: Request) -> Option<Request> {
+        match self.under_way_mut().filter(|s| s.keeps_waiting(&request)) {
+            Some(starting) => {
+                starting.postponed.push((id, request));
+                client.role = Role::Postponed;
+                None
+            }
+            None => Some(request),
+        }
+    }
+
+    /// The hull may be ready, or time is up.
+    pub(super) fn start_proceeds(&mut self) {
+        let Some(mut starting) = self.starting.take_if(|s| !s.aborted) else { return };
+        let Some(result) = starting.pending.result() else {
+            self.starting = Some(starting);
+            return;
+        };
+        let Starting { sandbox, io, stage, postponed, stop, .. } = starting;
+        let begun = match (result, stage) {
+            (Err(e), _) => Err(self.undo(sandbox, e.into())),
+            (Ok(()), Stage::Building) => self.execute(sandbox, io),
+            (Ok(()), Stage::Executing) => {
+                self.runs(sandbox, io);
+                Ok(())
+            }
+        };
+        match &mut self.starting {
+            Some(next) => (next.postponed, next.stop) = (postponed, stop),
+            None => self.start_over(begun, postponed, stop),
+        }
+    }
+
+    /// Undoes a start that nobody wants any more.
+    pub(super) fn abort_start(&mut self) {
+        let Some(Starting { sandbox, postponed, .. }) = self.starting.take() else { return };
+        let message =
+            format!("Container {} was stopped before its workload had started", self.bundle.id.as_str());
+        let why = self.undo(sandbox, Failure { kind: ErrorKind::Conflict, message, exit_code: KILLED });
+        self.kill_at = None;
+        self.state.status = Status::Exited;
+        self.event("die", &[("exitCode", KILLED.to_string())]);
+        self.start_over(Err(why), postponed, None);
+    }
+
+    fn start_over(&mut self, begun: Result<(), Failure>, postponed: Vec<(u64, Request)>, stop: Option<i32>) {
+        let failed = begun.is_err();
+        self.report(begun);
+        if let Some(signal) = stop {
+            self.tell_stop(signal);
+        }
+        for (id, request) in postponed {
+            let Some(mut client) = self.clients.remove(&id) else { continue };
+            client.role = Role::Idle;
+            if failed {
+                client.answer(Response::Failed(self.not_running()));
+            } else {
+                self.request(id, &mut client, request);
+            }
+            self.clients.insert(id, client);
+        }
+    }
+}
