@@ -41,6 +41,9 @@ VERSION = "/v1.41"
 MAPS = set("Annotations AuxiliaryAddresses Bindings Containers Data DriverOpts ExposedPorts IndexConfigs Internal Labels Networks networks "
            "Options Options2 PortBindings Ports Runtimes Status Storage StorageOpt Sysctls Tmpfs Volumes Config.Options "
            "LogConfig.Config io_service stats Attributes".split())
+# What depends on the host: its security modules, its cgroup version, what its disks count.
+LABELS = {"AppArmorProfile", "ProcessLabel", "MountLabel"}
+OF_VERSION = {"max_usage", "failcnt"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$")
 
 
@@ -66,13 +69,15 @@ def shape(value, key="", above=""):
         return "bool"
     if isinstance(value, (int, float)):
         return "number"
+    if key in LABELS or key.endswith("_recursive"):
+        return "any " + ("text" if key in LABELS else "list")
     if isinstance(value, str):
         return text(value)
     if isinstance(value, list):
         return [merged([shape(v) for v in value])] if value else []
     if key in MAPS or f"{above}.{key}" in MAPS:
         return {"*": merged([shape(v) for v in value.values()])} if value else {}
-    return {k: shape(v, k, key) for k, v in sorted(value.items())}
+    return {k: shape(v, k, key) for k, v in sorted(value.items()) if k not in OF_VERSION}
 
 
 def merged(shapes):
