@@ -158,8 +158,9 @@ fn endpoint(value: &mut Value, version: u32) {
 
 /// Takes out what an older version does not know.
 fn forget(value: &mut Value, version: u32, since: &[(u32, &str)]) {
+    let Some(map) = value.as_object_mut() else { return };
     for (_, key) in since.iter().filter(|(first, _)| version < *first) {
-        value.as_object_mut().map(|map| map.remove(*key));
+        map.remove(*key);
     }
 }
 
