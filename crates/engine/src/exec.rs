@@ -98,14 +98,16 @@ impl Engine {
     pub fn execs(&self, name: &str) -> Result<Vec<ExecInfo>> {
         let container = self.find(name)?;
         match self.liveness(&container)? {
-            Liveness::Supervised(_) => match self.client(&container).and_then(|client| Ok(client.execs()?)) {
-                // It ended meanwhile, and its sessions with it.
-                Err(
-                    EngineError::NotRunning(_)
-                    | EngineError::Client(ClientError::Gone | ClientError::Connect { .. }),
-                ) => Ok(Vec::new()),
-                found => found,
-            },
+            Liveness::Supervised(_) => {
+                match self.client(&container).and_then(|mut client| Ok(client.execs()?)) {
+                    // It ended meanwhile, and its sessions with it.
+                    Err(
+                        EngineError::NotRunning(_)
+                        | EngineError::Client(ClientError::Gone | ClientError::Connect { .. }),
+                    ) => Ok(Vec::new()),
+                    found => found,
+                }
+            }
             Liveness::Ended(..) => Ok(Vec::new()),
         }
     }
