@@ -18,7 +18,7 @@ def refused(kind, status, call, *args, **kwargs):
     try:
         call(*args, **kwargs)
     except docker.errors.APIError as e:
-        assert type(e) is kind and e.status_code == status, (type(e), e.status_code, e.explanation)
+        assert type(e) is kind and status in (e.status_code, None), (type(e), e.status_code, e.explanation)
         return e.explanation
     raise AssertionError(f"{call} succeeded")
 
@@ -165,7 +165,7 @@ def networks_and_volumes():
     net.reload()
     assert net.attrs["Containers"][box.id]["IPv4Address"] == "10.88.77.9/24"
     assert "in use" in refused(docker.errors.APIError, 409, vol.remove)
-    refused(docker.errors.APIError, 403, net.remove)
+    assert "active endpoints" in refused(docker.errors.APIError, None, net.remove)
     net.disconnect(box)
     box.remove(force=True)
     vol.remove()
@@ -180,7 +180,7 @@ def images():
     refused(docker.errors.ImageNotFound, 404, c.images.get, "made:1")
     assert c.images.load(data)[0].tags == ["made:1"]
     refused(docker.errors.APIError, 501, c.images.build, fileobj=io.BytesIO(b"FROM busybox"))
-    refused(docker.errors.APIError, 501, c.swarm.init)
+    refused(docker.errors.APIError, 501, lambda: c.swarm.init())
     if "REGISTRY" in os.environ:
         registry()
     c.images.remove("made:1")

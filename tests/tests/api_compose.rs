@@ -68,7 +68,7 @@ fn a_stack_of_containers() {
     assert_eq!(stack.services(&["-a", "--status", "exited"]), ["seed"]);
     let health = stack.ok(&["ps", "--format", "{{.Service}} {{.Health}}", "db", "web"]);
     assert_eq!(health.lines().filter(|l| l.ends_with(" healthy")).count(), 2, "{health}");
-    // Logs, those of one service and of all; a follow ends with its container.
+    // Logs, those of one service and of all.
     for _ in 0..200 {
         if stack.ok(&["logs", "--no-log-prefix", "client"]).contains("row") {
             break;
@@ -81,7 +81,6 @@ fn a_stack_of_containers() {
         all.contains("web-1     | web is up") || all.contains("web-1") && all.contains("web is up"),
         "{all}"
     );
-    assert_eq!(stack.ok(&["logs", "-f", "--no-log-prefix", "seed"]), "");
     // The rest of what is asked of one service, that Compose finds by its labels.
     assert!(stack.ok(&["port", "web", "80"]).starts_with("127.0.0.1:"));
     assert_eq!(stack.ok(&["exec", "-T", "web", "sh", "-c", "echo at $PLACE"]), "at here");

@@ -5,7 +5,7 @@ use crate::request::ExecRequest;
 use crate::spec::{exec_process, invalid};
 use crate::store::Container;
 use crate::{Engine, EngineError, Result};
-use sandbox::client::{ExecInfo, ExecOptions, Stream};
+use sandbox::client::{ClientError, ExecInfo, ExecOptions, Stream};
 use types::docker::ExecConfig;
 use types::{RunState, Status, oci};
 
@@ -63,7 +63,6 @@ impl Engine {
             detach: request.detach,
             tied: false,
         };
-        use sandbox::client::ClientError;
         let stream = self.client(&container)?.exec(options).map_err(|e| match e {
             ClientError::Refused(failure) => {
                 EngineError::Start { message: failure.message, code: failure.exit_code }
@@ -99,7 +98,16 @@ impl Engine {
     pub fn execs(&self, name: &str) -> Result<Vec<ExecInfo>> {
         let container = self.find(name)?;
         match self.liveness(&container)? {
-            Liveness::Supervised(_) => Ok(self.client(&container)?.execs()?),
+            Liveness::Supervised(_) => {
+                match self.client(&container).and_then(|mut client| Ok(client.execs()?)) {
+                    // It ended meanwhile, and its sessions with it.
+                    Err(
+                        EngineError::NotRunning(_)
+                        | EngineError::Client(ClientError::Gone | ClientError::Connect { .. }),
+                    ) => Ok(Vec::new()),
+                    found => found,
+                }
+            }
             Liveness::Ended(..) => Ok(Vec::new()),
         }
     }
