@@ -202,6 +202,67 @@ fn a_killed_server_stops_nothing() {
     store.ok(&["rm", "box"]);
 }
 
+/// Whatever a workload makes of the directory that it was given, nobody is led out of it.
+#[test]
+fn binds_stay_beneath_their_directory() {
+    let Some(store) = busybox::store() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let allowed = std::fs::canonicalize(dir.path()).unwrap();
+    std::fs::create_dir(allowed.join("sub")).unwrap();
+    std::fs::write(allowed.join("sub/seen"), "").unwrap();
+    let server = Server::start(&store, &["--restrict", &format!("bind={}", allowed.display())]);
+    let body = |bind: String| json!({"Image": "busybox", "Cmd": ["ls", "/m"], "HostConfig": {"NetworkMode": "none", "Binds": [bind]}});
+    let made = create(&server, "inside", body(format!("{}/sub:/m", allowed.display())));
+    assert_eq!(made.status, 201, "{}", String::from_utf8_lossy(&made.body));
+    assert_eq!(server.ask("POST", "/containers/inside/start", None).status, 204);
+    assert_eq!(server.ask("POST", "/containers/inside/wait", None).json()["StatusCode"], 0);
+    assert_eq!(store.ok(&["logs", "inside"]), "seen");
+    std::fs::rename(allowed.join("sub"), allowed.join("was")).unwrap();
+    std::os::unix::fs::symlink("/etc", allowed.join("sub")).unwrap();
+    for verb in ["start", "restart?t=0"] {
+        let answer = server.ask("POST", &format!("/containers/inside/{verb}"), None);
+        assert_eq!(answer.status, 403, "{verb}: {}", String::from_utf8_lossy(&answer.body));
+    }
+    // Nor by who is under no rule and looks at none.
+    store.out(&["start", "inside"]);
+    store.ok(&["wait", "inside"]);
+    assert_eq!(store.ok(&["logs", "inside"]), "seen");
+    store.ok(&["rm", "inside"]);
+}
+
+/// Stops that never end keep neither threads nor the supervisor from others.
+#[test]
+fn stops_that_never_end_stop_nobody() {
+    let Some((store, server)) = served(&[]) else { return };
+    let deaf = json!({"Image": "busybox", "Cmd": ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"], "HostConfig": {"NetworkMode": "none"}});
+    assert_eq!(create(&server, "deaf", deaf).status, 201);
+    assert_eq!(server.ask("POST", "/containers/deaf/start", None).status, 204);
+    let held: Vec<UnixStream> = (0..300)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&server.socket).unwrap();
+            stream
+                .write_all(
+                    b"POST /containers/deaf/stop?t=-1 HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n",
+                )
+                .unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(server.ask("GET", "/containers/json", None).status, 200);
+    drop(held);
+    until("the kill", || server.ask("POST", "/containers/deaf/kill", None).status == 204);
+    assert_eq!(server.ask("POST", "/containers/deaf/wait", None).json()["StatusCode"], 137);
+    // The code of what was removed is told to who waited for that.
+    let mut waits = UnixStream::connect(&server.socket).unwrap();
+    waits.write_all(b"POST /containers/deaf/wait?condition=removed HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").unwrap();
+    let mut head = [0; 12];
+    waits.read_exact(&mut head).unwrap();
+    store.ok(&["rm", "deaf"]);
+    let mut rest = String::new();
+    waits.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\"StatusCode\":137"), "{rest}");
+}
+
 #[test]
 fn rules_hold_and_are_named() {
     let Some((store, server)) = served(&["--restrict", "image=busybox*"]) else { return };

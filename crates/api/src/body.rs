@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Most bytes that are read of a body that nobody wants, and how long its next piece may take.
 const UNWANTED: usize = 1 << 20;
 const UNWANTED_PATIENCE: Duration = Duration::from_secs(2);
+/// How long an upload may stand still.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(600);
 /// Pieces on their way: as many as keep both sides busy.
 const PIECES: usize = 4;
 /// What is collected before it is sent.
@@ -176,6 +178,8 @@ pub async fn drain(mut body: Incoming) {
 pub struct BodyReader {
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     rest: Bytes,
+    /// All of it was read; a body whose end was not seen is not whole.
+    ended: bool,
 }
 
 impl BodyReader {
@@ -183,30 +187,35 @@ impl BodyReader {
     pub fn new(mut body: Incoming) -> Self {
         let (to, pieces) = mpsc::channel(PIECES);
         tokio::spawn(async move {
-            while let Some(frame) = body.frame().await {
-                let piece = match frame {
-                    Ok(frame) => match frame.into_data() {
-                        Ok(data) => Ok(data),
-                        Err(_) => continue,
+            loop {
+                let piece = match tokio::time::timeout(UPLOAD_PATIENCE, body.frame()).await {
+                    Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                    Ok(Some(Err(e))) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, e)),
+                    Ok(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) if !data.is_empty() => Ok(data),
+                        _ => continue,
                     },
-                    Err(e) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, e)),
+                    // An empty piece is the end.
+                    Ok(None) => Ok(Bytes::new()),
                 };
-                if to.send(piece).await.is_err() {
+                let last = piece.as_ref().map_or(true, Bytes::is_empty);
+                if to.send(piece).await.is_err() || last {
                     return;
                 }
             }
         });
-        Self { pieces, rest: Bytes::new() }
+        Self { pieces, rest: Bytes::new(), ended: false }
     }
 }
 
 impl Read for BodyReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.rest.is_empty() {
+        while self.rest.is_empty() && !self.ended {
             match self.pieces.blocking_recv() {
-                None => return Ok(0),
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Some(piece) => self.rest = piece?,
             }
+            self.ended = self.rest.is_empty();
         }
         let n = out.len().min(self.rest.len());
         let piece = self.rest.split_to(n);

@@ -14,6 +14,8 @@ use tokio::sync::{Notify, Semaphore};
 
 /// Between two requests, and for the whole head of one.
 const HEAD: Duration = Duration::from_secs(120);
+/// Between two questions whether a silent client is there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 /// For a handshake of TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Most bytes of a request's head.
@@ -62,6 +64,7 @@ pub(crate) async fn accept(server: Arc<Server>, listener: Active, places: Arc<Se
             },
             Active::Tls(listener, acceptor) => match listener.accept().await {
                 Ok((stream, _)) => {
+                    watch(&stream);
                     let acceptor = acceptor.clone();
                     tokio::spawn(async move {
                         let wire = Wire::of(&stream);
@@ -76,6 +79,16 @@ pub(crate) async fn accept(server: Arc<Server>, listener: Active, places: Arc<Se
             },
         }
     }
+}
+
+/// A client of another host that vanished does not say so: it is asked.
+fn watch(stream: &tokio::net::TcpStream) {
+    use rustix::net::sockopt;
+    // Without it the connection works as well; it only may last too long.
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, KEEPALIVE);
+    let _ = sockopt::set_tcp_keepintvl(stream, KEEPALIVE);
+    let _ = sockopt::set_tcp_keepcnt(stream, 4);
 }
 
 async fn serve(

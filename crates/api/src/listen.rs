@@ -17,6 +17,11 @@ pub enum ListenError {
     /// What is there is not a socket.
     #[error("{0} exists and is not a socket: choose another path with --socket")]
     NotASocket(PathBuf),
+    /// A socket of systemd's that would be open to all.
+    #[error(
+        "the socket that systemd handed over is no Unix socket: TCP is served with mutual TLS only (--host)"
+    )]
+    NotUnix,
     /// The system refused.
     #[error("cannot listen at {at}: {source}")]
     Io {
@@ -78,9 +83,15 @@ impl Listener {
         Ok(Self::Unix(listener, Some(path.to_owned())))
     }
 
-    /// A Unix socket that systemd listens at already (`sd_listen_fds(3)`).
-    pub fn inherited(fd: OwnedFd) -> Self {
-        Self::Unix(UnixListener::from(fd), None)
+    /// A Unix socket that systemd listens at already (`sd_listen_fds(3)`). One of another family is refused: TCP without TLS
+    /// is never served.
+    pub fn inherited(fd: OwnedFd) -> Result<Self, ListenError> {
+        let at = || "the socket of systemd".to_owned();
+        let family = rustix::net::sockopt::socket_domain(&fd).map_err(|e| failed(at())(e.into()))?;
+        if family != rustix::net::AddressFamily::UNIX {
+            return Err(ListenError::NotUnix);
+        }
+        Ok(Self::Unix(UnixListener::from(fd), None))
     }
 
     /// TCP, for clients whose certificate this authority signed.

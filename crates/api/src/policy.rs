@@ -10,6 +10,9 @@ use types::docker::{
     ContainerConfig, EndpointSettings, HostConfig, MountType, NetworkCreateRequest, VolumeCreateRequest,
 };
 
+/// Longer than any name of an image that a registry takes.
+const LONGEST_NAME: usize = 1024;
+
 /// A rule that cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PolicyError {
@@ -80,17 +83,33 @@ impl Restrict {
 
     /// Whether an image may be used.
     pub fn admit_image(&self, image: &str) -> Result<(), Fault> {
-        let full = types::ImageRef::parse(image).map(|r| r.familiar()).unwrap_or_else(|_| image.to_owned());
-        if self.images.is_empty() || self.images.iter().any(|p| matches(p, image) || matches(p, &full)) {
+        if self.images.is_empty() {
+            return Ok(());
+        }
+        let is_id = image.strip_prefix("sha256:").unwrap_or(image).bytes().all(|b| b.is_ascii_hexdigit());
+        let full = match types::ImageRef::parse(image) {
+            Ok(reference) if image.len() <= LONGEST_NAME => reference.familiar(),
+            _ => return Err(Fault::invalid("invalid reference format: that is no name of an image")),
+        };
+        if !is_id && self.images.iter().any(|p| matches(p, image) || matches(p, &full)) {
             return Ok(());
         }
         Err(refused("image", &format!("the image {image} is not on the list ({})", self.images.join(", "))))
     }
 
-    /// Whether a volume may be made: one that is a directory of the host's is a bind mount by another name.
+    /// Whether images may come in as archives, under whatever names.
+    pub fn admit_archive(&self) -> Result<(), Fault> {
+        match self.images.is_empty() {
+            true => Ok(()),
+            false => Err(refused("image", "archives are not on the list of images")),
+        }
+    }
+
+    /// Whether a volume may be made: a directory of the host's is a bind mount by another name, and what a guest wrote is
+    /// not for the host's kernel to read.
     pub fn admit_volume(&self, request: &VolumeCreateRequest) -> Result<(), Fault> {
         let options = request.driver_opts.iter().flatten();
-        match options.into_iter().find(|(key, _)| matches!(key.as_str(), "device" | "o" | "type")) {
+        match options.into_iter().find(|(key, _)| !matches!(key.as_str(), "size" | "journal")) {
             Some((key, value)) => {
                 Err(refused("bind", &format!("volumes with the option {key}={value} are not allowed")))
             }
@@ -127,6 +146,7 @@ impl Restrict {
         }
         for mount in host.mounts.iter().flatten() {
             match mount.typ {
+                Some(MountType::IMAGE) => self.admit_image(mount.source.as_deref().unwrap_or_default())?,
                 Some(MountType::BIND) => self.admit_bind(mount.source.as_deref().unwrap_or_default())?,
                 Some(MountType::VOLUME) => {
                     let driver = mount.volume_options.as_ref().and_then(|o| o.driver_config.as_ref());
@@ -143,9 +163,14 @@ impl Restrict {
     }
 
     fn admit_bind(&self, source: &str) -> Result<(), Fault> {
-        // The path that is mounted, not the one that is written: a link below an allowed directory leads out of it.
-        let real = std::fs::canonicalize(source).ok().filter(|p| is_plain(p));
-        if real.is_some_and(|real| self.binds.iter().any(|dir| real.starts_with(dir))) {
+        // A link below an allowed directory may lead out of it. What is below it at each start the engine finds by
+        // itself, beneath the directory (`CreateRequest::beneath`); this is for the sentence.
+        let written = Path::new(source);
+        let real = std::fs::canonicalize(source).ok().filter(|_| is_plain(written));
+        let lies_below = |dir: &PathBuf| {
+            written.starts_with(dir) && real.as_ref().is_some_and(|real| real.starts_with(dir))
+        };
+        if self.binds.iter().any(lies_below) {
             return Ok(());
         }
         let allowed: Vec<_> = self.binds.iter().map(|d| d.display().to_string()).collect();
@@ -223,14 +248,18 @@ fn additions(host: &HostConfig) -> Result<(), Fault> {
     }
 }
 
-/// `*` stands for any text.
+/// `*` stands for any text. Takes no more steps than both are long together times two, whatever they are.
 fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((head, rest)) => text.strip_prefix(head).is_some_and(|tail| {
-            (0..=tail.len()).filter_map(|at| tail.get(at..)).any(|tail| matches(rest, tail))
-        }),
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|head| text.strip_prefix(head)) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        match rest.find(part).and_then(|at| rest.get(at + part.len()..)) {
+            Some(tail) => rest = tail,
+            None => return false,
+        }
     }
+    rest.ends_with(last)
 }
 
 #[cfg(test)]
@@ -268,6 +297,23 @@ mod tests {
     }
 
     #[test]
+    fn stars_stand_for_any_text() {
+        for (pattern, text, fits) in [
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("*", "", true),
+            ("a*", "ab", true),
+            ("*b", "ab", true),
+            ("a*b*c", "a1b2c", true),
+            ("a*b*c", "a1c2b", false),
+            ("ab*ba", "aba", false),
+            ("a**b", "ab", true),
+        ] {
+            assert_eq!(matches(pattern, text), fits, "{pattern} {text}");
+        }
+    }
+
+    #[test]
     fn binds_lie_below_directories() {
         let dir = tempfile::tempdir().unwrap();
         let real = std::fs::canonicalize(dir.path()).unwrap();
@@ -286,7 +332,14 @@ mod tests {
     fn rules_are_read() {
         let r = Restrict::parse(&["vm,image=registry.example/*", "image=hello"]).unwrap();
         assert!(r.vm_only && r.admit_image("hello").is_ok() && r.admit_image("registry.example/a:1").is_ok());
-        assert!(r.admit_image("evil").is_err());
+        assert!(r.admit_image("evil").is_err() && r.admit_archive().is_err());
+        assert!(r.admit_image("0123456789ab").is_err(), "an id says nothing of the image");
+        let slow = Restrict::parse(&["image=r.example/*/ci-*:v1"]).unwrap();
+        assert!(
+            slow.admit_image("r.example/a/ci-b:v1").is_ok()
+                && slow.admit_image("r.example/a/cib:v1").is_err()
+        );
+        assert!(slow.admit_image(&("r.example/".to_owned() + &"/ci-".repeat(900_000))).is_err());
         assert_eq!(Restrict::parse(&["nonsense"]), Err(PolicyError::Unknown("nonsense".into())));
         assert_eq!(Restrict::parse(&["bind=../x"]), Err(PolicyError::Path("../x".into())));
     }

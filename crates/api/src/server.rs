@@ -10,8 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Connections at once; more wait in the listening socket's queue.
+/// Connections at once; more wait in the listening socket's queue. Fewer where the process may open fewer files: a
+/// connection costs up to four, and the engine needs some.
 const MOST_CONNECTIONS: usize = 4096;
+const FILES_EACH: u64 = 4;
+const FILES_OF_OUR_OWN: u64 = 256;
 /// Calls of the engine at once.
 const MOST_CALLS: usize = 256;
 /// How long a thread without work is kept.
@@ -68,7 +71,8 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> io::Result<()> {
 
 async fn run(server: Arc<Server>, listeners: Vec<Listener>, ready: impl FnOnce()) -> io::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let places = Arc::new(tokio::sync::Semaphore::new(MOST_CONNECTIONS));
+    let most = most_connections();
+    let places = Arc::new(tokio::sync::Semaphore::new(most));
     let mut tasks = Vec::new();
     let mut removers = Vec::new();
     for listener in listeners {
@@ -85,8 +89,19 @@ async fn run(server: Arc<Server>, listeners: Vec<Listener>, ready: impl FnOnce()
         task.abort();
     }
     drop(removers);
-    let all = u32::try_from(MOST_CONNECTIONS).unwrap_or(u32::MAX);
+    let all = u32::try_from(most).unwrap_or(u32::MAX);
     connection::CLOSING.notify_waiters();
     let _ = tokio::time::timeout(LAST_CALLS, places.acquire_many(all)).await;
     Ok(())
+}
+
+/// Takes as many open files as the process may have, and tells how many connections that makes.
+fn most_connections() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // What is not granted is not counted on.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let places = files.saturating_sub(FILES_OF_OUR_OWN) / FILES_EACH;
+    usize::try_from(places).unwrap_or(MOST_CONNECTIONS).clamp(16, MOST_CONNECTIONS)
 }

@@ -113,34 +113,52 @@ pub fn websocket(ask: &mut Ask) -> Result<(Response<Body>, Socket), Fault> {
     Ok((answer, Box::pin(socket)))
 }
 
+/// Two directions that do not wait for each other.
 async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
-    mut socket: WebSocketStream<S>,
-    mut to: DuplexStream,
-    mut from: DuplexStream,
+    socket: WebSocketStream<S>,
+    to: DuplexStream,
+    from: DuplexStream,
 ) {
-    use futures_util::{SinkExt, StreamExt};
+    use futures_util::StreamExt;
+    let (sink, messages) = socket.split();
+    tokio::select! {
+        () = outward(sink, from) => {}
+        () = inward(messages, to) => {}
+    }
+}
+
+async fn outward<K: futures_util::Sink<Message> + Unpin>(mut sink: K, mut from: DuplexStream) {
+    use futures_util::SinkExt;
     let mut buffer = vec![0; 16 << 10];
-    let mut open = true;
     loop {
-        tokio::select! {
-            n = from.read(&mut buffer) => match n {
-                Ok(n) if n > 0 => {
-                    let piece = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
-                    if socket.send(Message::Binary(piece)).await.is_err() {
-                        return;
-                    }
-                }
-                _ => {
-                    let _ = socket.close(None).await;
-                    return;
-                }
-            },
-            message = socket.next(), if open => match message {
-                Some(Ok(Message::Binary(bytes))) => open = to.write_all(&bytes).await.is_ok(),
-                Some(Ok(Message::Text(text))) => open = to.write_all(text.as_bytes()).await.is_ok(),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
-            },
+        let n = from.read(&mut buffer).await.unwrap_or(0);
+        let piece = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
+        if piece.is_empty() {
+            let _ = sink.close().await;
+            return;
+        }
+        if sink.send(Message::Binary(piece)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Ends when the client has gone; input that nobody takes is read all the same.
+async fn inward<E>(
+    mut messages: impl futures_util::Stream<Item = Result<Message, E>> + Unpin,
+    mut to: DuplexStream,
+) {
+    use futures_util::StreamExt;
+    let mut taken = true;
+    while let Some(Ok(message)) = messages.next().await {
+        let bytes = match message {
+            Message::Binary(bytes) => bytes,
+            Message::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
+            Message::Close(_) => return,
+            _ => continue,
+        };
+        if taken {
+            taken = to.write_all(&bytes).await.is_ok();
         }
     }
 }

@@ -7,6 +7,15 @@ use hyper::Response;
 use std::cell::RefCell;
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
+use tokio::sync::Semaphore;
+
+/// Uploads and downloads at once, and followers of logs and events: each has a thread.
+static STREAMS: Semaphore = Semaphore::const_new(128);
+static FOLLOWERS: Semaphore = Semaphore::const_new(2048);
+
+fn full() -> Fault {
+    Fault::new(503, "the server has as many streams as it can: try again when others have ended")
+}
 
 /// A store's database: the same path may name another one later (`system reset`).
 type Identity = (u64, u64);
@@ -81,10 +90,15 @@ pub async fn run_apart<T: Send + 'static>(
 fn apart<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<impl Future<Output = Result<T, Fault>>, Fault> {
+    let place = STREAMS.try_acquire().map_err(|_| full())?;
     let (tell, told) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("stream".into())
-        .spawn(move || drop(tell.send(job())))
+        .spawn(move || {
+            let done = job();
+            drop(place);
+            drop(tell.send(done))
+        })
         .map_err(|e| Fault::new(503, format!("no thread can be had for the request: {e}")))?;
     Ok(async { told.await.unwrap_or_else(|_| Err(Fault::internal("the request's thread died"))) })
 }
@@ -96,9 +110,14 @@ pub async fn follow(
 ) -> Result<Response<Body>, Fault> {
     let (writer, begun, body) = BodyWriter::pair();
     let (tell, done) = tokio::sync::oneshot::channel();
+    let place = FOLLOWERS.try_acquire().map_err(|_| full())?;
     let thread = std::thread::Builder::new().name("follow".into()).stack_size(256 << 10);
     thread
-        .spawn(move || drop(tell.send(conclude(writer, Late::BrokenOff, job))))
+        .spawn(move || {
+            let done = conclude(writer, Late::BrokenOff, job);
+            drop(place);
+            drop(tell.send(done))
+        })
         .map_err(|e| Fault::new(503, format!("no thread can be had for the stream: {e}")))?;
     answer(head, begun, body, async {
         done.await.unwrap_or_else(|_| Err(Fault::internal("the stream's thread died")))

@@ -37,7 +37,8 @@ impl Engine {
         config.image = Some(request.image.clone());
         let mut host = request.host;
         fill_in(&mut host);
-        let mounts = self.mounts_of(&config, &host)?;
+        let mut mounts = self.mounts_of(&config, &host)?;
+        mounts.iter_mut().for_each(|mount| mount.confine(&request.beneath));
         let mut container = Container {
             id: new_id()?,
             name: request.name.clone().unwrap_or_default(),

@@ -11,7 +11,9 @@ use types::Status;
 use types::docker::{ExecConfig, ExecInspectResponse, ProcessConfig};
 
 /// How long a session is remembered that nobody starts, or whose container has ended.
-const KEPT: Duration = Duration::from_secs(3600);
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// 128 and SIGKILL.
+const KILLED: i64 = 137;
 /// From so many on the old ones are looked for.
 const MANY: usize = 256;
 
@@ -27,6 +29,9 @@ pub struct CreatedExec {
     /// Its exit code, where it never began.
     #[serde(default)]
     pub failed: Option<i64>,
+    /// It was started.
+    #[serde(default)]
+    pub started: bool,
 }
 
 impl Engine {
@@ -47,7 +52,13 @@ impl Engine {
         let container = self.find(name)?;
         self.admit_container(&container)?;
         let id = crate::create::new_id()?.to_string();
-        let made = CreatedExec { id: id.clone(), container: container.id.to_string(), config, failed: None };
+        let made = CreatedExec {
+            id: id.clone(),
+            container: container.id.to_string(),
+            config,
+            failed: None,
+            started: false,
+        };
         let dir = self.execs_dir();
         {
             use std::os::unix::fs::DirBuilderExt;
@@ -80,11 +91,17 @@ impl Engine {
     pub fn admit_exec(&self, made: &CreatedExec) -> Result<()> {
         let container = self.find(&made.container)?;
         self.admit_container(&container)?;
-        let again = made.failed.is_some() || self.execs(&made.container)?.iter().any(|e| e.id == made.id);
+        let again = made.started || self.execs(&made.container)?.iter().any(|e| e.id == made.id);
         if again {
             return Err(EngineError::Conflict(format!("exec instance {} has already run", made.id)));
         }
         Ok(())
+    }
+
+    /// Remembers that a session begins now; it can do so once.
+    pub fn begin_exec(&self, made: &CreatedExec) -> Result<()> {
+        self.admit_exec(made)?;
+        self.write_exec(&CreatedExec { started: true, ..made.clone() })
     }
 
     fn admit_container(&self, container: &crate::store::Container) -> Result<()> {
@@ -123,13 +140,19 @@ impl Engine {
         };
         let info = execs.into_iter().find(|e| e.id == made.id);
         let running = info.as_ref().is_some_and(|e| e.exit_code.is_none());
+        // Whose container ended was killed with it, as Docker has it.
+        let killed = made.started && info.is_none() && !self.status(&made.container)?.is_active();
         let config = &made.config;
         let words = config.cmd.clone().unwrap_or_default();
         Ok(ExecInspectResponse {
             can_remove: Some(false),
             detach_keys: Some(config.detach_keys.clone().unwrap_or_default()),
             running: Some(running),
-            exit_code: info.as_ref().and_then(|e| e.exit_code.map(i64::from)).or(made.failed),
+            exit_code: info
+                .as_ref()
+                .and_then(|e| e.exit_code.map(i64::from))
+                .or(made.failed)
+                .or(killed.then_some(KILLED)),
             process_config: Some(ProcessConfig {
                 privileged: Some(config.privileged.unwrap_or(false)),
                 user: config.user.clone().filter(|u| !u.is_empty()),

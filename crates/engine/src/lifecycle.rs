@@ -72,6 +72,27 @@ impl Engine {
         Err(ClientError::Gone.into())
     }
 
+    /// Asks a container to end as [`Engine::stop`] does, and returns what tells of its end; none where it does not run. Its
+    /// answer may stay out when the supervisor dies: then ask again.
+    pub fn begin_stop(
+        &self,
+        name: &str,
+        signal: Option<&str>,
+        timeout: Option<i64>,
+    ) -> Result<Option<sandbox::client::Waiting>> {
+        let signal = signal.map(signals::parse).transpose()?;
+        let container = self.find(name)?;
+        let asked = self.running(container.id.as_str()).and_then(|(_, _, client)| {
+            client.stopping(signal, timeout).map_err(|e| self.refused(&container, e))
+        });
+        match asked {
+            Ok(waiting) => Ok(Some(waiting)),
+            Err(EngineError::NotRunning(_)) => Ok(None),
+            Err(EngineError::Client(e)) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Stops it, if it runs, and starts it.
     pub fn restart(&self, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
         let signal = signal.map(signals::parse).transpose()?;

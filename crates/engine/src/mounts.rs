@@ -104,10 +104,22 @@ impl UserMount {
         }
     }
 
+    /// Has a bind mount from below one of these directories found beneath it, as a part of a volume is.
+    pub(crate) fn confine(&mut self, beneath: &[PathBuf]) {
+        let found = beneath.iter().find_map(|dir| Some((dir, self.source.strip_prefix(dir).ok()?)));
+        if self.kind == Kind::Bind
+            && let Some((dir, rest)) = found
+            && let Some(rest) = rest.to_str().filter(|r| !r.is_empty())
+        {
+            (self.subpath, self.source) = (rest.to_owned(), dir.clone());
+        }
+    }
+
     /// As `inspect` and `ps` show it.
     pub fn point(&self, paths: &Paths) -> docker::MountPoint {
         let source = match self.kind {
-            Kind::Bind => self.source.clone(),
+            Kind::Bind if self.subpath.is_empty() => self.source.clone(),
+            Kind::Bind => self.source.join(&self.subpath),
             Kind::Volume => paths.volume(&self.volume),
             Kind::Image => PathBuf::from(&self.volume),
             Kind::Tmpfs => PathBuf::new(),

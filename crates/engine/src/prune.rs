@@ -104,6 +104,7 @@ impl Engine {
             remove_file(&paths.root.join(name))?;
         }
         remove_tree(&paths.run.join("sandboxes"))?;
+        remove_tree(&paths.run.join("execs"))?;
         remove_tree(&paths.run.join("volumes"))?;
         remove_layer_mounts(&paths.layer_mounts())?;
         for name in ["events.jsonl", "events.jsonl.1", "layer-format"] {

@@ -33,6 +33,9 @@ pub struct CreateRequest {
     /// What it wants of its networks, in the order of its interfaces. The one that `host.network_mode` names is the
     /// first, whether it is here or not; `default` stands for it.
     pub networks: Vec<(String, docker::EndpointSettings)>,
+    /// Directories whose bind mounts are found beneath them anew at each start, whatever links lie there by then: for who
+    /// must not get out of them.
+    pub beneath: Vec<std::path::PathBuf>,
 }
 
 /// A created container.

@@ -12,8 +12,13 @@ pub enum Waiting {
     Ended(i64),
     /// Its supervisor answers when it has. Without an answer, ask again.
     Running(sandbox::client::Waiting),
-    /// It does not run. When it last was started, in nanoseconds since the epoch: give that when asking again.
-    NotStarted(i64),
+    /// It does not run.
+    NotStarted {
+        /// When it last was started, in nanoseconds since the epoch: give that when asking again.
+        since: i64,
+        /// How its last run ended, if there was one.
+        last: Option<i64>,
+    },
 }
 
 impl Engine {
@@ -24,12 +29,12 @@ impl Engine {
         match self.liveness(&container)? {
             Liveness::Supervised(state) if !state.status.is_active() && state.status != Status::Exited => {
                 // Another command holds it, perhaps to start it.
-                Ok(Waiting::NotStarted(since.unwrap_or(state.started_ns)))
+                Ok(Waiting::NotStarted { since: since.unwrap_or(state.started_ns), last: None })
             }
             Liveness::Supervised(_) => match self.client(&container) {
                 Ok(client) => Ok(Waiting::Running(client.waiting(condition)?)),
                 Err(EngineError::NotRunning(_) | EngineError::Client(ClientError::Gone)) => {
-                    Ok(Waiting::NotStarted(since.unwrap_or(0)))
+                    Ok(Waiting::NotStarted { since: since.unwrap_or(0), last: None })
                 }
                 Err(e) => Err(e),
             },
@@ -42,7 +47,8 @@ impl Engine {
                 Ok(if ended {
                     Waiting::Ended(state.exit_code.into())
                 } else {
-                    Waiting::NotStarted(since.unwrap_or(state.started_ns))
+                    let last = (state.started_ns > 0).then(|| state.exit_code.into());
+                    Waiting::NotStarted { since: since.unwrap_or(state.started_ns), last }
                 })
             }
         }

@@ -22,14 +22,11 @@ fn path(ask: &Ask) -> Result<PathBuf, Fault> {
 
 /// The description of a path, as the header has it.
 async fn stat(ask: &Ask, id: &str) -> Result<(String, PathBuf), Fault> {
-    let (name, path) = (id.to_owned(), path(ask)?);
-    let restrict = ask.server.settings.policy.restrict.clone();
+    let path = path(ask)?;
+    let name = super::entered(ask, id).await?;
     let asked = path.clone();
     let shown = ask
         .run(move |engine| {
-            if let Some(rules) = restrict {
-                super::admit(engine, &name, &rules)?;
-            }
             let stat = engine.stat_path(&name, &asked)?;
             Ok(json!({
                 "name": stat.name, "size": stat.size, "mode": stat.mode,
@@ -50,23 +47,20 @@ pub async fn head(ask: Ask, id: &str) -> Answer {
 
 pub async fn get(ask: Ask, id: &str) -> Answer {
     let (stat, path) = stat(&ask, id).await?;
-    let name = id.to_owned();
+    let name = super::entered(&ask, id).await?;
     let head = ask::head(TAR).header(STAT, stat);
     ask.stream(head, Late::BrokenOff, move |engine, out| Ok(engine.copy_from(&name, &path, None, out)?)).await
 }
 
 pub async fn put(mut ask: Ask, id: &str) -> Answer {
-    let (name, path) = (id.to_owned(), path(&ask)?);
+    let path = path(&ask)?;
+    let name = super::entered(&ask, id).await?;
     let options = UnpackOptions {
         no_overwrite_dir_non_dir: ask.query.flag("noOverwriteDirNonDir"),
         ..UnpackOptions::default()
     };
-    let restrict = ask.server.settings.policy.restrict.clone();
     let mut tar = BodyReader::new(ask.take_body()?);
     ask.run_apart(move |engine| {
-        if let Some(rules) = restrict {
-            super::admit(engine, &name, &rules)?;
-        }
         let (_, mut tar) = image::decompress(&mut tar)
             .map_err(|e| Fault::invalid(format!("the archive cannot be read: {e}")))?;
         Ok(engine.copy_to(&name, &path, &mut tar, &options)?)
@@ -76,12 +70,8 @@ pub async fn put(mut ask: Ask, id: &str) -> Answer {
 }
 
 pub async fn export(ask: Ask, id: &str) -> Answer {
-    let name = id.to_owned();
-    let restrict = ask.server.settings.policy.restrict.clone();
+    let name = super::entered(&ask, id).await?;
     ask.stream(ask::head("application/octet-stream"), Late::BrokenOff, move |engine, out| {
-        if let Some(rules) = restrict {
-            super::admit(engine, &name, &rules)?;
-        }
         Ok(engine.export(&name, out)?)
     })
     .await

@@ -86,31 +86,20 @@ async fn prepare(ask: &Ask, id: &str) -> Result<(Wanted, Source), Fault> {
         stdout: ask.query.flag("stdout"),
         stderr: ask.query.flag("stderr"),
     };
-    let name = id.to_owned();
-    let restrict = ask.server.settings.policy.restrict.clone();
+    let (shown, name) = (id.to_owned(), super::entered(ask, id).await?);
     let (wanted, stream) = ask
         .run(move |engine| {
-            if let Some(rules) = restrict {
-                super::admit(engine, &name, &rules)?;
-            }
             let config = engine.inspect(&name, false)?.config.unwrap_or_default();
             let tty = config.tty == Some(true);
             let streams = AttachOptions { stdin: asked.stdin && config.open_stdin == Some(true), ..asked };
-            let wanted = Wanted {
-                id: engine.id(&name)?.to_string(),
-                streams,
-                live,
-                logs,
-                tty,
-                keys: tty.then_some(keys),
-            };
+            let wanted = Wanted { id: name.clone(), streams, live, logs, tty, keys: tty.then_some(keys) };
             let stream = match engine.status(&name)? {
                 Status::Paused => {
-                    let why = format!("container {name} is paused, unpause the container before attach");
+                    let why = format!("container {shown} is paused, unpause the container before attach");
                     return Err(Fault::conflict(why));
                 }
                 Status::Restarting => {
-                    let why = format!("Container {name} is restarting, wait until the container is running");
+                    let why = format!("Container {shown} is restarting, wait until the container is running");
                     return Err(Fault::conflict(why));
                 }
                 Status::Running if live => match engine.attach(&name, streams) {

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use types::docker::ContainerUpdateBody;
 
+/// How often a stop is asked for again when the supervisor is killed meanwhile.
+const ATTEMPTS: u32 = 5;
 /// Between two readings.
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -87,17 +89,13 @@ pub async fn act(mut ask: Ask, id: &str, verb: &str) -> Answer {
     match verb {
         "stop" => {
             let timeout = ask.query.number("t")?;
-            let stopped = ask
-                .run(move |engine| {
-                    let was = is_active(engine, &name)?;
-                    engine.stop(&name, signal.as_deref(), timeout)?;
-                    Ok(was)
-                })
-                .await?;
+            let stopped = stop(&ask, &name, signal, timeout).await?;
             ask::empty(if stopped { StatusCode::NO_CONTENT } else { StatusCode::NOT_MODIFIED })
         }
         "restart" => {
             let timeout = ask.query.number("t")?;
+            let name = super::entered(&ask, &name).await?;
+            stop(&ask, &name, signal.clone(), timeout).await?;
             ask.run(move |engine| Ok(engine.restart(&name, signal.as_deref(), timeout)?)).await?;
             ask::empty(StatusCode::NO_CONTENT)
         }
@@ -110,6 +108,7 @@ pub async fn act(mut ask: Ask, id: &str, verb: &str) -> Answer {
             ask::empty(StatusCode::NO_CONTENT)
         }
         "unpause" => {
+            let name = super::entered(&ask, &name).await?;
             ask.run(move |engine| Ok(engine.unpause(&name)?)).await?;
             ask::empty(StatusCode::NO_CONTENT)
         }
@@ -128,6 +127,7 @@ pub async fn act(mut ask: Ask, id: &str, verb: &str) -> Answer {
         }
         "update" => {
             let change: ContainerUpdateBody = ask.shape().await?;
+            let name = super::entered(&ask, &name).await?;
             let warnings = ask.run(move |engine| Ok(engine.update(&name, &change)?)).await?;
             let mut shown = json!({"Warnings": warnings});
             shapes::null_if_empty(&mut shown["Warnings"]);
@@ -135,6 +135,28 @@ pub async fn act(mut ask: Ask, id: &str, verb: &str) -> Answer {
         }
         _ => Err(Fault::not_found("page not found")),
     }
+}
+
+/// Ends it, and tells whether it ran. However long it takes, no thread waits for it, and a client that goes takes its
+/// question along.
+async fn stop(ask: &Ask, name: &str, signal: Option<String>, timeout: Option<i64>) -> Result<bool, Fault> {
+    let mut ran = false;
+    for _ in 0..ATTEMPTS {
+        let (name, signal) = (name.to_owned(), signal.clone());
+        let begun = ask.run(move |engine| Ok(engine.begin_stop(&name, signal.as_deref(), timeout)?)).await;
+        match begun {
+            Ok(None) => return Ok(ran),
+            Ok(Some(end)) => {
+                ran = true;
+                if super::wait::answered(end).await?.is_some() {
+                    return Ok(true);
+                }
+            }
+            Err(fault) if ran && fault.status == 404 => return Ok(true),
+            Err(fault) => return Err(fault),
+        }
+    }
+    Err(Fault::internal(format!("the supervisor of {name} was killed again and again")))
 }
 
 /// Whether it runs, or is paused or about to restart.

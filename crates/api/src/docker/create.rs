@@ -22,11 +22,8 @@ pub async fn create(mut ask: Ask) -> Answer {
         return Err(Fault::invalid("no image was named: give one in Image"));
     }
     let networks = endpoints(networks)?;
-    if let Some(rules) = &ask.server.settings.policy.restrict {
-        rules.admit(&config, &host)?;
-        networks.iter().try_for_each(|(_, settings)| rules.admit_endpoint(settings))?;
-    }
     let platform = ask.query.get("platform").map(Platform::parse).transpose();
+    let restrict = ask.server.settings.policy.restrict.clone();
     let request = CreateRequest {
         name: ask.query.get("name").map(|n| n.strip_prefix('/').unwrap_or(n).to_owned()),
         image: config.image.clone().unwrap_or_default(),
@@ -36,8 +33,16 @@ pub async fn create(mut ask: Ask) -> Answer {
         config,
         host,
         networks,
+        beneath: restrict.as_ref().map(|rules| rules.binds.clone()).unwrap_or_default(),
     };
-    let created = ask.run(move |engine| Ok(engine.create(request, &image::Quiet)?)).await?;
+    let created = ask.run(move |engine| {
+        if let Some(rules) = restrict {
+            rules.admit(&request.config, &request.host)?;
+            request.networks.iter().try_for_each(|(_, settings)| rules.admit_endpoint(settings))?;
+        }
+        Ok(engine.create(request, &image::Quiet)?)
+    });
+    let created = created.await?;
     ask::json(StatusCode::CREATED, &json!({"Id": created.id.as_str(), "Warnings": created.warnings}))
 }
 

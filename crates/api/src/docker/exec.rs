@@ -17,16 +17,10 @@ pub async fn create(mut ask: Ask, id: &str) -> Answer {
         return Err(Fault::invalid("No exec command specified"));
     }
     engine::keys::parse(config.detach_keys.as_deref().unwrap_or_default()).map_err(Fault::invalid)?;
-    let name = id.to_owned();
-    let restrict = ask.server.settings.policy.restrict.clone();
+    let name = super::entered(&ask, id).await?;
+    refuse_privileged(&ask, &config)?;
     let id = ask
         .run(move |engine| {
-            if let Some(rules) = restrict {
-                super::admit(engine, &name, &rules)?;
-                if config.privileged == Some(true) {
-                    return Err(crate::policy::refused("privileged", "privileged commands are not allowed"));
-                }
-            }
             engine.create_exec(&name, config).map_err(|e| match e {
                 EngineError::NotRunning(id) => Fault::conflict(format!("container {id} is not running")),
                 e => e.into(),
@@ -39,15 +33,13 @@ pub async fn create(mut ask: Ask, id: &str) -> Answer {
 pub async fn start(mut ask: Ask, id: &str) -> Answer {
     let how: ExecStartConfig = ask.shape().await?;
     let session = id.to_owned();
-    let restrict = ask.server.settings.policy.restrict.clone();
+    let made = ask.run(move |engine| Ok(engine.created_exec(&session)?)).await?;
+    super::entered(&ask, &made.container).await?;
+    refuse_privileged(&ask, &made.config)?;
     let made = ask
         .run(move |engine| {
-            let made = engine.created_exec(&session)?;
-            if let Some(rules) = restrict {
-                super::admit(engine, &made.container, &rules)?;
-            }
             // Told as errors of their own, before the connection is taken over.
-            engine.admit_exec(&made)?;
+            engine.begin_exec(&made)?;
             Ok(made)
         })
         .await?;
@@ -101,6 +93,14 @@ fn begin(engine: &Engine, container: &str, request: &ExecRequest) -> Result<Opti
         engine.fail_exec(id, e.exit_code());
     }
     Ok(done?.1)
+}
+
+/// Whoever made the session, perhaps by another server.
+fn refuse_privileged(ask: &Ask, config: &ExecConfig) -> Result<(), Fault> {
+    match ask.server.settings.policy.restrict.is_some() && config.privileged == Some(true) {
+        true => Err(crate::policy::refused("privileged", "privileged commands are not allowed")),
+        false => Ok(()),
+    }
 }
 
 /// As with Docker, what fails now is told in the stream, and by the exit code.

@@ -71,6 +71,10 @@ pub async fn tag(ask: Ask, name: &str) -> Answer {
         None => repository.to_owned(),
     };
     let reference = ImageRef::parse(&full).map_err(|e| Fault::invalid(e.to_string()))?;
+    if let Some(rules) = &ask.server.settings.policy.restrict {
+        rules.admit_image(name)?;
+        rules.admit_image(&full)?;
+    }
     let name = name.to_owned();
     ask.run(move |engine| {
         let id = engine.images().tag(&name, &reference)?;
@@ -98,15 +102,11 @@ pub async fn commit(mut ask: Ask) -> Answer {
         message: ask.query.get("comment").map(str::to_owned),
         pause: ask.query.flag_or("pause", true),
     };
-    let restrict = ask.server.settings.policy.restrict.clone();
-    let id = ask
-        .run(move |engine| {
-            if let Some(rules) = restrict {
-                super::admit(engine, &name, &rules)?;
-            }
-            Ok(engine.commit(&name, &options)?)
-        })
-        .await?;
+    if let (Some(rules), Some(reference)) = (&ask.server.settings.policy.restrict, &options.reference) {
+        rules.admit_image(reference)?;
+    }
+    let name = super::entered(&ask, &name).await?;
+    let id = ask.run(move |engine| Ok(engine.commit(&name, &options)?)).await?;
     ask::json(StatusCode::CREATED, &json!({"Id": id.to_string()}))
 }
 
@@ -131,11 +131,10 @@ pub async fn load(mut ask: Ask) -> Answer {
     // Docker tells of the progress only to who asks for it.
     let quiet = ask.query.flag_or("quiet", true);
     let mut tar = BodyReader::new(ask.take_body()?);
-    let restrict = ask.server.settings.policy.restrict.clone();
+    if let Some(rules) = &ask.server.settings.policy.restrict {
+        rules.admit_archive()?;
+    }
     ask.stream(ask::head("application/json"), Late::Document, move |engine, out| {
-        if let Some(rules) = &restrict {
-            rules.admit_image("<an archive>")?;
-        }
         // What is wrong with the archive is told in the stream.
         out.begin();
         let told = super::registry::Messages::new(out);

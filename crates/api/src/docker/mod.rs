@@ -197,6 +197,19 @@ fn changes_nothing(method: &Method, parts: &[&str]) -> bool {
         || matches!(parts, ["containers", _, "wait"])
 }
 
+/// The full id of a container that a client may enter or start; all that follows goes by the id, since names move.
+async fn entered(ask: &Ask, name: &str) -> Result<String, Fault> {
+    let (name, restrict) = (name.to_owned(), ask.server.settings.policy.restrict.clone());
+    ask.run(move |engine| {
+        let id = engine.id(&name)?.to_string();
+        if let Some(rules) = restrict {
+            admit(engine, &id, &rules)?;
+        }
+        Ok(id)
+    })
+    .await
+}
+
 /// Whether a container that exists keeps to a server's rules: what is entered must be as harmless as what is made.
 fn admit(engine: &engine::Engine, name: &str, rules: &policy::Restrict) -> Result<(), Fault> {
     let found = engine.inspect(name, false)?;

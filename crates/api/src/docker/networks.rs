@@ -49,14 +49,13 @@ pub async fn prune(ask: Ask) -> Answer {
 pub async fn connect(mut ask: Ask, id: &str) -> Answer {
     let request: NetworkConnectRequest = ask.shape().await?;
     let network = id.to_owned();
-    let restrict = ask.server.settings.policy.restrict.clone();
+    let container = super::entered(&ask, &request.container).await?;
+    if let Some(rules) = &ask.server.settings.policy.restrict {
+        request.endpoint_config.iter().try_for_each(|settings| rules.admit_endpoint(settings))?;
+    }
     ask.run(move |engine| {
-        if let Some(rules) = restrict {
-            super::admit(engine, &request.container, &rules)?;
-            request.endpoint_config.iter().try_for_each(|settings| rules.admit_endpoint(settings))?;
-        }
         let settings = request.endpoint_config.unwrap_or_default();
-        engine.connect_network(&network, &request.container, settings).map_err(forbidden)
+        engine.connect_network(&network, &container, settings).map_err(forbidden)
     })
     .await?;
     ask::empty(StatusCode::OK)

@@ -190,7 +190,7 @@ async fn import(mut ask: Ask) -> Answer {
         ));
     }
     if let Some(rules) = &ask.server.settings.policy.restrict {
-        rules.admit_image("<an archive>")?;
+        rules.admit_archive()?;
     }
     let name = ask.query.get("repo").map(|repository| match ask.query.get("tag") {
         Some(tag) => format!("{repository}:{tag}"),
@@ -228,6 +228,9 @@ pub async fn push(ask: Ask, name: &str) -> Answer {
         None => name.to_owned(),
     };
     let reference = ImageRef::parse(&full).map_err(|e| Fault::invalid(e.to_string()))?;
+    if let Some(rules) = &ask.server.settings.policy.restrict {
+        rules.admit_image(&full)?;
+    }
     let options = PushOptions { access: access(&ask) };
     ask.stream(ask::head("application/json"), Late::Document, move |engine, out| {
         let all = if every { engine.tags_of(&reference)? } else { vec![reference.clone()] };
@@ -260,7 +263,7 @@ pub async fn auth(mut ask: Ask) -> Answer {
         host => host.to_owned(),
     };
     let access = auth.access();
-    ask.run(move |_| image::verify_login(&host, &access).map_err(refused_login)).await?;
+    ask.run_apart(move |_| image::verify_login(&host, &access).map_err(refused_login)).await?;
     ask::json(StatusCode::OK, &json!({"Status": "Login Succeeded", "IdentityToken": ""}))
 }
 
@@ -274,8 +277,11 @@ fn refused_login(e: image::ImageError) -> Fault {
 /// `distribution/{name}/json`.
 pub async fn distribution(ask: Ask, name: &str) -> Answer {
     let reference = ImageRef::parse(name).map_err(|e| Fault::invalid(e.to_string()))?;
+    if let Some(rules) = &ask.server.settings.policy.restrict {
+        rules.admit_image(name)?;
+    }
     let access = access(&ask);
-    let found = ask.run(move |_| Ok(image::describe(&reference, &access)?)).await?;
+    let found = ask.run_apart(move |_| Ok(image::describe(&reference, &access)?)).await?;
     let platforms: Vec<Value> = found
         .platforms
         .iter()
@@ -303,7 +309,7 @@ pub async fn search(ask: Ask) -> Answer {
     if !(1..=100).contains(&limit) {
         return Err(Fault::invalid(format!("limit {limit} is outside the range of [1, 100]")));
     }
-    let found = ask.run(move |_| Ok(image::search(&term, limit)?)).await?;
+    let found = ask.run_apart(move |_| Ok(image::search(&term, limit)?)).await?;
     ask::json(StatusCode::OK, &found)
 }
 

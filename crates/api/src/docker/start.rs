@@ -11,16 +11,15 @@ use sandbox::client::{AttachOptions, Stream};
 const NOTHING: AttachOptions = AttachOptions { stdin: false, stdout: false, stderr: false };
 
 pub async fn start(ask: Ask, id: &str) -> Answer {
-    let name = id.to_owned();
-    let restrict = ask.server.settings.policy.restrict.clone();
-    let (id, runs) = ask
-        .run(move |engine| {
-            if let Some(rules) = restrict {
-                super::admit(engine, &name, &rules)?;
-            }
-            Ok((engine.id(&name)?.to_string(), containers::is_active(engine, &name)?))
-        })
-        .await?;
+    let id = super::entered(&ask, id).await?;
+    // A client that goes takes nobody's start along.
+    let done = tokio::spawn(begin_with_all(ask, id)).await;
+    done.unwrap_or_else(|e| Err(Fault::internal(format!("the start broke off: {e}"))))
+}
+
+async fn begin_with_all(ask: Ask, id: String) -> Answer {
+    let name = id.clone();
+    let runs = ask.run(move |engine| containers::is_active(engine, &name)).await?;
     if runs {
         // Paused is an error of its own.
         ask.run(move |engine| Ok(engine.start(&id, None).map(drop)?)).await?;

@@ -15,6 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// After which time a container is first looked at that somebody else may start.
 const LOOK: Duration = Duration::from_millis(100);
+/// Never taken for success.
+const UNKNOWN: &str = "the exit code is unknown: the container was removed before anybody could read it";
 /// How rarely in the end.
 const RARELY: Duration = Duration::from_secs(1);
 
@@ -30,7 +32,7 @@ pub async fn wait(ask: Ask, id: &str) -> Answer {
         .run(move |engine| Ok((engine.id(&name)?.to_string(), engine.begin_wait(&name, condition, None)?)))
         .await?;
     // Registered before the head of the answer goes out.
-    let next = matches!(first, Waiting::NotStarted(_)).then(|| ask.server.rendezvous.wait(&id));
+    let next = matches!(first, Waiting::NotStarted { .. }).then(|| ask.server.rendezvous.wait(&id));
     let (to, body) = mpsc::channel(1);
     let told_always = ask.version < 42;
     tokio::spawn(async move {
@@ -40,7 +42,7 @@ pub async fn wait(ask: Ask, id: &str) -> Answer {
                 let mut document = match end {
                     Ok(End::Failed { code, message }) => json!({"StatusCode": code, "Error": {"Message": message}}),
                     Ok(End::Exited(code)) => json!({"StatusCode": code}),
-                    Ok(End::Unknown) => json!({"StatusCode": 0}),
+                    Ok(End::Unknown) => json!({"StatusCode": -1, "Error": {"Message": UNKNOWN}}),
                     Err(fault) => json!({"StatusCode": -1, "Error": {"Message": fault.message}}),
                 };
                 if told_always && document["Error"].is_null() {
@@ -63,6 +65,7 @@ async fn until_the_end(
     let mut waiting = first;
     // When it had last been started, of one that did not run.
     let mut since = None;
+    let mut last = None;
     let mut look = LOOK;
     loop {
         match waiting {
@@ -71,9 +74,12 @@ async fn until_the_end(
                 if let Some(code) = answered(answer).await? {
                     return Ok(End::Exited(code));
                 }
+                // Its supervisor went without a word; if the run is over, it is this one.
+                since = Some(i64::MIN);
             }
-            Waiting::NotStarted(started) => {
+            Waiting::NotStarted { since: started, last: code } => {
                 since.get_or_insert(started);
+                last = code.or(last);
                 tokio::select! {
                     end = told(&mut next) => match end {
                         End::Unknown => next = None,
@@ -90,13 +96,13 @@ async fn until_the_end(
             Ok(waiting) => waiting,
             // It is gone; who took it along may know its code.
             Err(fault) if fault.status == 404 => {
-                return Ok(match next {
-                    Some(next) => tokio::time::timeout(LOOK, next)
-                        .await
-                        .ok()
-                        .and_then(Result::ok)
-                        .unwrap_or(End::Unknown),
-                    None => End::Unknown,
+                let told = match next {
+                    Some(next) => tokio::time::timeout(LOOK, next).await.ok().and_then(Result::ok),
+                    None => None,
+                };
+                return Ok(match told {
+                    None | Some(End::Unknown) => last.map_or(End::Unknown, End::Exited),
+                    Some(end) => end,
                 });
             }
             Err(fault) => return Err(fault),
@@ -113,7 +119,7 @@ async fn told(next: &mut Option<oneshot::Receiver<End>>) -> End {
 }
 
 /// The supervisor's answer; none if it went without one.
-async fn answered(mut answer: sandbox::client::Waiting) -> Result<Option<i64>, Fault> {
+pub(super) async fn answered(mut answer: sandbox::client::Waiting) -> Result<Option<i64>, Fault> {
     let io = |e: std::io::Error| Fault::internal(format!("cannot wait: {e}"));
     let signal = Signal::of(&answer).map_err(io)?;
     loop {

@@ -58,6 +58,7 @@ pub fn draft(flags: ContainerFlags, image: String, command: Vec<String>) -> Resu
     }
     lists::label_map(&flags.label)?;
     let request = CreateRequest {
+        beneath: Vec::new(),
         name: flags.name.clone().filter(|n| !n.is_empty()),
         platform: flags.platform.as_deref().map(Platform::parse).transpose().map_err(|e| e.to_string())?,
         pull: pull_policy(&flags.pull)?,

@@ -46,8 +46,8 @@ impl Verb for Serve {
         let restrict = (!self.restrict.is_empty()).then(|| Restrict::parse(&self.restrict)).transpose();
         let policy = Policy { read_only: self.readonly, restrict: restrict.map_err(|e| e.to_string())? };
         // A store that cannot be opened is said now, and not to the first client.
-        let default = cx.engine()?.paths().run.join("dhow.sock");
-        let listeners = self.listeners(inherited, default)?;
+        let run = cx.engine()?.paths().run.clone();
+        let listeners = self.listeners(inherited, &run)?;
         for listener in &listeners {
             cx.out.line(&format!("listening at {}", listener.address()))?;
         }
@@ -64,17 +64,18 @@ impl Verb for Serve {
 }
 
 impl Serve {
-    fn listeners(
-        &self,
-        inherited: Vec<std::os::fd::OwnedFd>,
-        default: PathBuf,
-    ) -> Result<Vec<Listener>, Failure> {
+    fn listeners(&self, inherited: Vec<std::os::fd::OwnedFd>, run: &Path) -> Result<Vec<Listener>, Failure> {
+        let default = run.join("dhow.sock");
         let group = self.group.as_deref().map(group).transpose()?;
         let by_systemd = !inherited.is_empty();
-        let mut out: Vec<Listener> = inherited.into_iter().map(Listener::inherited).collect();
+        let taken: Result<Vec<Listener>, _> = inherited.into_iter().map(Listener::inherited).collect();
+        let mut out = taken.map_err(|e| e.to_string())?;
         let mut paths = self.socket.clone();
         if paths.is_empty() && !by_systemd {
             paths.push(default_socket(default));
+        }
+        if group.is_some() {
+            open_the_way(run, &paths)?;
         }
         for path in paths {
             let path = std::path::absolute(&path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -92,6 +93,24 @@ impl Serve {
         }
         Ok(out)
     }
+}
+
+/// A socket in the store's own directory is reached through it by those who are not root; what else lies there stays shut.
+fn open_the_way(run: &Path, sockets: &[PathBuf]) -> Result<(), Failure> {
+    use std::os::unix::fs::PermissionsExt;
+    if !sockets.iter().any(|socket| socket.parent() == Some(run)) {
+        return Ok(());
+    }
+    let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+    let shut = || {
+        for entry in std::fs::read_dir(run)?.flatten() {
+            if entry.file_type()?.is_dir() {
+                set(&entry.path(), 0o700)?;
+            }
+        }
+        set(run, 0o711)
+    };
+    shut().map_err(|e: std::io::Error| format!("cannot open {} to the group: {e}", run.display()).into())
 }
 
 /// Of root's default store in `/run/dhow`; a user's own below `$XDG_RUNTIME_DIR`.

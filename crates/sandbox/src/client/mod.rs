@@ -233,6 +233,12 @@ impl Client {
         self.code(Request::Wait { condition })
     }
 
+    /// Asks for a [`Client::stop`] without waiting for its end.
+    pub fn stopping(mut self, signal: Option<i32>, timeout: Option<i64>) -> Result<Waiting, ClientError> {
+        self.send(Request::Stop { signal, timeout })?;
+        Ok(Waiting { client: self })
+    }
+
     /// Asks the same without waiting for the answer.
     pub fn waiting(mut self, condition: WaitCondition) -> Result<Waiting, ClientError> {
         self.send(Request::Wait { condition })?;
