@@ -1,6 +1,6 @@
 //! Rules that somebody takes away, by `nft flush ruleset` or a firewall that is started anew, and putting back what belongs to
 //! one sandbox. Each sandbox's supervisor does it for its own, so that nobody is without its walls for longer than it takes
-//! to wake a process. [`crate::repair`] does it for all, when it is told to.
+//! to wake a process. [`crate::repair()`] does it for all, when it is told to.
 
 use crate::{NetError, Published, bridge, firewall};
 use std::io;
