@@ -5,10 +5,17 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// `kill -9`; who is gone already is.
+/// `kill -9`, and the time that dying takes where others have the processors; who is gone already is.
 pub fn kill(pid: i32) {
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    let process = rustix::process::Pid::from_raw(pid).unwrap();
+    let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+    until("the death of what was killed", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // What follows the name in brackets: Z is dead, and waits for its parent.
+        stat.rsplit(')')
+            .next()
+            .is_none_or(|rest| !rest.starts_with(" R") && !rest.starts_with(" S") && !rest.starts_with(" D"))
+    });
 }
 
 /// Looks until it is so.

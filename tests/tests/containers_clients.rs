@@ -161,7 +161,10 @@ fn events_of_a_renamed_container_have_its_new_name() {
     store.ok(&["kill", "after"]);
     until("its end", || store.ok(&["ps", "-q"]).is_empty());
     let format = "{{.Action}} {{.Actor.Attributes.name}}";
-    let events = store.ok(&["events", "--since", "1h", "--until", "0s", "--format", format]);
+    let events = || store.ok(&["events", "--since", "1h", "--until", "0s", "--format", format]);
+    // They are told when it is over.
+    until("the event of its end", || events().contains("die "));
+    let events = events();
     assert!(events.contains("start before") && events.contains("die after"), "{events}");
     assert!(!events.contains("die before"), "{events}");
     store.ok(&["rm", "after"]);
