@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, Semaphore};
 
 /// Between two requests, and for the whole head of one.
-const HEAD: Duration = Duration::from_secs(120);
+const HEAD: Duration = Duration::from_secs(600);
 /// Between two questions whether a silent client is there.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// For a handshake of TLS.

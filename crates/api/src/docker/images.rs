@@ -87,8 +87,10 @@ pub async fn tag(ask: Ask, name: &str) -> Answer {
 
 /// `commit`.
 pub async fn commit(mut ask: Ask) -> Answer {
-    // The configuration that is sent is the container's own, unless it was changed.
-    let _: types::docker::ContainerConfig = ask.shape().await?;
+    let config: types::docker::ContainerConfig = ask.shape().await?;
+    if config != types::docker::ContainerConfig::default() {
+        return Err(Fault::invalid("commit takes no configuration: say what is to change in changes"));
+    }
     let name =
         ask.query.get("container").ok_or_else(|| Fault::invalid("missing parameter: container"))?.to_owned();
     let repository = ask.query.get("repo").map(str::to_owned);
