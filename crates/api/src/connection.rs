@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Between two requests, and for the whole head of one.
 const HEAD: Duration = Duration::from_secs(600);
@@ -46,6 +46,10 @@ impl Wire {
     }
 }
 
+/// One of the places that there are for connections. Whoever takes a connection over takes its place, too.
+#[derive(Clone, Debug)]
+pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
 /// Takes connections for ever.
 pub(crate) async fn accept(server: Arc<Server>, listener: Active, places: Arc<Semaphore>) {
     loop {
@@ -55,10 +59,7 @@ pub(crate) async fn accept(server: Arc<Server>, listener: Active, places: Arc<Se
             Active::Unix(listener) => match listener.accept().await {
                 Ok((stream, _)) => {
                     let wire = Wire::of(&stream);
-                    tokio::spawn(async move {
-                        serve(server, stream, wire).await;
-                        drop(place);
-                    });
+                    tokio::spawn(serve(server, stream, wire, Place(Arc::new(place))));
                 }
                 Err(_) => tokio::time::sleep(RETRY).await,
             },
@@ -70,9 +71,8 @@ pub(crate) async fn accept(server: Arc<Server>, listener: Active, places: Arc<Se
                         let wire = Wire::of(&stream);
                         if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await
                         {
-                            serve(server, stream, wire).await;
+                            serve(server, stream, wire, Place(Arc::new(place))).await;
                         }
-                        drop(place);
                     });
                 }
                 Err(_) => tokio::time::sleep(RETRY).await,
@@ -95,11 +95,13 @@ async fn serve(
     server: Arc<Server>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     wire: Option<Wire>,
+    place: Place,
 ) {
     let service = service_fn(|mut request| {
         if let Some(wire) = &wire {
             request.extensions_mut().insert(wire.clone());
         }
+        request.extensions_mut().insert(place.clone());
         let server = Arc::clone(&server);
         async move { Ok::<_, std::convert::Infallible>(docker::answer(server, request).await) }
     });

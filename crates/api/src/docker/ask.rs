@@ -3,7 +3,7 @@
 use super::Answer;
 use crate::body::BodyWriter;
 use crate::body::{self, Body};
-use crate::connection::Wire;
+use crate::connection::{Place, Wire};
 use crate::fault::Fault;
 use crate::query::Query;
 use crate::server::Server;
@@ -30,6 +30,8 @@ pub(crate) struct Ask {
     pub query: Query,
     pub headers: HeaderMap,
     pub wire: Option<Wire>,
+    /// Held as long as anybody is at work for this request.
+    _place: Option<Place>,
     body: Option<Incoming>,
     upgrade: Option<OnUpgrade>,
 }
@@ -49,6 +51,7 @@ impl Ask {
             query: Query::parse(parts.uri.query().unwrap_or_default()),
             headers: parts.headers,
             wire: parts.extensions.get::<Wire>().cloned(),
+            _place: parts.extensions.get::<Place>().cloned(),
             body: Some(body),
             upgrade,
         })
