@@ -89,6 +89,7 @@ s = socket.socket(socket.AF_INET if sys.argv[1] == 'tcp' else socket.AF_UNIX)
 s.bind(('127.0.0.1', 0) if sys.argv[1] == 'tcp' else sys.argv[1])
 s.listen()
 os.dup2(s.fileno(), 3)
+os.set_inheritable(3, True)
 os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))
 os.execv(sys.argv[2], ['dhow', 'serve'])
 ";
