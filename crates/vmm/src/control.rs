@@ -208,7 +208,8 @@ mod tests {
         assert_eq!(text(&Request::Balloon { mib: 64 }), r#"{"do":"balloon","mib":64}"#);
         let status =
             Answer::Status { state: State::Paused, vcpus: 2, memory_mib: 256, balloon_mib: 0, disks: 1 };
-        let expected = r#"{"is":"status","state":"paused","vcpus":2,"memory_mib":256,"balloon_mib":0,"disks":1}"#;
+        let expected =
+            r#"{"is":"status","state":"paused","vcpus":2,"memory_mib":256,"balloon_mib":0,"disks":1}"#;
         assert_eq!(serde_json::to_string(&status).unwrap(), expected);
         assert!(serde_json::from_str::<Request>(r#"{"do":"explode"}"#).is_err());
     }

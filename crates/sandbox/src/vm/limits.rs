@@ -199,6 +199,11 @@ impl Orders {
             let stalled = moved.is_some_and(|moved: Instant| moved.elapsed() >= STALLED);
             if stalled || begin.elapsed() >= PATIENCE {
                 self.balloon(before.given_mib).step(step)?;
+                // What is told now must find the guest with its memory: it may have nothing left to start a process with.
+                let begin = Instant::now();
+                while self.look().step(step)?.given_mib > before.given_mib && begin.elapsed() < PATIENCE {
+                    std::thread::sleep(LOOK);
+                }
                 return Err(HullError::Invalid(format!(
                     "the guest has given only {} of the {} MiB that were to be taken from it: its kernel and its processes use the rest",
                     given.saturating_sub(before.given_mib),
