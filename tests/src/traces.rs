@@ -2,6 +2,7 @@
 
 use crate::Store;
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -125,13 +126,21 @@ fn firewall(store: &Store) -> Vec<String> {
         let out = std::process::Command::new(program).args(args).output();
         out.map_or_else(|_| String::new(), |out| String::from_utf8_lossy(&out.stdout).into_owned())
     };
-    // `7: dhow-0123  inet 172.17.0.1/16 …`: what its containers have begins with the same two numbers.
+    // `7: dhow-0123  inet 172.17.0.1/16 …`: what its containers have lies in there, what others' have does not.
     let address = said("ip", &["-o", "-4", "addr", "show", "dev", &bridge]);
-    let subnet = address.split_whitespace().find(|w| w.contains('/')).unwrap_or("none/");
-    let prefix: String = subnet.split_inclusive('.').take(2).collect();
+    let subnet = address.split_whitespace().find_map(|w| {
+        let (gateway, bits) = w.split_once('/')?;
+        let bits = 32 - bits.parse::<u32>().ok().filter(|b| (1..=32).contains(b))?;
+        Some((u32::from(gateway.parse::<Ipv4Addr>().ok()?) >> bits, bits))
+    });
+    let is_within = |e: &str| {
+        let words = e.split(|c: char| !c.is_ascii_digit() && c != '.');
+        let mut addresses = words.filter_map(|w| w.parse::<Ipv4Addr>().ok());
+        subnet.is_some_and(|(net, bits)| addresses.any(|a| u32::from(a) >> bits == net))
+    };
     let rules = said("nft", &["list", "table", "ip", "dhow"]);
     let elements = rules.split([',', '{', '}', '\n', '=']).map(str::trim);
-    let ours = elements.filter(|e| e.contains(&bridge) || e.contains(&prefix));
+    let ours = elements.filter(|e| e.contains(&bridge) || is_within(e));
     ours.map(|e| format!("firewall {e}")).collect()
 }
 
