@@ -1,6 +1,6 @@
 //! `dhow serve` over a store, and its clients.
 
-use crate::Store;
+use crate::{Store, busybox, have};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -139,6 +139,17 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A store, served; none, said so, where there is no `docker` or no busybox.
+pub fn for_docker() -> Option<(Store, Server)> {
+    if !have("docker") {
+        eprintln!("SKIPPED: the docker command is missing");
+        return None;
+    }
+    let store = busybox::store()?;
+    let server = Server::start(&store, &[]);
+    Some((store, server))
 }
 
 fn parse(all: &[u8]) -> Answer {

@@ -1,20 +1,8 @@
 //! The `docker` command against `dhow serve`: what people type, unchanged.
 
-use dhow_tests::server::Server;
-use dhow_tests::{Store, busybox, have};
+use dhow_tests::server::for_docker as served;
 use std::io::Write;
 use std::process::Stdio;
-
-/// A store, served; none, said so, where there is no `docker` or no busybox.
-fn served() -> Option<(Store, Server)> {
-    if !have("docker") {
-        eprintln!("SKIPPED: the docker command is missing");
-        return None;
-    }
-    let store = busybox::store()?;
-    let server = Server::start(&store, &[]);
-    Some((store, server))
-}
 
 #[test]
 fn run_in_the_foreground() {

@@ -2,23 +2,13 @@
 //! meanwhile. Verbs that are answered at once are in `api_docker.rs`.
 
 use dhow_tests::registry::{Registry, USER};
-use dhow_tests::server::Server;
-use dhow_tests::{Store, busybox, clients, have, vm};
+use dhow_tests::server::{Server, for_docker as served};
+use dhow_tests::{clients, have, vm};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const LOOP: &str = "trap 'exit 3' TERM; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done";
-
-fn served() -> Option<(Store, Server)> {
-    if !have("docker") {
-        eprintln!("SKIPPED: the docker command is missing");
-        return None;
-    }
-    let store = busybox::store()?;
-    let server = Server::start(&store, &[]);
-    Some((store, server))
-}
 
 /// A client whose answer goes on.
 struct Stream {

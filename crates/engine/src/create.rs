@@ -69,7 +69,7 @@ impl Engine {
         if request.pull != PullPolicy::Always {
             match local() {
                 Err(ImageError::NotFound(_) | ImageError::Platform { .. })
-                    if self.is_hello(&request.image) =>
+                    if self.is_embedded(&request.image) =>
                 {
                     return Ok(self.images.ensure_hello(self.hello)?);
                 }
@@ -78,7 +78,7 @@ impl Engine {
                 other => return Ok(other?),
             }
             progress.status(&format!("Unable to find image '{}' locally", familiar(&request.image)));
-        } else if self.is_hello(&request.image) {
+        } else if self.is_embedded(&request.image) {
             return Ok(self.images.ensure_hello(self.hello)?);
         }
         let reference = ImageRef::parse(&request.image).map_err(ImageError::from)?;
@@ -89,10 +89,6 @@ impl Engine {
 
     /// Whether this is the image that is embedded in the program.
     pub fn is_embedded(&self, name: &str) -> bool {
-        self.is_hello(name)
-    }
-
-    fn is_hello(&self, name: &str) -> bool {
         !self.hello.is_empty() && matches!(name, image::HELLO | "hello:latest")
     }
 

@@ -87,20 +87,14 @@ impl Engine {
         serde_json::from_slice(&json).map_err(|_| missing())
     }
 
-    /// Whether a session may be started now.
-    pub fn admit_exec(&self, made: &CreatedExec) -> Result<()> {
+    /// Remembers that a session begins now, where it may; it can do so once.
+    pub fn begin_exec(&self, made: &CreatedExec) -> Result<()> {
         let container = self.find(&made.container)?;
         self.admit_container(&container)?;
         let again = made.started || self.execs(&made.container)?.iter().any(|e| e.id == made.id);
         if again {
             return Err(EngineError::Conflict(format!("exec instance {} has already run", made.id)));
         }
-        Ok(())
-    }
-
-    /// Remembers that a session begins now; it can do so once.
-    pub fn begin_exec(&self, made: &CreatedExec) -> Result<()> {
-        self.admit_exec(made)?;
         self.write_exec(&CreatedExec { started: true, ..made.clone() })
     }
 

@@ -7,7 +7,7 @@ use crate::cli::verb::Run as Verb;
 use crate::progress;
 use crate::stream::terminal::{self, Silent};
 use image::registry::Access;
-use image::{ListFilters, PullOptions, PushOptions};
+use image::{PullOptions, PushOptions};
 use std::io::{BufRead, Read, stdin};
 use types::{ImageRef, Platform};
 
@@ -90,13 +90,13 @@ pub struct Push {
 impl Verb for Push {
     fn run(self, cx: &Context, words: Vec<String>) -> Outcome {
         let reference = parse(&words[0])?;
-        let images = cx.engine()?.images();
-        let names = if self.all_tags { all_tags(images, &reference)? } else { vec![reference.clone()] };
+        let engine = cx.engine()?;
+        let names = if self.all_tags { all_tags(engine, &reference)? } else { vec![reference.clone()] };
         let options = PushOptions { access: access(self.insecure_registry) };
         let progress = progress::on_stdout(self.quiet);
         progress.status(&format!("The push refers to repository [{}]", reference.name()));
         for name in names {
-            images.push(&name, &options, &*progress)?;
+            engine.images().push(&name, &options, &*progress)?;
         }
         drop(progress);
         if self.quiet {
@@ -106,12 +106,9 @@ impl Verb for Push {
     }
 }
 
-/// Every tag that this store has of a repository.
-fn all_tags(images: &image::ImageStore, repository: &ImageRef) -> Result<Vec<ImageRef>, Failure> {
-    let filters = ListFilters { reference: vec![repository.familiar_name()], ..ListFilters::default() };
-    let tags = images.list(&filters)?.into_iter().flat_map(|i| i.repo_tags);
-    let found: Vec<ImageRef> =
-        tags.filter_map(|t| ImageRef::parse(&t).ok()).filter(|r| r.name() == repository.name()).collect();
+/// Every tag that this store has of a repository, of which there must be one.
+fn all_tags(engine: &engine::Engine, repository: &ImageRef) -> Result<Vec<ImageRef>, Failure> {
+    let found = engine.tags_of(repository)?;
     if found.is_empty() {
         return Err(
             format!("an image does not exist locally with the tag: {}", repository.familiar_name()).into()
