@@ -107,6 +107,7 @@ fn a_socket_of_systemd_is_taken_over() {
     let child = activated(path.to_str().unwrap()).stdout(Stdio::piped()).spawn().unwrap();
     let mut serving = Serving(child);
     let mut first = String::new();
+    // Nobody reads on: a server does not end for that.
     BufReader::new(serving.0.stdout.take().unwrap()).read_line(&mut first).unwrap();
     assert_eq!(first.trim(), format!("listening at unix://{}", path.display()));
     let mut stream = std::os::unix::net::UnixStream::connect(&path).unwrap();

@@ -48,12 +48,13 @@ impl Verb for Serve {
         // A store that cannot be opened is said now, and not to the first client.
         let run = cx.engine()?.paths().run.clone();
         let listeners = self.listeners(inherited, &run)?;
-        for listener in &listeners {
-            cx.out.line(&format!("listening at {}", listener.address()))?;
-        }
+        let mut said: Vec<String> =
+            listeners.iter().map(|l| format!("listening at {}", l.address())).collect();
         if let Some(first) = listeners.first() {
-            cx.out.line(&format!("for Docker's clients: export DOCKER_HOST={}", first.address()))?;
+            said.push(format!("for Docker's clients: export DOCKER_HOST={}", first.address()));
         }
+        // Whoever started the server need not stay to read this.
+        let _ = cx.out.line(&said.join("\n"));
         let settings =
             Settings { store: cx.options().clone(), build: crate::BUILD, policy, vm_by_default: self.vm };
         let ready = || drop(sys::inherited::notify("READY=1"));
