@@ -84,7 +84,7 @@ unit: ## Run the tests beside the code
 .PHONY: e2e
 e2e: ## Run the tests that drive the program
 	@cargo build --profile $(PROFILE) --locked --package dhow-dhow
-	@DHOW_BIN=$(abspath $(BUILT)/dhow) cargo test --profile $(PROFILE) --locked --package dhow-tests -- --test-threads $(TEST_THREADS) 2>&1 \
+	@DHOW_BIN=$(abspath $(BUILT)/dhow) cargo test --profile $(PROFILE) --locked --package dhow-tests --no-fail-fast -- --test-threads $(TEST_THREADS) 2>&1 \
 	  | tee $(OUT)/e2e.log
 
 .PHONY: bench

@@ -181,11 +181,10 @@ def vm_memory(host):
 
 def rate(text, mib):
     """Bytes a second, from what the guest's program says of its time."""
-    spoken = re.search(r"copied, ([0-9.]+) seconds|took (\d+) us", text)
+    spoken = re.search(r"took (\d+) us", text)
     if not spoken:
         raise RuntimeError(f"the guest said nothing of its time: {text}")
-    seconds = float(spoken[1]) if spoken[1] else int(spoken[2]) / 1e6
-    return mib * MIB / max(seconds, 1e-6)
+    return mib * MIB * 1e6 / max(int(spoken[1]), 1)
 
 
 def rates(commands, mib, before=lambda: None):
@@ -200,11 +199,11 @@ def rates(commands, mib, before=lambda: None):
 
 def vm_disk(host):
     (layer,) = (host.work / "root" / "layers").glob("*.erofs")
-    read = "/bin/busybox mount -t erofs -o ro /dev/vda /mnt && /bin/busybox dd if=/mnt/file of=/dev/null bs=1M"
+    read = "/bin/busybox mount -t erofs -o ro /dev/vda /mnt && /bin/files run /bin/busybox dd if=/mnt/file of=/dev/null bs=1M"
     disk = ["-drive", f"id=d,if=none,format=raw,readonly=on,file={layer}", "-device", "virtio-blk-device,drive=d"]
     commands = {
-        "host": ["busybox", "dd", f"if={layer}", "of=/dev/null", "bs=1M", f"count={FILE_MIB}"],
-        "dhow": [host.program, "run", "--vm", "--rm", "bench", "dd", "if=/file", "of=/dev/null", "bs=1M"],
+        "host": [Path(host.options.tools) / "files", "run", "busybox", "dd", f"if={layer}", "of=/dev/null", "bs=1M", f"count={FILE_MIB}"],
+        "dhow": [host.program, "run", "--vm", "--rm", "bench", "files", "run", "dd", "if=/file", "of=/dev/null", "bs=1M"],
         "qemu": host.qemu(read, *disk),
     }
     return rates(commands, FILE_MIB, lambda: Path("/proc/sys/vm/drop_caches").write_text("3"))
@@ -289,7 +288,7 @@ def vm_pair(host):
             ends = {"dhow": host.dhow("inspect", "-f", inspect, "sink").strip(), "qemu": network.address(251)}
             send = {name: [end, port, str(SEND_MIB)] for name, end in ends.items()}
             between = {"dhow": network.dhow("send", *send["dhow"]), "qemu": network.qemu(250, f"/bin/send {' '.join(send['qemu'])}")}
-            inward = {name: [host.options.sender, *words] for name, words in send.items()}
+            inward = {name: [Path(host.options.tools) / "send", *words] for name, words in send.items()}
             return {"between": rates(between, SEND_MIB), "inward": rates(inward, SEND_MIB)}
         finally:
             theirs.kill()
