@@ -65,6 +65,8 @@ struct Active {
     merge: bool,
     /// What a packet may be long, header included.
     longest: usize,
+    /// The last packet to the guest took several chains, and the next one may.
+    large: bool,
 }
 
 impl Net {
@@ -119,7 +121,7 @@ impl Net {
 
     /// From the tap to the guest.
     fn receive(&mut self) -> Result<(), DeviceError> {
-        let Some(Active { memory, rx, merge, longest, .. }) = &mut self.active else { return Ok(()) };
+        let Some(Active { memory, rx, merge, longest, large, .. }) = &mut self.active else { return Ok(()) };
         let memory = memory.memory();
         let mut chains = VecDeque::new();
         let mut turns = rx.size();
@@ -133,7 +135,12 @@ impl Net {
                 break;
             }
             turns -= 1;
-            let need = if self.held > 0 { self.held } else { *longest };
+            // Some forty chains are looked at for the longest packet: too many for each acknowledgement.
+            let need = match self.held {
+                0 if *large => *longest,
+                0 => 1,
+                held => held,
+            };
             let room = gather(rx, &memory, &mut chains, if *merge { need } else { 1 })?;
             if room == 0 || (self.held > room && *merge) {
                 self.starved = true;
@@ -171,7 +178,7 @@ impl Net {
             if length < HEADER {
                 continue;
             }
-            deliver(rx, &memory, &mut chains, length)?;
+            *large = deliver(rx, &memory, &mut chains, length)? > 1;
             self.to_guest.charge(length as u64);
         }
         chains.iter().for_each(|_| rx.unpop());
@@ -223,13 +230,13 @@ fn hold(chains: &VecDeque<Chain>, scratch: &mut [u8], room: usize, length: usize
     length
 }
 
-/// Gives the packet that lies in the first chains to the driver.
+/// Gives the packet that lies in the first chains to the driver; how many these are.
 fn deliver(
     rx: &mut Ring,
     memory: &GuestMemoryMmap,
     chains: &mut VecDeque<Chain>,
     length: usize,
-) -> Result<(), DeviceError> {
+) -> Result<usize, DeviceError> {
     let mut left = length;
     let mut used = Vec::new();
     let mut first = None;
@@ -245,7 +252,8 @@ fn deliver(
         // num_buffers, at the header's end. A queue has at most 32768 chains.
         chain.writable.write(10, &(used.len() as u16).to_le_bytes());
     }
-    rx.used_together(memory, &used)
+    rx.used_together(memory, &used)?;
+    Ok(used.len())
 }
 
 impl Device for Net {
@@ -297,7 +305,8 @@ impl Device for Net {
         let longest = if offload & (OFFLOAD_TSO4 | OFFLOAD_TSO6) != 0 { PACKET } else { HEADER + 1518 };
         let mut rings = rings.into_iter();
         if let (Some(rx), Some(tx)) = (rings.next(), rings.next()) {
-            self.active = Some(Active { memory, rx, tx, merge: has(feature::MRG_RXBUF), longest });
+            self.active =
+                Some(Active { memory, rx, tx, merge: has(feature::MRG_RXBUF), longest, large: false });
         }
         self.send()?;
         self.receive()
