@@ -48,6 +48,21 @@ fn a_worker_that_opens_a_file_dies_with_its_process() {
     assert_eq!(status.signal(), Some(libc::SIGSYS));
 }
 
+/// The C library gives a thread a heap of its own, and looks into /proc when it makes that smaller.
+#[test]
+fn threads_free_memory_without_opening_a_file() {
+    let status = apart("seccomp::tests::threads_free_memory_without_opening_a_file", || {
+        let filters = Filters::new().unwrap();
+        let work = move || {
+            filters.worker.apply().unwrap();
+            let pieces: Vec<Vec<u8>> = (0..1000).map(|n| vec![n as u8; 20_000]).collect();
+            assert_eq!(std::hint::black_box(pieces).len(), 1000);
+        };
+        std::thread::spawn(work).join().unwrap();
+    });
+    assert!(status.success(), "{status}");
+}
+
 #[test]
 fn memory_does_not_become_executable() {
     let status = confined("seccomp::tests::memory_does_not_become_executable", || {
