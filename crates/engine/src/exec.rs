@@ -37,7 +37,7 @@ impl Engine {
             }
             _ => {}
         }
-        let spec = self.read_bundle(&container)?.spec;
+        let spec = self.read_bundle(&container.id)?.spec;
         let main_user = container.config.user.as_deref().unwrap_or("");
         let user_name = config.user.as_deref().filter(|u| !u.is_empty()).unwrap_or(main_user);
         let process = if container.is_vm() {

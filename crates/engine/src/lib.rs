@@ -29,6 +29,7 @@ mod inspect;
 pub mod keys;
 mod lifecycle;
 mod list;
+mod listed;
 mod logs;
 pub mod machine;
 mod merge;

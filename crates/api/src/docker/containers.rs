@@ -22,23 +22,23 @@ pub async fn list(ask: Ask) -> Answer {
         size: ask.query.flag("size"),
         filters: ask.query.filters()?,
     };
-    let mut found = ask.run(move |engine| Ok(serde_json::to_value(engine.list(&options)?)?)).await?;
-    shapes::containers(&mut found, ask.version);
-    ask::json(StatusCode::OK, &found)
+    let version = ask.version;
+    // Written where it was found: many make a long document.
+    let found = ask.run(move |engine| ask::document(&shapes::containers(engine.list(&options)?, version)));
+    ask::whole(StatusCode::OK, found.await?)
 }
 
 pub async fn inspect(ask: Ask, id: &str) -> Answer {
-    let (name, size) = (id.to_owned(), ask.query.flag("size"));
-    let mut shown = ask
+    let (name, size, version) = (id.to_owned(), ask.query.flag("size"), ask.version);
+    let shown = ask
         .run(move |engine| {
-            let mut shown = serde_json::to_value(engine.inspect(&name, size)?)?;
+            let mut shown = shapes::container(engine.inspect(&name, size)?, version)?;
             let running: Vec<String> =
                 engine.execs(&name)?.into_iter().filter(|e| e.exit_code.is_none()).map(|e| e.id).collect();
             shown["ExecIDs"] = if running.is_empty() { Value::Null } else { json!(running) };
             Ok(shown)
         })
         .await?;
-    shapes::container(&mut shown, ask.version);
     ask::json(StatusCode::OK, &shown)
 }
 
