@@ -167,7 +167,7 @@ impl Core<'_> {
         let tty = main.io.tty;
         client.role = Role::Attached(options);
         self.event("attach", &[]);
-        Ok(Outcome::Now(Response::Attached { tty }))
+        Ok(Outcome::Now(Response::Attached { tty, since_ns: sys::host::now_ns() }))
     }
 
     fn exec_request(
