@@ -21,6 +21,7 @@ mod listen;
 mod policy;
 mod query;
 mod rendezvous;
+mod room;
 mod server;
 mod stream;
 mod takeover;
