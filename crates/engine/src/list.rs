@@ -20,6 +20,13 @@ const SECOND: i64 = 1_000_000_000;
 impl Engine {
     /// The containers that match, latest first.
     pub fn list(&self, options: &ListOptions) -> Result<Vec<ContainerSummary>> {
+        let mut out = Vec::new();
+        self.list_each(options, &mut |container| out.push(container))?;
+        Ok(out)
+    }
+
+    /// The same, one after the other: nobody needs to hold all of many.
+    pub fn list_each(&self, options: &ListOptions, each: &mut dyn FnMut(ContainerSummary)) -> Result<()> {
         filters::check(&options.filters, filters::CONTAINER)?;
         let asks_status = ["status", "exited"].iter().any(|k| options.filters.contains_key(*k));
         let all = options.all || options.limit.is_some() || asks_status;
@@ -28,7 +35,7 @@ impl Engine {
         let listed = listed::all(&self.db)?;
         let mut places = self.places_on_networks(None)?;
         let now = sys::host::now_ns();
-        let mut out = Vec::new();
+        let mut told = 0;
         for container in listed {
             let state = match self.listed_state(&container, begun.as_ref()) {
                 Ok(state) => state,
@@ -40,13 +47,14 @@ impl Engine {
                 && self.container_matches(&options.filters, &container, &state, &places)?
             {
                 let sizes = if options.size { self.listed_sizes(&container.id)? } else { None };
-                out.push(self.summary(container, &state, &mut places, sizes, now));
-                if options.limit.is_some_and(|l| out.len() >= l) {
+                each(self.summary(*container, &state, &mut places, sizes, now));
+                told += 1;
+                if options.limit.is_some_and(|limit| told >= limit) {
                     break;
                 }
             }
         }
-        Ok(out)
+        Ok(())
     }
 
     /// Ids of the containers that have files: none of the others was ever started. Nothing if that cannot be told.

@@ -49,7 +49,7 @@ pub(crate) struct Host {
 }
 
 impl Listed {
-    fn from_row(row: &Row<'_>) -> state::rusqlite::Result<Result<Self>> {
+    fn from_row(row: &Row<'_>) -> state::rusqlite::Result<Result<Box<Self>>> {
         let id: String = row.get(0)?;
         let documents = [row.get_ref(5)?.as_str()?, row.get_ref(6)?.as_str()?, row.get_ref(7)?.as_str()?];
         let rest = (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
@@ -60,7 +60,7 @@ impl Listed {
         id: String,
         [config, host, mounts]: [&str; 3],
         (name, created_ns, image_id, image): (String, i64, String, String),
-    ) -> Result<Self> {
+    ) -> Result<Box<Self>> {
         fn read<'a, T: Deserialize<'a>>(what: &'static str, id: &str, json: &'a str) -> Result<T> {
             serde_json::from_str(json).map_err(|source| EngineError::Stored {
                 what,
@@ -68,7 +68,7 @@ impl Listed {
                 source,
             })
         }
-        Ok(Self {
+        Ok(Box::new(Self {
             config: read("configuration", &id, config)?,
             host: read("host configuration", &id, host)?,
             mounts: read("mounts", &id, mounts)?,
@@ -77,7 +77,7 @@ impl Listed {
             created_ns,
             image_id,
             image,
-        })
+        }))
     }
 
     /// All words of its command in one.
@@ -88,7 +88,7 @@ impl Listed {
 }
 
 /// Every container, latest first.
-pub(crate) fn all(db: &Db) -> Result<Vec<Listed>> {
+pub(crate) fn all(db: &Db) -> Result<Vec<Box<Listed>>> {
     let sql = "SELECT id, name, created_ns, image_id, image, config, host, mounts FROM containers";
     let mut statement = db.conn().prepare_cached(sql)?;
     let rows = statement.query_map([], Listed::from_row)?;

@@ -295,7 +295,8 @@ impl Engine {
 
     /// Directories without a row: a removal that was cut short.
     fn sweep_directories(&self) -> Result<()> {
-        for base in [self.paths.run.join("sandboxes"), self.paths.root.join("sandboxes")] {
+        let (run, root) = (&self.paths.run, &self.paths.root);
+        for base in [run.join("sandboxes"), root.join("sandboxes"), run.join("execs")] {
             for entry in std::fs::read_dir(&base).into_iter().flatten().flatten() {
                 let name = entry.file_name();
                 let Some(name) = name.to_str() else { continue };

@@ -142,18 +142,13 @@ pub(crate) fn shaped<T: DeserializeOwned>(value: Value) -> Result<T, Fault> {
 
 /// An answer of JSON.
 pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
-    whole(status, document(value)?)
-}
-
-/// A document of JSON, as it goes out.
-pub(crate) fn document(value: &impl Serialize) -> Result<Vec<u8>, Fault> {
     let mut bytes = serde_json::to_vec(value)?;
     bytes.push(b'\n');
-    Ok(bytes)
+    document(status, bytes)
 }
 
-/// An answer of such a document.
-pub(crate) fn whole(status: StatusCode, bytes: Vec<u8>) -> Answer {
+/// An answer of JSON that is written already.
+pub(crate) fn document(status: StatusCode, bytes: Vec<u8>) -> Answer {
     Response::builder()
         .status(status)
         .header(CONTENT_TYPE, "application/json")

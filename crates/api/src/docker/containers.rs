@@ -23,9 +23,8 @@ pub async fn list(ask: Ask) -> Answer {
         filters: ask.query.filters()?,
     };
     let version = ask.version;
-    // Written where it was found: many make a long document.
-    let found = ask.run(move |engine| ask::document(&shapes::containers(engine.list(&options)?, version)));
-    ask::whole(StatusCode::OK, found.await?)
+    let found = ask.run(move |engine| shapes::containers(engine, &options, version)).await?;
+    ask::document(StatusCode::OK, found)
 }
 
 pub async fn inspect(ask: Ask, id: &str) -> Answer {
@@ -33,9 +32,8 @@ pub async fn inspect(ask: Ask, id: &str) -> Answer {
     let shown = ask
         .run(move |engine| {
             let mut shown = shapes::container(engine.inspect(&name, size)?, version)?;
-            let running: Vec<String> =
-                engine.execs(&name)?.into_iter().filter(|e| e.exit_code.is_none()).map(|e| e.id).collect();
-            shown["ExecIDs"] = if running.is_empty() { Value::Null } else { json!(running) };
+            // It is there, and null, as long as there is none.
+            shown["ExecIDs"] = shown["ExecIDs"].take();
             Ok(shown)
         })
         .await?;

@@ -1,9 +1,11 @@
 //! Answers made whole: members that Docker's daemon always tells, zero and empty ones too, because clients read them
 //! without asking whether they are there. What a value means is the engine's; here is only what stands in for none.
 
-use serde::Serialize;
+use crate::fault::Fault;
+use engine::{Engine, ListOptions};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::LazyLock;
 use types::docker::{ContainerInspectResponse, ContainerSummary, EndpointSettings};
 
@@ -113,7 +115,16 @@ struct Endpoint {
     #[serde(flatten)]
     told: EndpointSettings,
     #[serde(flatten)]
-    untold: BTreeMap<&'static str, ()>,
+    untold: Untold,
+}
+
+/// Members that are there and null.
+struct Untold([Option<&'static str>; 4]);
+
+impl Serialize for Untold {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().flatten().map(|key| (key, ())))
+    }
 }
 
 /// `Networks`, as a version of the API knows them.
@@ -126,13 +137,12 @@ fn networks_of(told: Option<HashMap<String, EndpointSettings>>, version: u32) ->
             gw_priority: told.gw_priority.filter(|_| version >= 48),
             ..told
         };
-        let members = [
-            ("IPAMConfig", told.ipam_config.is_none()),
-            ("Links", told.links.is_none()),
-            ("Aliases", told.aliases.is_none()),
-            ("DriverOpts", told.driver_opts.is_none()),
-        ];
-        let untold = members.into_iter().filter(|(_, missing)| *missing).map(|(key, _)| (key, ())).collect();
+        let untold = Untold([
+            told.ipam_config.is_none().then_some("IPAMConfig"),
+            told.links.is_none().then_some("Links"),
+            told.aliases.is_none().then_some("Aliases"),
+            told.driver_opts.is_none().then_some("DriverOpts"),
+        ]);
         Endpoint { told, untold }
     };
     told.unwrap_or_default().into_iter().map(|(name, told)| (name, endpoint(told))).collect()
@@ -186,7 +196,7 @@ fn mask(host: &mut Value) {
 /// One of `containers/json`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct Listed {
+struct Listed {
     #[serde(flatten)]
     told: ContainerSummary,
     network_settings: ListedNetworks,
@@ -198,13 +208,26 @@ struct ListedNetworks {
     networks: Networks,
 }
 
-/// `containers/json`.
-pub(super) fn containers(found: Vec<ContainerSummary>, version: u32) -> Vec<Listed> {
-    let one = |mut told: ContainerSummary| {
-        let networks = networks_of(told.network_settings.take().and_then(|s| s.networks), version);
-        Listed { told, network_settings: ListedNetworks { networks } }
-    };
-    found.into_iter().map(one).collect()
+/// `containers/json`, as it goes out: many make a long document, which is not built twice.
+pub(super) fn containers(engine: &Engine, options: &ListOptions, version: u32) -> Result<Vec<u8>, Fault> {
+    let mut out = vec![b'['];
+    let mut written = Ok(());
+    engine.list_each(options, &mut |container| {
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        if let Err(e) = serde_json::to_writer(&mut out, &listed(container, version)) {
+            written = Err(e);
+        }
+    })?;
+    written?;
+    out.extend(b"]\n");
+    Ok(out)
+}
+
+fn listed(mut told: ContainerSummary, version: u32) -> Listed {
+    let networks = networks_of(told.network_settings.take().and_then(|s| s.networks), version);
+    Listed { told, network_settings: ListedNetworks { networks } }
 }
 
 /// `images/{name}/json`.
@@ -326,7 +349,7 @@ mod tests {
     fn lists_tell_what_is_missing_and_forget_what_is_unknown() {
         let one = json!({"Id": "x", "NetworkSettings": {"Networks": {"web": {"GwPriority": 1, "DNSNames": ["a"]}}}});
         let shown = |version| {
-            json!(containers(vec![serde_json::from_value(one.clone()).unwrap()], version))[0]["NetworkSettings"]["Networks"]["web"].clone()
+            json!(listed(serde_json::from_value(one.clone()).unwrap(), version))["NetworkSettings"]["Networks"]["web"].clone()
         };
         let untold = json!({"IPAMConfig": null, "Links": null, "Aliases": null, "DriverOpts": null});
         assert_eq!(shown(41), untold);

@@ -50,7 +50,7 @@ pub async fn df(ask: Ask) -> Answer {
             }
             if wants("container") {
                 let options = engine::ListOptions { all: true, size: true, ..Default::default() };
-                out["Containers"] = json!(shapes::containers(engine.list(&options)?, version));
+                out["Containers"] = serde_json::from_slice(&shapes::containers(engine, &options, version)?)?;
             }
             if wants("volume") {
                 let volumes = engine.volumes()?;
