@@ -245,11 +245,10 @@ fn one_of_many_listens(store: &Store, left: &Server) {
     assert!(!left.socket.exists() && !left.socket.with_extension("sock.lock").exists());
 }
 
-/// A stream over the connection or, without an upgrade, over the answer; its head is read.
-fn attached(server: &Server, path: &str, upgrade: bool) -> BufReader<UnixStream> {
-    let upgrade = if upgrade { "Connection: Upgrade\r\nUpgrade: tcp\r\n" } else { "" };
+/// A request with these headers whose connection becomes a stream; the answer's head is read.
+fn attached(server: &Server, path: &str, headers: &str) -> BufReader<UnixStream> {
     let mut stream = UnixStream::connect(&server.socket).unwrap();
-    write!(stream, "POST {path} HTTP/1.1\r\nHost: d\r\n{upgrade}Content-Length: 0\r\n\r\n").unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\nHost: d\r\n{headers}\r\n").unwrap();
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     while line != "\r\n" {
@@ -268,7 +267,11 @@ fn streams_go_on_where_the_log_ends() {
     assert_eq!(create(&server, "count", body).status, 201);
     assert_eq!(server.ask("POST", "/containers/count/start", None).status, 204);
     until("some lines", || store.ok(&["logs", "-n", "1", "count"]) > "100200".to_owned());
-    let mut stream = attached(&server, "/containers/count/attach?logs=1&stream=1&stdout=1", true);
+    let mut stream = attached(
+        &server,
+        "/containers/count/attach?logs=1&stream=1&stdout=1",
+        "Connection: Upgrade\r\nUpgrade: tcp\r\n",
+    );
     let mut text = Vec::new();
     while text.len() < 1 << 20 {
         let mut head = [0; 8];
@@ -285,21 +288,34 @@ fn streams_go_on_where_the_log_ends() {
     store.ok(&["rm", "-f", "count"]);
 }
 
-/// Who does not ask for the connection looks on, and has not ended an input that he cannot send.
+/// Who does not ask for the connection has it all the same, unless he sends his input as his request's body.
 #[test]
 fn streams_without_an_upgrade_and_sessions_that_are_over() {
     let Some((store, server)) = served(&[]) else { return };
     let body = json!({"Image": "busybox", "Cmd": ["cat"], "OpenStdin": true, "StdinOnce": true, "HostConfig": {"NetworkMode": "none"}});
     assert_eq!(create(&server, "cat", body).status, 201);
-    let mut looks_on = attached(&server, "/containers/cat/attach?stream=1&stdin=1&stdout=1", false);
+    let mut raw =
+        attached(&server, "/containers/cat/attach?stream=1&stdin=1&stdout=1", "Content-Length: 0\r\n");
+    // One that sends its input in its request's body has nothing to send yet.
+    let mut chunked = attached(
+        &server,
+        "/containers/cat/attach?stream=1&stdin=1&stdout=1",
+        "Transfer-Encoding: chunked\r\n",
+    );
     assert_eq!(server.ask("POST", "/containers/cat/start", None).status, 204);
-    let mut speaks = attached(&server, "/containers/cat/attach?stream=1&stdin=1", true);
-    speaks.get_mut().write_all(b"hello\n").unwrap();
-    let mut seen = Vec::new();
-    while !seen.ends_with(b"hello\n") {
-        let mut byte = [0];
-        looks_on.read_exact(&mut byte).unwrap();
-        seen.push(byte[0]);
+    for (number, speaks) in [b"one\n", b"two\n"].into_iter().enumerate() {
+        match number {
+            0 => raw.get_mut().write_all(speaks).unwrap(),
+            _ => chunked.get_mut().write_all(&[b"4\r\n", &speaks[..], b"\r\n"].concat()).unwrap(),
+        }
+        for stream in [&mut raw, &mut chunked] {
+            let mut seen = Vec::new();
+            while !seen.ends_with(speaks) {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                seen.push(byte[0]);
+            }
+        }
     }
     // A session of exec is known as long as its container is.
     let exec = json!({"Cmd": ["true"], "AttachStdout": true});

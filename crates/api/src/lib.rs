@@ -18,6 +18,7 @@ mod docker;
 mod fault;
 mod fuzz;
 mod listen;
+mod opening;
 mod policy;
 mod query;
 mod rendezvous;
