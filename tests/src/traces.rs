@@ -4,7 +4,6 @@ use crate::Store;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 /// `kill -9`, and the time that dying takes where others have the processors; who is gone already is.
 pub fn kill(pid: i32) {
@@ -19,14 +18,7 @@ pub fn kill(pid: i32) {
     });
 }
 
-/// Looks until it is so.
-pub fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
+pub use crate::said::until;
 
 /// Whether to take long: `DHOW_SOAK=1`.
 pub fn soak() -> bool {

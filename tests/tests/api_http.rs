@@ -1,20 +1,15 @@
 //! `dhow serve` as it is on the wire: versions, statuses, bad input, clients that vanish, rules, and its death.
 
+use dhow_tests::layout::{Tar, arch, noise};
+use dhow_tests::liar::Liar;
+use dhow_tests::said::until;
 use dhow_tests::server::Server;
 use dhow_tests::{Store, busybox};
 use serde_json::json;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
+use std::process::{Child, Stdio};
 
 fn served(args: &[&str]) -> Option<(Store, Server)> {
     let store = busybox::store()?;
@@ -60,12 +55,27 @@ fn versions_and_statuses() {
     assert_eq!(server.ask("POST", "/build", None).status, 501);
     assert_eq!(create(&server, "box", sleeper()).status, 201);
     assert_eq!(create(&server, "box", sleeper()).status, 409);
+    let listed = |query: &str| {
+        let found = server.ask("GET", &format!("/containers/json?{query}"), None).json();
+        found.as_array().unwrap().iter().map(|c| c["State"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (listed(""), listed("all=1"), listed("limit=1")),
+        (vec![], vec!["created".into()], vec!["created".into()])
+    );
     assert_eq!(server.ask("POST", "/containers/box/start", None).status, 204);
+    assert_eq!((listed(""), listed("all=1")), (vec!["running".into()], vec!["running".into()]));
+    for (filter, fits) in [("network", "none"), ("network", "bridge"), ("name", "box"), ("status", "created")]
+    {
+        let filters = format!("filters=%7B%22{filter}%22%3A%5B%22{fits}%22%5D%7D");
+        assert_eq!(listed(&filters).len(), usize::from(matches!(fits, "none" | "box")), "{filter} {fits}");
+    }
     assert_eq!(server.ask("POST", "/containers/box/start", None).status, 304);
     assert_eq!(server.ask("POST", "/containers/box/unpause", None).status, 409);
     assert_eq!(server.ask("DELETE", "/containers/box", None).status, 409);
     assert_eq!(server.ask("POST", "/containers/box/stop?t=0", None).status, 204);
     assert_eq!(server.ask("POST", "/containers/box/stop", None).status, 304);
+    assert_eq!((listed(""), listed("all=1&size=1")), (vec![], vec!["exited".into()]));
     assert_eq!(server.ask("POST", "/containers/box/kill", None).status, 409);
     assert_eq!(server.ask("POST", "/containers/box/wait", None).json()["StatusCode"], 137);
     assert_eq!(server.ask("DELETE", "/containers/box", None).status, 204);
@@ -191,7 +201,8 @@ fn a_killed_server_stops_nothing() {
         let _ = stream.read_to_end(&mut rest);
     }
     assert_eq!(store.ok(&["inspect", "-f", "{{.State.Status}}", "box"]), "running");
-    // The socket that it left is taken over; a second server beside it is not.
+    // The socket that it left is taken over, of many by one; a second server beside it is not let in.
+    one_of_many_listens(&store, &server);
     let next = Server::start(&store, &[]);
     assert_eq!(next.ask("GET", "/containers/box/json", None).json()["State"]["Running"], true);
     let taken = store.out(&["serve", "--socket", next.socket.to_str().unwrap()]);
@@ -200,6 +211,172 @@ fn a_killed_server_stops_nothing() {
     assert_eq!(beside.ask("POST", "/containers/box/kill", None).status, 204);
     assert_eq!(next.ask("POST", "/containers/box/wait", None).json()["StatusCode"], 137);
     store.ok(&["rm", "box"]);
+}
+
+fn one_of_many_listens(store: &Store, left: &Server) {
+    let serve = || {
+        let mut command = store.command(&["serve", "--socket", left.socket.to_str().unwrap()]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut all: Vec<Child> = (0..4).map(|_| serve()).collect();
+    let mut refused = Vec::new();
+    until("all but one have given up", || {
+        for child in &mut all {
+            if child.try_wait().unwrap().is_some()
+                && let Some(mut said) = child.stderr.take()
+            {
+                let mut text = String::new();
+                said.read_to_string(&mut text).unwrap();
+                refused.push(text);
+            }
+        }
+        refused.len() == 3
+    });
+    assert!(refused.iter().all(|said| said.contains("another server listens")), "{refused:?}");
+    until("the last one", || UnixStream::connect(&left.socket).is_ok());
+    assert_eq!(left.ask("GET", "/_ping", None).status, 200);
+    for child in &mut all {
+        let pid = rustix::process::Pid::from_child(child);
+        if child.try_wait().unwrap().is_none() {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        }
+        child.wait().unwrap();
+    }
+    assert!(!left.socket.exists() && !left.socket.with_extension("sock.lock").exists());
+}
+
+/// A request with these headers whose connection becomes a stream; the answer's head is read.
+fn attached(server: &Server, path: &str, headers: &str) -> BufReader<UnixStream> {
+    let mut stream = UnixStream::connect(&server.socket).unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\nHost: d\r\n{headers}\r\n").unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+    }
+    reader
+}
+
+/// What was logged before and what comes now is told once, whole and in order.
+#[test]
+fn streams_go_on_where_the_log_ends() {
+    let Some((store, server)) = served(&[]) else { return };
+    let count = "i=100000; while :; do echo $i; i=$((i+1)); done";
+    let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", count], "HostConfig": {"NetworkMode": "none"}});
+    assert_eq!(create(&server, "count", body).status, 201);
+    assert_eq!(server.ask("POST", "/containers/count/start", None).status, 204);
+    until("some lines", || store.ok(&["logs", "-n", "1", "count"]) > "100200".to_owned());
+    let mut stream = attached(
+        &server,
+        "/containers/count/attach?logs=1&stream=1&stdout=1",
+        "Connection: Upgrade\r\nUpgrade: tcp\r\n",
+    );
+    let mut text = Vec::new();
+    while text.len() < 1 << 20 {
+        let mut head = [0; 8];
+        stream.read_exact(&mut head).unwrap();
+        let mut piece = vec![0; u32::from_be_bytes(head[4..].try_into().unwrap()) as usize];
+        stream.read_exact(&mut piece).unwrap();
+        text.extend(piece);
+    }
+    let lines = text.split(|b| *b == b'\n').map(|line| String::from_utf8_lossy(line).into_owned());
+    let lines: Vec<String> = lines.collect();
+    for (line, number) in lines[..lines.len() - 1].iter().zip(100_000..) {
+        assert_eq!(*line, number.to_string());
+    }
+    store.ok(&["rm", "-f", "count"]);
+}
+
+/// Who does not ask for the connection has it all the same, unless he sends his input as his request's body.
+#[test]
+fn streams_without_an_upgrade_and_sessions_that_are_over() {
+    let Some((store, server)) = served(&[]) else { return };
+    let body = json!({"Image": "busybox", "Cmd": ["cat"], "OpenStdin": true, "StdinOnce": true, "HostConfig": {"NetworkMode": "none"}});
+    assert_eq!(create(&server, "cat", body).status, 201);
+    let mut raw =
+        attached(&server, "/containers/cat/attach?stream=1&stdin=1&stdout=1", "Content-Length: 0\r\n");
+    // One that sends its input in its request's body has nothing to send yet.
+    let mut chunked = attached(
+        &server,
+        "/containers/cat/attach?stream=1&stdin=1&stdout=1",
+        "Transfer-Encoding: chunked\r\n",
+    );
+    assert_eq!(server.ask("POST", "/containers/cat/start", None).status, 204);
+    for (number, speaks) in [b"one\n", b"two\n"].into_iter().enumerate() {
+        match number {
+            0 => raw.get_mut().write_all(speaks).unwrap(),
+            _ => chunked.get_mut().write_all(&[b"4\r\n", &speaks[..], b"\r\n"].concat()).unwrap(),
+        }
+        for stream in [&mut raw, &mut chunked] {
+            let mut seen = Vec::new();
+            while !seen.ends_with(speaks) {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                seen.push(byte[0]);
+            }
+        }
+    }
+    // A session of exec is known as long as its container is.
+    let exec = json!({"Cmd": ["true"], "AttachStdout": true});
+    let made =
+        server.ask("POST", "/containers/cat/exec", Some(&exec)).json()["Id"].as_str().unwrap().to_owned();
+    assert_eq!(
+        server.ask("POST", &format!("/exec/{made}/start"), Some(&json!({"Detach": true}))).status,
+        200
+    );
+    until("the end of the session", || {
+        server.ask("GET", &format!("/exec/{made}/json"), None).json()["ExitCode"] == 0
+    });
+    store.ok(&["rm", "-f", "cat"]);
+    assert_eq!(server.ask("GET", &format!("/exec/{made}/json"), None).status, 404);
+    assert_eq!(std::fs::read_dir(store.run().join("execs")).unwrap().count(), 0);
+}
+
+/// Threads of a server that are at a stream.
+fn streams_of(server: &Server) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.trim() == "stream").count()
+}
+
+/// A pull ends with the client that wants it, and clients that send slowly keep no other from being served.
+#[test]
+fn who_goes_or_dawdles_takes_nothing_from_others() {
+    let Some((store, server)) = served(&[]) else { return };
+    let liar = Liar::start();
+    let layer = Tar::new().file("noise", &noise(1, 400_000)).end();
+    let paths = liar.serve(&[layer], arch());
+    liar.change(&paths[0], |answer| answer.speed = 4000);
+    let pull = format!(
+        "POST /images/create?fromImage={}&tag=latest HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n",
+        liar.image()
+    );
+    let mut client = UnixStream::connect(&server.socket).unwrap();
+    client.write_all(pull.as_bytes()).unwrap();
+    until("the download", || liar.requests(&paths[0]) > 0);
+    assert!(streams_of(&server) > 0);
+    drop(client);
+    until("the end of the pull", || streams_of(&server) == 0);
+    assert!(!store.out(&["image", "inspect", &liar.image()]).status.success());
+
+    let large =
+        json!({"Image": "busybox", "Cmd": ["true"], "Labels": {"large": "x".repeat(3_900_000)}}).to_string();
+    let head = format!(
+        "POST /containers/create HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        large.len()
+    );
+    let slow: Vec<UnixStream> = (0..20)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&server.socket).unwrap();
+            // Some are told to go before they have sent all of this.
+            let _ = stream.write_all(format!("{head}{}", &large[..large.len() - 1]).as_bytes());
+            stream
+        })
+        .collect();
+    let served = server.send(&format!("{head}{large}"));
+    assert_eq!(served.status, 201, "{}", String::from_utf8_lossy(&served.body));
+    drop(slow);
 }
 
 /// Whatever a workload makes of the directory that it was given, nobody is led out of it.
@@ -290,6 +467,11 @@ fn rules_hold_and_are_named() {
             "devices",
         ),
         (json!({"SecurityOpt": ["seccomp=unconfined"]}), "security"),
+        (json!({"OomKillDisable": true}), "default"),
+        (
+            json!({"Mounts": [{"Target": "/x", "VolumeOptions": {"DriverConfig": {"Options": {"type": "none", "o": "bind", "device": "/etc"}}}}]}),
+            "bind",
+        ),
     ] {
         let answer = create(&server, "x", json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": host}));
         let message = answer.message();

@@ -1,18 +1,11 @@
 //! Those who look on from outside: attached clients, followers of logs, and where the container's groups lie.
 
+use dhow_tests::said::until;
 use dhow_tests::{Store, busybox};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
+use std::time::Duration;
 
 /// A client on a terminal, and the terminal's other side.
 fn on_a_terminal(store: &Store, args: &[&str]) -> (Child, std::fs::File) {

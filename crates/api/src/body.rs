@@ -1,19 +1,22 @@
 //! Bodies: of an answer, whole or piece by piece from a thread that blocks; of a request, as something to read.
 
 use crate::fault::Fault;
+use crate::room::{Place, Room};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming};
 use std::io::{self, Read, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 
 /// Most bytes of a request that is a document; Docker's clients send some kilobytes.
 pub const MOST: usize = 4 << 20;
-/// What is held of a document without asking for room, and how many may be larger at once.
+/// What is held of a document without asking for room, and the room for those that are larger.
 const SMALL: usize = 64 << 10;
-static LARGE: Semaphore = Semaphore::const_new(16);
+static ROOM: Room = Room::new(16 * MOST);
+/// How many of the larger ones are read at once: what becomes of a document is larger than it is.
+static LARGE: Semaphore = Semaphore::const_new(8);
 /// How long a client may take for the next piece of a document.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most bytes that are read of a body that nobody wants, and how long its next piece may take.
@@ -136,30 +139,59 @@ impl Write for BodyWriter {
     }
 }
 
+/// A request's body, whole.
+#[derive(Debug, Default)]
+pub struct Whole {
+    /// All of it.
+    pub bytes: Vec<u8>,
+    /// Of a large one: to be kept as long as what was made of it is.
+    pub turn: Option<SemaphorePermit<'static>>,
+    place: Option<Place<'static>>,
+}
+
 /// The whole of a request's body, if it is not beyond all measure.
-pub async fn whole(mut body: Incoming) -> Result<Vec<u8>, Fault> {
-    let mut out = Vec::new();
-    let mut room = None;
-    loop {
-        if out.len() > SMALL && room.is_none() {
-            // Never closed.
-            room = LARGE.acquire().await.ok();
+pub async fn whole(mut body: Incoming) -> Result<Whole, Fault> {
+    let mut out = Whole::default();
+    while let Some(data) = piece(&mut body, out.place.as_ref()).await? {
+        if out.bytes.len() + data.len() > MOST {
+            return Err(Fault::new(413, format!("the request's body is over {MOST} bytes")));
         }
-        let next = tokio::time::timeout(PATIENCE, body.frame());
-        let frame = next.await.map_err(|_| Fault::new(408, "the request's body did not arrive in time"))?;
-        match frame {
-            None => return Ok(out),
-            Some(Err(e)) => return Err(Fault::invalid(format!("the request's body broke off: {e}"))),
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    if out.len() + data.len() > MOST {
-                        return Err(Fault::new(413, format!("the request's body is over {MOST} bytes")));
-                    }
-                    out.extend_from_slice(&data);
-                }
-            }
+        out.bytes.extend_from_slice(&data);
+        if out.bytes.len() > SMALL && !out.place.get_or_insert_with(|| ROOM.place()).grow(out.bytes.len()) {
+            return Err(too_slow());
         }
     }
+    if let Some(place) = &out.place {
+        tokio::select! {
+            // Never closed; and nobody who has a turn waits for a client.
+            turn = LARGE.acquire() => out.turn = turn.ok(),
+            () = place.lost() => return Err(too_slow()),
+        }
+    }
+    Ok(out)
+}
+
+/// The next bytes of a document; none at its end.
+async fn piece(body: &mut Incoming, place: Option<&Place<'_>>) -> Result<Option<Bytes>, Fault> {
+    let lost = async {
+        match place {
+            Some(place) => place.lost().await,
+            None => std::future::pending().await,
+        }
+    };
+    let next = tokio::select! {
+        next = tokio::time::timeout(PATIENCE, body.frame()) => next,
+        () = lost => return Err(too_slow()),
+    };
+    match next.map_err(|_| Fault::new(408, "the request's body did not arrive in time"))? {
+        None => Ok(None),
+        Some(Err(e)) => Err(Fault::invalid(format!("the request's body broke off: {e}"))),
+        Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
+    }
+}
+
+fn too_slow() -> Fault {
+    Fault::new(408, "the request's body came too slowly: others need its room")
 }
 
 /// Reads what is left of a body that nobody wants, up to a measure.

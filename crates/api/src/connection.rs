@@ -2,6 +2,7 @@
 
 use crate::docker;
 use crate::listen::Active;
+use crate::opening;
 use crate::server::Server;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -105,6 +106,13 @@ async fn serve(
         let server = Arc::clone(&server);
         async move { Ok::<_, std::convert::Infallible>(docker::answer(server, request).await) }
     });
+    let stream = tokio::select! {
+        opened = tokio::time::timeout(HEAD, opening::open(stream)) => match opened {
+            Ok(opened) => opened,
+            Err(_) => return,
+        },
+        () = CLOSING.notified() => return,
+    };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)

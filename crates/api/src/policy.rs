@@ -5,6 +5,7 @@
 //! attach, copy, start) must keep to them too, whoever made it. Each refusal names its rule.
 
 use crate::fault::Fault;
+use serde_json::Value;
 use std::path::{Component, Path, PathBuf};
 use types::docker::{
     ContainerConfig, EndpointSettings, HostConfig, MountType, NetworkCreateRequest, VolumeCreateRequest,
@@ -78,7 +79,8 @@ impl Restrict {
         }
         namespaces(host)?;
         additions(host)?;
-        self.mounts(host)
+        self.mounts(host)?;
+        unknown(host)
     }
 
     /// Whether an image may be used.
@@ -139,16 +141,25 @@ impl Restrict {
 
     fn mounts(&self, host: &HostConfig) -> Result<(), Fault> {
         for bind in host.binds.iter().flatten() {
-            let source = bind.split(':').next().unwrap_or_default();
+            let mut parts = bind.split(':');
+            let source = parts.next().unwrap_or_default();
             if source.starts_with('/') || source.starts_with('.') {
                 self.admit_bind(source)?;
             }
+            parts.nth(1).into_iter().flat_map(|mode| mode.split(',')).try_for_each(propagates)?;
         }
         for mount in host.mounts.iter().flatten() {
-            match mount.typ {
-                Some(MountType::IMAGE) => self.admit_image(mount.source.as_deref().unwrap_or_default())?,
-                Some(MountType::BIND) => self.admit_bind(mount.source.as_deref().unwrap_or_default())?,
-                Some(MountType::VOLUME) => {
+            let source = mount.source.as_deref().unwrap_or_default();
+            // One without a type is a volume to the engine.
+            match mount.typ.unwrap_or(MountType::VOLUME) {
+                MountType::IMAGE => self.admit_image(source)?,
+                MountType::BIND => {
+                    self.admit_bind(source)?;
+                    let propagation = mount.bind_options.as_ref().and_then(|o| o.propagation);
+                    propagation.map_or(Ok(()), |p| propagates(p.as_ref()))?;
+                }
+                MountType::TMPFS => {}
+                MountType::VOLUME => {
                     let driver = mount.volume_options.as_ref().and_then(|o| o.driver_config.as_ref());
                     if let Some(options) = driver.and_then(|d| d.options.clone()) {
                         let request =
@@ -156,7 +167,7 @@ impl Restrict {
                         self.admit_volume(&request)?;
                     }
                 }
-                _ => {}
+                other => return Err(refused("bind", &format!("mounts of type {other} are not allowed"))),
             }
         }
         Ok(())
@@ -176,6 +187,16 @@ impl Restrict {
         let allowed: Vec<_> = self.binds.iter().map(|d| d.display().to_string()).collect();
         let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
         Err(refused("bind", &format!("{source} is not below an allowed directory ({allowed})")))
+    }
+}
+
+/// Mounts that a workload makes below a bind mount stay its own.
+fn propagates(mode: &str) -> Result<(), Fault> {
+    match mode {
+        "shared" | "rshared" => {
+            Err(refused("bind", &format!("the propagation {mode} is not allowed: it leads out to the host")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -241,10 +262,52 @@ fn additions(host: &HostConfig) -> Result<(), Fault> {
             "CgroupParent is not allowed",
         ),
         (host.oom_score_adj.is_some_and(|o| o < 0), "security", "OomScoreAdj below 0 is not allowed"),
+        (
+            host.ulimits.iter().flatten().any(|u| u.name.as_deref() == Some("rtprio")),
+            "security",
+            "Ulimits of rtprio are not allowed",
+        ),
     ];
     match refusals.into_iter().find(|(hit, ..)| *hit) {
         Some((_, rule, why)) => Err(refused(rule, why)),
         None => Ok(()),
+    }
+}
+
+/// Members of `HostConfig` that give a workload nothing of the host, or that other rules look at.
+const HARMLESS: &str = "\
+    CpuShares CpuPeriod CpuQuota CpusetCpus CpusetMems NanoCpus CpuCount CpuPercent Memory MemoryReservation \
+    MemorySwap MemorySwappiness BlkioWeight BlkioWeightDevice BlkioDeviceReadBps BlkioDeviceWriteBps \
+    BlkioDeviceReadIOps BlkioDeviceWriteIOps IOMaximumIOps IOMaximumBandwidth PidsLimit Ulimits OomScoreAdj \
+    ShmSize StorageOpt \
+    Runtime Init AutoRemove RestartPolicy LogConfig Annotations ConsoleSize ContainerIDFile \
+    CapDrop SecurityOpt ReadonlyRootfs GroupAdd Tmpfs Binds Mounts VolumeDriver CgroupnsMode IpcMode PidMode \
+    UTSMode UsernsMode \
+    NetworkMode Dns DnsOptions DnsSearch ExtraHosts PortBindings PublishAllPorts";
+
+fn is_harmless(member: &str) -> bool {
+    HARMLESS.split_whitespace().any(|known| known == member)
+}
+
+/// Refuses what nobody has called harmless: also what Docker's API will have one day.
+fn unknown(host: &HostConfig) -> Result<(), Fault> {
+    let members = serde_json::to_value(host)?;
+    let asked = members.as_object().into_iter().flatten().filter(|(_, value)| !says_nothing(value));
+    match asked.into_iter().find(|(key, _)| !is_harmless(key)) {
+        Some((key, _)) => Err(refused("default", &format!("{key} is not among what is allowed"))),
+        None => Ok(()),
+    }
+}
+
+/// A value that is as good as none.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(true) => false,
     }
 }
 
@@ -265,6 +328,7 @@ fn matches(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn rule(host: HostConfig, restrict: &Restrict) -> Result<(), String> {
         restrict.admit(&ContainerConfig::default(), &host).map_err(|f| f.message)
@@ -294,6 +358,59 @@ mod tests {
             Ok(())
         );
         assert!(rule(HostConfig::default(), &Restrict { vm_only: true, ..r }).is_err());
+    }
+
+    #[test]
+    fn what_nobody_called_harmless_is_refused() {
+        let read = |host: Value| serde_json::from_value::<HostConfig>(host).unwrap();
+        let r = Restrict::parse(&["bind=/usr"]).unwrap();
+        // What Docker's own client sends of a plain `docker run`.
+        let plain = json!({
+            "Binds": null, "ContainerIDFile": "", "LogConfig": {"Type": "", "Config": {}}, "NetworkMode": "default",
+            "PortBindings": {}, "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0}, "AutoRemove": true,
+            "ConsoleSize": [24, 80], "CapAdd": null, "Cgroup": "", "Links": null, "OomScoreAdj": 0, "PidMode": "",
+            "Privileged": false, "MemorySwappiness": -1, "OomKillDisable": false, "Devices": [], "IOMaximumIOps": 0,
+            "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0, "MaskedPaths": null, "ReadonlyPaths": null,
+        });
+        assert_eq!(rule(read(plain), &r), Ok(()));
+        for (host, member) in [
+            (json!({"CpuRealtimeRuntime": 1000}), "CpuRealtimeRuntime"),
+            (json!({"OomKillDisable": true}), "OomKillDisable"),
+            (json!({"Cgroup": "container:x"}), "Cgroup"),
+            (json!({"Links": ["a:b"]}), "Links"),
+            (json!({"Ulimits": [{"Name": "rtprio", "Soft": 9, "Hard": 9}]}), "rtprio"),
+            (json!({"Binds": ["/usr:/x:ro,rshared"]}), "rshared"),
+            (
+                json!({"Mounts": [{"Type": "bind", "Source": "/usr", "Target": "/x", "BindOptions": {"Propagation": "shared"}}]}),
+                "shared",
+            ),
+            (json!({"Mounts": [{"Type": "npipe", "Source": "a", "Target": "/x"}]}), "npipe"),
+            (
+                json!({"Mounts": [{"Target": "/x", "VolumeOptions": {"DriverConfig": {"Options": {"device": "/etc"}}}}]}),
+                "device=/etc",
+            ),
+        ] {
+            let said = rule(read(host), &r).unwrap_err();
+            assert!(said.contains(member), "{member}: {said}");
+        }
+    }
+
+    #[test]
+    fn every_member_has_been_thought_of() {
+        // Those that are refused with a rule of their own, or by default.
+        let refused = "CgroupParent CapAdd Devices DeviceCgroupRules DeviceRequests Privileged VolumesFrom Sysctls \
+            MaskedPaths ReadonlyPaths Cgroup Links OomKillDisable CpuRealtimePeriod CpuRealtimeRuntime Isolation";
+        assert!(!refused.split_whitespace().any(is_harmless));
+        let read = |key: &str, value: Value| {
+            let host = serde_json::from_value::<HostConfig>(json!({key: value})).ok()?;
+            Some(serde_json::to_value(host).unwrap().as_object().unwrap().len())
+        };
+        let values =
+            [json!([]), json!({}), json!("x"), json!(1), json!(true), json!("default"), json!("private")];
+        for key in HARMLESS.split_whitespace() {
+            let known = values.iter().any(|value| read(key, value.clone()) == Some(1));
+            assert!(known, "{key} is no member of HostConfig");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! endian); with one, as it is. A client that reads slowly slows the workload, as a pipe would: nothing is queued.
 
 use crate::connection::Wire;
-use engine::keys::Watcher;
+use engine::Feed;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox::client::{AttachOptions, ClientError, Filled, Stream};
 use sandbox::protocol::Frame;
@@ -14,8 +14,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Ready};
 use tokio::net::UnixStream;
 
-/// One read of input: small enough to fit into a socket that polls as writable.
-const INPUT: usize = 32 << 10;
 /// How often a silent client is looked after.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -94,14 +92,14 @@ async fn copy(
     output: &mut (impl AsyncWrite + Unpin),
     options: &Options,
 ) -> Result<Option<i32>, ClientError> {
-    let mut feed = Feed::new(options);
+    let mut feed = Feed::new(options.streams.stdin, options.keys.clone());
     // What an answer to the request brought along is there already, and no poll would tell.
     if let Some(code) = drain(stream, output, options).await? {
         return Ok(Some(code));
     }
     let mut look = tokio::time::interval(LOOK);
     loop {
-        let waiting = feed.is_waiting();
+        let (waiting, wants_more) = (feed.is_waiting(), feed.wants_more());
         let interest = if waiting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         tokio::select! {
             ready = signal.ready(interest) => {
@@ -125,7 +123,7 @@ async fn copy(
                     }
                 }
             }
-            n = input.read(&mut feed.buffer), if feed.open && !waiting => {
+            n = input.read(feed.buffer()), if wants_more => {
                 // A client that broke off has no more input either; whether it is there, the next write tells.
                 feed.take(n.unwrap_or(0));
             }
@@ -135,7 +133,7 @@ async fn copy(
                 }
             }
         }
-        if feed.detached && !feed.is_waiting() {
+        if feed.has_detached() {
             return Ok(None);
         }
     }
@@ -172,65 +170,4 @@ async fn drain(
 pub fn header(of: u8, len: usize) -> [u8; 8] {
     let [a, b, c, d] = u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes();
     [of, 0, 0, 0, a, b, c, d]
-}
-
-/// Input, read only as fast as it can be sent.
-struct Feed {
-    open: bool,
-    watcher: Option<Watcher>,
-    buffer: Vec<u8>,
-    pending: Vec<u8>,
-    /// The end was read, but not yet told.
-    end: bool,
-    detached: bool,
-}
-
-impl Feed {
-    fn new(options: &Options) -> Self {
-        let watcher = options.keys.clone().map(Watcher::new);
-        Self {
-            open: options.streams.stdin,
-            watcher: watcher.filter(|_| options.streams.stdin),
-            buffer: vec![0; if options.streams.stdin { INPUT } else { 1 }],
-            pending: Vec::new(),
-            end: false,
-            detached: false,
-        }
-    }
-
-    fn is_waiting(&self) -> bool {
-        !self.pending.is_empty() || self.end
-    }
-
-    fn take(&mut self, n: usize) {
-        let bytes = self.buffer.get(..n).unwrap_or_default();
-        if n == 0 {
-            (self.open, self.end) = (false, true);
-        } else if let Some(watcher) = &mut self.watcher {
-            self.detached = watcher.feed(bytes, &mut self.pending);
-            self.open = !self.detached;
-        } else {
-            self.pending.extend_from_slice(bytes);
-        }
-    }
-
-    fn send(&mut self, stream: &Stream) -> Result<(), ClientError> {
-        let sent = if !self.pending.is_empty() {
-            stream
-                .write_stdin_some(&self.pending)
-                .map(|n| drop(self.pending.drain(..n.min(self.pending.len()))))
-        } else {
-            self.end = false;
-            stream.end_stdin()
-        };
-        match sent {
-            // It ended; its exit code is on the way.
-            Err(ClientError::Gone) => {
-                self.pending.clear();
-                (self.open, self.end) = (false, false);
-                Ok(())
-            }
-            other => other,
-        }
-    }
 }

@@ -3,11 +3,13 @@
 
 use crate::body::Body;
 use crate::docker::Ask;
+use crate::docker::ask::head;
 use crate::fault::Fault;
 use http_body_util::BodyExt;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use hyper::{Response, StatusCode};
+use hyper_util::rt::TokioIo;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -21,28 +23,63 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 /// Bytes between a websocket and the streams.
 const PIPE: usize = 64 << 10;
 
-/// The answer that hands the connection over.
-pub fn accepted(kind: &str, protocol: &str) -> Result<Response<Body>, Fault> {
+/// What a client sends, and what it is sent.
+pub type Input = Box<dyn AsyncRead + Send + Unpin>;
+/// The other direction.
+pub type Output = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// Answers with streams of this type, which the job gets: those of the connection itself, where the client asks for it, else
+/// the answer's own, and what is left of the request's body.
+pub fn streams<J>(
+    mut ask: Ask,
+    kind: &str,
+    job: impl FnOnce(Ask, Input, Output) -> J + Send + 'static,
+) -> Result<Response<Body>, Fault>
+where
+    J: Future<Output = ()> + Send + 'static,
+{
+    let Some(upgrade) = ask.take_upgrade() else {
+        let input = body_input(&mut ask);
+        let (output, body) = answer_output();
+        tokio::spawn(job(ask, input, Box::new(output)));
+        return head(kind).body(body).map_err(|e| Fault::internal(e.to_string()));
+    };
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgrade.await {
+            let (input, output) = tokio::io::split(TokioIo::new(upgraded));
+            job(ask, Box::new(input), Box::new(output)).await;
+        }
+    });
     Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(CONTENT_TYPE, kind)
         .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, protocol)
+        .header(UPGRADE, "tcp")
         .body(Body::empty())
         .map_err(|e| Fault::internal(e.to_string()))
 }
 
-/// A request's body as input.
-pub struct BodyInput {
-    body: Incoming,
-    rest: Bytes,
+/// Who sends no body has not ended his input: he has none to send, and may look on as long as he likes.
+fn body_input(ask: &mut Ask) -> Input {
+    match ask.take_body().ok().filter(|body| !body.is_end_stream()) {
+        Some(body) => Box::new(BodyInput { body, rest: Bytes::new() }),
+        None => Box::new(Silence),
+    }
 }
 
-impl BodyInput {
-    /// Reads it.
-    pub fn new(body: Incoming) -> Self {
-        Self { body, rest: Bytes::new() }
+/// Input that neither comes nor ends.
+struct Silence;
+
+impl AsyncRead for Silence {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
     }
+}
+
+/// A request's body as input.
+struct BodyInput {
+    body: Incoming,
+    rest: Bytes,
 }
 
 impl AsyncRead for BodyInput {
@@ -66,7 +103,7 @@ impl AsyncRead for BodyInput {
 }
 
 /// Output that is the body of an answer.
-pub fn answer_output() -> (DuplexStream, Body) {
+fn answer_output() -> (DuplexStream, Body) {
     let (ours, mut theirs) = tokio::io::duplex(PIPE);
     let (to, body) = mpsc::channel(4);
     tokio::spawn(async move {
@@ -102,7 +139,7 @@ pub fn websocket(ask: &mut Ask) -> Result<(Response<Body>, Socket), Fault> {
         .body(Body::empty())
         .map_err(|e| Fault::internal(e.to_string()))?;
     let socket = async move {
-        let io = hyper_util::rt::TokioIo::new(upgrade.await.ok()?);
+        let io = TokioIo::new(upgrade.await.ok()?);
         let limits = WebSocketConfig::default().max_message_size(Some(1 << 20)).max_frame_size(Some(1 << 20));
         let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(limits)).await;
         let (input, to_workload) = tokio::io::duplex(PIPE);

@@ -9,6 +9,24 @@ use sandbox::client::{ClientError, ExecInfo, ExecOptions, Stream};
 use types::docker::ExecConfig;
 use types::{RunState, Status, oci};
 
+/// The state of a container in which a command may begin.
+pub(crate) fn admitted(container: &Container, is: Liveness) -> Result<Box<RunState>> {
+    let Liveness::Supervised(state) = is else {
+        return Err(EngineError::NotRunning(container.id.to_string()));
+    };
+    match state.status {
+        Status::Paused => Err(EngineError::Conflict(format!(
+            "container {} is paused, unpause the container before exec",
+            container.name
+        ))),
+        Status::Restarting => Err(EngineError::Conflict(format!(
+            "container {} is restarting, wait until the container is running",
+            container.name
+        ))),
+        _ => Ok(state),
+    }
+}
+
 impl Engine {
     /// Runs a command beside the main process. The stream ends with its exit code; a detached one has none. The id
     /// names the session.
@@ -18,26 +36,8 @@ impl Engine {
             return Err(invalid("no exec command specified"));
         }
         let container = self.find(name)?;
-        let state = match self.settled(&container)? {
-            Liveness::Supervised(state) => state,
-            Liveness::Ended(..) => return Err(EngineError::NotRunning(container.id.to_string())),
-        };
-        match state.status {
-            Status::Paused => {
-                return Err(EngineError::Conflict(format!(
-                    "container {} is paused, unpause the container before exec",
-                    container.name
-                )));
-            }
-            Status::Restarting => {
-                return Err(EngineError::Conflict(format!(
-                    "container {} is restarting, wait until the container is running",
-                    container.name
-                )));
-            }
-            _ => {}
-        }
-        let spec = self.read_bundle(&container)?.spec;
+        let state = admitted(&container, self.settled(&container)?)?;
+        let spec = self.read_bundle(&container.id)?.spec;
         let main_user = container.config.user.as_deref().unwrap_or("");
         let user_name = config.user.as_deref().filter(|u| !u.is_empty()).unwrap_or(main_user);
         let process = if container.is_vm() {

@@ -1,21 +1,24 @@
 //! Exec sessions of the API, which are made by one request and started by another, perhaps of another server: between the
-//! two they are files, `<run>/execs/<id>`. What runs and what ended lately the supervisor knows.
+//! two they are files, `<run>/execs/<container>/<id>`, which go with their container. What runs and what ended lately the
+//! supervisor knows.
 
-use crate::recover::Liveness;
+use crate::exec::admitted;
+use crate::recover::remove_tree;
 use crate::spec::invalid;
+use crate::store::Container;
 use crate::{Engine, EngineError, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-use types::Status;
 use types::docker::{ExecConfig, ExecInspectResponse, ProcessConfig};
 
-/// How long a session is remembered that nobody starts, or whose container has ended.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How long a session is remembered that nobody starts, and one that the supervisor does not remember either, from its start
+/// on.
+const UNSTARTED: Duration = Duration::from_secs(24 * 3600);
+const ENDED: Duration = Duration::from_secs(300);
 /// 128 and SIGKILL.
 const KILLED: i64 = 137;
-/// From so many on the old ones are looked for.
-const MANY: usize = 256;
 
 /// A session that was made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,18 +42,14 @@ impl Engine {
         self.paths.run.join("execs")
     }
 
-    fn exec_file(&self, id: &str) -> Result<PathBuf> {
-        // It becomes a name of a file.
-        if id.len() != 64 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(EngineError::NoSuchObject(format!("exec instance {id}")));
-        }
-        Ok(self.execs_dir().join(id))
+    fn execs_of(&self, container: &str) -> PathBuf {
+        self.execs_dir().join(container)
     }
 
     /// Makes a session in a running container; returns its id.
     pub fn create_exec(&self, name: &str, config: ExecConfig) -> Result<String> {
         let container = self.find(name)?;
-        self.admit_container(&container)?;
+        self.may_begin(&container)?;
         let id = crate::create::new_id()?.to_string();
         let made = CreatedExec {
             id: id.clone(),
@@ -59,38 +58,46 @@ impl Engine {
             failed: None,
             started: false,
         };
-        let dir = self.execs_dir();
+        let dir = self.execs_of(&made.container);
         {
             use std::os::unix::fs::DirBuilderExt;
             let make = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             make.map_err(EngineError::io("cannot create the directory", &dir))?;
         }
-        forget_old(&dir);
+        // Looking through them costs what there are: one in sixteen does it.
+        if id.starts_with('0') {
+            let known: HashSet<String> = self.execs(name)?.into_iter().map(|e| e.id).collect();
+            forget_old(&dir, &known, SystemTime::now());
+        }
         self.write_exec(&made)?;
         Ok(id)
     }
 
     fn write_exec(&self, made: &CreatedExec) -> Result<()> {
-        let path = self.exec_file(&made.id)?;
+        let path = self.execs_of(&made.container).join(&made.id);
         let json = serde_json::to_vec(made).map_err(invalid)?;
         sys::file::replace(&path, &json, false).map_err(EngineError::io("cannot write", &path))
     }
 
     /// A session that was made, whether it was started or not.
     pub fn created_exec(&self, id: &str) -> Result<CreatedExec> {
-        let path = self.exec_file(id)?;
         let missing = || EngineError::NoSuchObject(format!("exec instance {id}"));
-        let json = std::fs::read(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => missing(),
-            _ => EngineError::io("cannot read", &path)(e),
-        })?;
-        serde_json::from_slice(&json).map_err(|_| missing())
+        // It becomes a name of a file.
+        if types::ContainerId::parse(id).is_err() {
+            return Err(missing());
+        }
+        let containers = std::fs::read_dir(self.execs_dir()).into_iter().flatten().flatten();
+        containers.map(|dir| dir.path().join(id)).find_map(|path| read(&path)).ok_or_else(missing)
+    }
+
+    /// Forgets the sessions of a container that is gone.
+    pub(crate) fn forget_execs(&self, id: &types::ContainerId) -> Result<()> {
+        remove_tree(&self.execs_of(id.as_str()))
     }
 
     /// Remembers that a session begins now, where it may; it can do so once.
     pub fn begin_exec(&self, made: &CreatedExec) -> Result<()> {
-        let container = self.find(&made.container)?;
-        self.admit_container(&container)?;
+        self.may_begin(&self.find(&made.container)?)?;
         let again = made.started || self.execs(&made.container)?.iter().any(|e| e.id == made.id);
         if again {
             return Err(EngineError::Conflict(format!("exec instance {} has already run", made.id)));
@@ -98,21 +105,8 @@ impl Engine {
         self.write_exec(&CreatedExec { started: true, ..made.clone() })
     }
 
-    fn admit_container(&self, container: &crate::store::Container) -> Result<()> {
-        match self.liveness(container)? {
-            Liveness::Ended(..) => Err(EngineError::NotRunning(container.id.to_string())),
-            Liveness::Supervised(state) => match state.status {
-                Status::Paused => Err(EngineError::Conflict(format!(
-                    "container {} is paused, unpause the container before exec",
-                    container.name
-                ))),
-                Status::Restarting => Err(EngineError::Conflict(format!(
-                    "container {} is restarting, wait until the container is running",
-                    container.name
-                ))),
-                _ => Ok(()),
-            },
-        }
+    fn may_begin(&self, container: &Container) -> Result<()> {
+        admitted(container, self.liveness(container)?).map(drop)
     }
 
     /// Remembers that a session could not begin.
@@ -164,18 +158,64 @@ impl Engine {
     }
 }
 
-/// Removes what is older than anybody may still ask for, where there is much.
-fn forget_old(dir: &Path) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    let entries: Vec<_> = entries.flatten().collect();
-    if entries.len() < MANY {
-        return;
+fn read(path: &Path) -> Option<CreatedExec> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// Removes the sessions of a container that nobody may still ask for. Those that the supervisor knows are not old.
+fn forget_old(dir: &Path, known: &HashSet<String>, now: SystemTime) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let changed = entry.metadata().and_then(|m| m.modified());
+        let age = changed.ok().and_then(|t| now.duration_since(t).ok()).unwrap_or_default();
+        if age <= ENDED || entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
+            continue;
+        }
+        // What cannot be read can be had by nobody.
+        let has_begun = read(&entry.path()).is_none_or(|made| made.started || made.failed.is_some());
+        if has_begun || age > UNSTARTED {
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
-    let old = |e: &std::fs::DirEntry| {
-        let changed = e.metadata().and_then(|m| m.modified());
-        changed.is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|age| age > KEPT))
-    };
-    for entry in entries.iter().filter(|e| old(e)) {
-        let _ = std::fs::remove_file(entry.path());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_asks_for_any_more_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = |name: &str, started, failed| {
+            let id = name.repeat(64);
+            let made = CreatedExec {
+                id: id.clone(),
+                container: "c".into(),
+                config: ExecConfig::default(),
+                failed,
+                started,
+            };
+            std::fs::write(dir.path().join(&id), serde_json::to_vec(&made).unwrap()).unwrap();
+            id
+        };
+        let (new, run, known, bad) = (
+            made("a", false, None),
+            made("b", true, None),
+            made("c", true, None),
+            made("d", false, Some(127)),
+        );
+        let there = |ids: &[&String]| {
+            let mut names: Vec<_> =
+                std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            assert_eq!(names, ids.iter().map(std::ffi::OsString::from).collect::<Vec<_>>());
+        };
+        let live = HashSet::from([known.clone()]);
+        let now = SystemTime::now();
+        forget_old(dir.path(), &live, now + ENDED / 2);
+        there(&[&new, &run, &known, &bad]);
+        forget_old(dir.path(), &live, now + ENDED * 2);
+        there(&[&new, &known]);
+        forget_old(dir.path(), &live, now + UNSTARTED * 2);
+        there(&[&known]);
     }
 }

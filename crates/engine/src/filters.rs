@@ -1,8 +1,9 @@
 //! `--filter key=value`: which containers and events match.
 
+use crate::listed::Listed;
+use crate::network::Places;
 use crate::request::Filters;
 use crate::spec::invalid;
-use crate::store::Container;
 use crate::{Engine, Result};
 use types::{Event, RunState, Status};
 
@@ -79,13 +80,14 @@ impl Engine {
     pub(crate) fn container_matches(
         &self,
         filters: &Filters,
-        c: &Container,
+        c: &Listed,
         state: &RunState,
+        places: &Places,
     ) -> Result<bool> {
         for (key, values) in filters {
             let mut tally = Tally::of(key);
             for value in values {
-                tally.add(self.one_matches(key, value, c, state)?);
+                tally.add(self.one_matches((key, value), c, state, places)?);
             }
             if !tally.holds() {
                 return Ok(false);
@@ -94,7 +96,13 @@ impl Engine {
         Ok(true)
     }
 
-    fn one_matches(&self, key: &str, value: &str, c: &Container, state: &RunState) -> Result<bool> {
+    fn one_matches(
+        &self,
+        (key, value): (&str, &str),
+        c: &Listed,
+        state: &RunState,
+        places: &Places,
+    ) -> Result<bool> {
         let labels = c.config.labels.as_ref();
         Ok(match key {
             "id" => c.id.as_str().starts_with(value),
@@ -127,9 +135,9 @@ impl Engine {
             "before" => c.created_ns < self.find(value)?.created_ns,
             "since" => c.created_ns > self.find(value)?.created_ns,
             "volume" => c.mounts.iter().any(|m| m.volume == value || m.target.to_str() == Some(value)),
-            "network" => self.is_on(c, value)?,
+            "network" => places.is_on(&c.id, c.host.network_mode.as_deref(), value),
             "publish" => ports_match(value, c.host.port_bindings.iter().flatten().map(|(p, _)| p)),
-            "expose" => ports_match(value, c.config.exposed_ports.iter().flatten()),
+            "expose" => ports_match(value, c.config.exposed_ports.iter().flatten().map(|(p, _)| p)),
             "health" => {
                 const KNOWN: &[&str] = &["starting", "healthy", "unhealthy", "none"];
                 if !KNOWN.contains(&value) {

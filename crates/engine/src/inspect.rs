@@ -36,7 +36,10 @@ impl Engine {
                 .collect(),
             _ => Vec::new(),
         };
-        let bundle = self.read_bundle(&c).ok();
+        let mut places = self.places_on_networks(Some(&c.id))?;
+        let mode = c.host.network_mode.as_deref();
+        let networks = self.shown_networks(&mut places, &c.id, mode, state.status.is_active());
+        let bundle = self.read_bundle(&c.id).ok();
         let process = bundle.as_ref().and_then(|b| b.spec.process().as_ref());
         Ok(ContainerInspectResponse {
             id: Some(c.id.to_string()),
@@ -77,7 +80,7 @@ impl Engine {
                     String::new()
                 }),
                 ports: Some(port_map(&c, &state)),
-                networks: Some(self.endpoints(&c, &state)?),
+                networks: Some(networks),
             }),
             ..Default::default()
         })

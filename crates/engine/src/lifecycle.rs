@@ -215,7 +215,7 @@ impl Engine {
             client
                 .update(Some(&resources), change.restart_policy.is_some().then_some(restart))
                 .map_err(|e| self.refused(&container, e))?;
-            let mut bundle = self.read_bundle(&container)?;
+            let mut bundle = self.read_bundle(&container.id)?;
             let old = bundle.spec.linux().as_ref().and_then(|l| l.resources().clone());
             resources.set_devices(old.and_then(|r| r.devices().clone()));
             if let Some(linux) = bundle.spec.linux_mut() {
@@ -271,7 +271,7 @@ impl Engine {
         if let Ok(Liveness::Supervised(_)) = self.liveness(container)
             && let Ok(mut client) = self.client(container)
             && client.rename(&container.name).is_ok()
-            && let Ok(mut bundle) = self.read_bundle(container)
+            && let Ok(mut bundle) = self.read_bundle(&container.id)
         {
             bundle.name.clone_from(&container.name);
             let _ = self.write_bundle(&bundle);

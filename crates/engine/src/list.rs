@@ -1,71 +1,107 @@
 //! `ps`.
 
+use crate::listed::{self, Listed};
+use crate::network::Places;
 use crate::request::ListOptions;
-use crate::store::{self, Container};
+use crate::store::Container;
 use crate::{Engine, EngineError, Result, filters};
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use types::docker::{
     ContainerSummary, ContainerSummaryHealth, ContainerSummaryHealthStatusEnum as Health,
     ContainerSummaryHostConfig, ContainerSummaryNetworkSettings, ContainerSummaryStateEnum as State,
     PortSummary, PortSummaryTypeEnum,
 };
 use types::units::human_duration;
-use types::{HealthStatus, PortBinding, Protocol, RunState, Status};
+use types::{ContainerId, HealthStatus, PortBinding, Protocol, RunState, Status};
 
 const SECOND: i64 = 1_000_000_000;
 
 impl Engine {
     /// The containers that match, latest first.
     pub fn list(&self, options: &ListOptions) -> Result<Vec<ContainerSummary>> {
+        let mut out = Vec::new();
+        self.list_each(options, &mut |container| out.push(container))?;
+        Ok(out)
+    }
+
+    /// The same, one after the other: nobody needs to hold all of many.
+    pub fn list_each(&self, options: &ListOptions, each: &mut dyn FnMut(ContainerSummary)) -> Result<()> {
         filters::check(&options.filters, filters::CONTAINER)?;
         let asks_status = ["status", "exited"].iter().any(|k| options.filters.contains_key(*k));
         let all = options.all || options.limit.is_some() || asks_status;
-        let mut out = Vec::new();
-        for container in store::all(&self.db)? {
-            let state = match self.state(&container) {
+        // In this order: what was started before the list began has left its mark, and what is gone is not in it.
+        let begun = self.begun();
+        let listed = listed::all(&self.db)?;
+        let mut places = self.places_on_networks(None)?;
+        let now = sys::host::now_ns();
+        let mut told = 0;
+        for container in listed {
+            let state = match self.listed_state(&container, begun.as_ref()) {
                 Ok(state) => state,
                 // Gone while it was looked at.
                 Err(EngineError::NoSuchContainer(_)) => continue,
                 Err(e) => return Err(e),
             };
             if (all || state.status.is_active())
-                && self.container_matches(&options.filters, &container, &state)?
+                && self.container_matches(&options.filters, &container, &state, &places)?
             {
-                out.push(self.summary(&container, &state, options.size)?);
-                if options.limit.is_some_and(|l| out.len() >= l) {
+                let sizes = if options.size { self.listed_sizes(&container.id)? } else { None };
+                each(self.summary(*container, &state, &mut places, sizes, now));
+                told += 1;
+                if options.limit.is_some_and(|limit| told >= limit) {
                     break;
                 }
             }
         }
-        Ok(out)
+        Ok(())
     }
 
-    fn summary(&self, c: &Container, state: &RunState, size: bool) -> Result<ContainerSummary> {
-        let command: Vec<&str> = c
-            .config
-            .entrypoint
-            .iter()
-            .flatten()
-            .chain(c.config.cmd.iter().flatten())
-            .map(String::as_str)
-            .collect();
-        let (size_rw, size_root_fs) = if size {
-            let (rw, all) = self.sizes(c)?;
-            (Some(rw), Some(all))
-        } else {
-            (None, None)
-        };
-        let networks = ContainerSummaryNetworkSettings { networks: Some(self.endpoints(c, state)?) };
-        Ok(ContainerSummary {
-            id: Some(c.id.to_string()),
+    /// Ids of the containers that have files: none of the others was ever started. Nothing if that cannot be told.
+    fn begun(&self) -> Option<HashSet<OsString>> {
+        let entries = std::fs::read_dir(self.paths.root.join("sandboxes")).ok()?;
+        entries.map(|entry| Some(entry.ok()?.file_name())).collect()
+    }
+
+    fn listed_state(&self, c: &Listed, begun: Option<&HashSet<OsString>>) -> Result<RunState> {
+        if begun.is_some_and(|begun| !begun.contains(OsStr::new(c.id.as_str()))) {
+            return Ok(RunState::default());
+        }
+        match self.unsupervised(&c.id) {
+            // It was never started, or it has just been removed.
+            Some(state) if state == RunState::default() => self.find(c.id.as_str()).map(|_| state),
+            Some(state) => Ok(state),
+            // What is active, or looks wrong, is looked at by who has all of it.
+            None => self.state(&self.find(c.id.as_str())?),
+        }
+    }
+
+    fn listed_sizes(&self, id: &ContainerId) -> Result<Option<(i64, i64)>> {
+        match self.find(id.as_str()) {
+            Ok(container) => self.sizes(&container).map(Some),
+            // Gone while it was looked at.
+            Err(EngineError::NoSuchContainer(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn summary(
+        &self,
+        c: Listed,
+        state: &RunState,
+        places: &mut Places,
+        sizes: Option<(i64, i64)>,
+        now: i64,
+    ) -> ContainerSummary {
+        let active = state.status.is_active();
+        let networks = self.shown_networks(places, &c.id, c.host.network_mode.as_deref(), active);
+        ContainerSummary {
             names: Some(vec![format!("/{}", c.name)]),
-            image: Some(c.image.clone()),
-            image_id: Some(c.image_id.clone()),
-            command: Some(command.join(" ")),
+            command: Some(c.command()),
             created: Some(c.created_ns / SECOND),
-            ports: Some(ports(c, state)),
-            size_rw,
-            size_root_fs,
-            labels: Some(c.config.labels.clone().unwrap_or_default()),
+            ports: Some(ports(&c, state)),
+            size_rw: sizes.map(|(rw, _)| rw),
+            size_root_fs: sizes.map(|(_, all)| all),
             state: Some(match state.status {
                 Status::Created => State::CREATED,
                 Status::Running => State::RUNNING,
@@ -74,12 +110,8 @@ impl Engine {
                 Status::Exited => State::EXITED,
                 Status::Dead => State::DEAD,
             }),
-            status: Some(status_text(state, sys::host::now_ns())),
-            host_config: Some(ContainerSummaryHostConfig {
-                network_mode: c.host.network_mode.clone(),
-                annotations: c.host.annotations.clone(),
-            }),
-            network_settings: Some(networks),
+            status: Some(status_text(state, now)),
+            network_settings: Some(ContainerSummaryNetworkSettings { networks: Some(networks) }),
             mounts: Some(c.mounts.iter().map(|m| m.point(&self.paths)).collect()),
             health: state.health.as_ref().map(|h| ContainerSummaryHealth {
                 status: Some(match h.status {
@@ -89,8 +121,16 @@ impl Engine {
                 }),
                 failing_streak: Some(h.failing_streak.into()),
             }),
+            id: Some(c.id.into()),
+            image: Some(c.image),
+            image_id: Some(c.image_id),
+            labels: Some(c.config.labels.unwrap_or_default()),
+            host_config: Some(ContainerSummaryHostConfig {
+                network_mode: c.host.network_mode,
+                annotations: c.host.annotations,
+            }),
             ..Default::default()
-        })
+        }
     }
 
     /// Bytes of the writable layer, and of it and the image together.
@@ -127,7 +167,7 @@ pub(crate) fn status_text(state: &RunState, now: i64) -> String {
     }
 }
 
-fn ports(c: &Container, state: &RunState) -> Vec<PortSummary> {
+fn ports(c: &Listed, state: &RunState) -> Vec<PortSummary> {
     let kind = |p: Protocol| {
         Some(match p {
             Protocol::Tcp => PortSummaryTypeEnum::TCP,
@@ -144,7 +184,7 @@ fn ports(c: &Container, state: &RunState) -> Vec<PortSummary> {
             typ: kind(p.protocol),
         })
         .collect();
-    for exposed in c.config.exposed_ports.iter().flatten() {
+    for exposed in c.config.exposed_ports.iter().flat_map(|ports| ports.keys()) {
         let Ok((port, protocol)) = crate::network::parse_port(exposed) else { continue };
         if state.status.is_active()
             && !published.iter().any(|p| (p.container_port, p.protocol) == (port, protocol))

@@ -40,17 +40,23 @@ pub(crate) enum Liveness {
 impl Engine {
     /// The state for showing: without a lock, unless something looks wrong.
     pub(crate) fn state(&self, container: &Container) -> Result<RunState> {
-        match self.written_state(&container.id) {
-            Some(state) if !state.status.is_active() => return Ok(state),
-            // Without a bundle nothing was ever started.
-            None if !self.paths.bundle(&container.id).exists() => return Ok(RunState::default()),
-            _ => {}
+        if let Some(state) = self.unsupervised(&container.id) {
+            return Ok(state);
         }
         match self.liveness(container) {
             Ok(Liveness::Supervised(state) | Liveness::Ended(state, _)) => Ok(*state),
             Err(e @ EngineError::NoSuchContainer(_)) => Err(e),
             // What is wrong with one is told to those who use it, and hides no other.
             Err(_) => Ok(self.read_state(&container.id)),
+        }
+    }
+
+    /// The state of a container that no supervisor ought to run; none where one ought to, or where its state is lost.
+    pub(crate) fn unsupervised(&self, id: &ContainerId) -> Option<RunState> {
+        match self.written_state(id) {
+            // Without a bundle nothing was ever started.
+            None => (!self.paths.bundle(id).exists()).then(RunState::default),
+            written => written.filter(|state| !state.status.is_active()),
         }
     }
 
@@ -82,7 +88,7 @@ impl Engine {
         // Without its bundle nobody can take it over: it is ended.
         if same_boot
             && sys::host::is_running(state.pid, state.pid_start)
-            && self.read_bundle(container).is_ok()
+            && self.read_bundle(&container.id).is_ok()
         {
             let (launch, socket) = sandbox::client::Launch::new(None)?;
             crate::supervise::spawn(&self.paths, id, socket, lock, true)?;
@@ -166,7 +172,7 @@ impl Engine {
 
     /// Removes what a dead supervisor and a dead workload left on the host.
     fn clean_after_death(&self, container: &Container) -> Result<()> {
-        let bundle = self.read_bundle(container).ok();
+        let bundle = self.read_bundle(&container.id).ok();
         // One whose cgroup cannot be named had none.
         let cgroup = bundle.as_ref().map(|b| b.cgroup.clone()).or_else(|| self.cgroup(container).ok());
         if let Some(cgroup) = cgroup {
@@ -289,7 +295,8 @@ impl Engine {
 
     /// Directories without a row: a removal that was cut short.
     fn sweep_directories(&self) -> Result<()> {
-        for base in [self.paths.run.join("sandboxes"), self.paths.root.join("sandboxes")] {
+        let (run, root) = (&self.paths.run, &self.paths.root);
+        for base in [run.join("sandboxes"), root.join("sandboxes"), run.join("execs")] {
             for entry in std::fs::read_dir(&base).into_iter().flatten().flatten() {
                 let name = entry.file_name();
                 let Some(name) = name.to_str() else { continue };

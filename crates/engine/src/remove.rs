@@ -88,6 +88,7 @@ impl Engine {
             return Err(EngineError::NoSuchContainer(id.to_string()));
         }
         self.event(&container, "destroy", &[]);
+        self.forget_execs(id)?;
         place::clear(&self.writable_place(id))?;
         for volume in gone {
             self.discard_volume(&volume)?;

@@ -135,12 +135,12 @@ impl Engine {
             .map_err(io)
     }
 
-    pub(crate) fn read_bundle(&self, container: &Container) -> Result<Bundle> {
-        let path = self.paths.bundle(&container.id);
+    pub(crate) fn read_bundle(&self, id: &ContainerId) -> Result<Bundle> {
+        let path = self.paths.bundle(id);
         let json = std::fs::read(&path).map_err(EngineError::io("cannot read", &path))?;
         serde_json::from_slice(&json).map_err(|source| EngineError::Stored {
             what: "bundle",
-            id: container.id.to_string(),
+            id: id.to_string(),
             source,
         })
     }

@@ -20,6 +20,8 @@ use types::Digest;
 
 /// Buffers of the pipeline.
 pub(crate) const CHUNK: usize = 256 << 10;
+/// Between two looks whether another one's blob is done.
+const LOOK: Duration = Duration::from_millis(20);
 /// A partial blob that nobody touched for so long is not resumed any more.
 const STALE: Duration = Duration::from_secs(24 * 3600);
 /// Room that is left on the disk for others: the smaller of this and one percent of the file system.
@@ -72,15 +74,25 @@ impl Content {
         File::open(&path).map_err(|e| ImageError::io("open the blob", &path, e))
     }
 
-    /// Waits for the right to write a blob. `busy` is called once if another process is at it.
-    pub fn lock(&self, digest: &Digest, busy: impl FnOnce()) -> Result<Lock, ImageError> {
+    /// Waits for the right to write a blob, as long as it is wanted. `busy` is called once if another process is at it.
+    pub fn lock(
+        &self,
+        digest: &Digest,
+        busy: impl FnOnce(),
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Option<Lock>, ImageError> {
         let path = self.partial(digest);
-        let fail = |e| ImageError::io("lock", &path, e);
-        if let Some(lock) = Lock::try_exclusive(&path).map_err(fail)? {
-            return Ok(lock);
+        let mut busy = Some(busy);
+        loop {
+            let lock = Lock::try_exclusive(&path).map_err(|e| ImageError::io("lock", &path, e))?;
+            if lock.is_some() || !is_wanted() {
+                return Ok(lock);
+            }
+            if let Some(busy) = busy.take() {
+                busy();
+            }
+            std::thread::sleep(LOOK);
         }
-        busy();
-        Lock::exclusive(&path).map_err(fail)
     }
 
     /// Opens the partial blob; the caller holds its lock.

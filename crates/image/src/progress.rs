@@ -101,6 +101,11 @@ pub trait Progress: Sync {
     fn layer(&self, layer: &str, event: LayerEvent);
     /// A line about the whole.
     fn status(&self, line: &str);
+    /// Whether anybody still waits for it. If not, the operation breaks off at its next step; what it has fetched by then is
+    /// there for the next one.
+    fn is_wanted(&self) -> bool {
+        true
+    }
 }
 
 /// Tells nobody.

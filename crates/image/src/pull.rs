@@ -31,6 +31,8 @@ const ATTEMPTS: u32 = 5;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Indexes within indexes.
 const MAX_DEPTH: usize = 3;
+/// Why an operation broke off that nobody waits for.
+const GIVEN_UP: &str = "the pull was given up";
 /// Bytes between two reports.
 const REPORT: u64 = 512 << 10;
 
@@ -75,7 +77,11 @@ impl ImageStore {
     ) -> Result<Vec<Pulled>, ImageError> {
         let registry = Registry::connect(name.registry(), &options.access)?;
         let tags = registry.tags(name)?;
-        tags.iter().map(|t| self.pull_one(&registry, &name.with_tag(t)?, options, progress)).collect()
+        let one = |tag| match progress.is_wanted() {
+            true => self.pull_one(&registry, &name.with_tag(tag)?, options, progress),
+            false => Err(registry.down(GIVEN_UP)),
+        };
+        tags.iter().map(|tag| one(tag.as_str())).collect()
     }
 
     fn pull_one(
@@ -341,7 +347,7 @@ impl Fetch<'_> {
         let work = || {
             let mut rows = Vec::new();
             while let Some((layer, diff_id)) = jobs.get(next.fetch_add(1, Relaxed)) {
-                if self.stop.load(Relaxed) {
+                if self.is_over() {
                     break;
                 }
                 match self.layer(layer, diff_id) {
@@ -364,8 +370,14 @@ impl Fetch<'_> {
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(e) => Err(e),
             None if rows.len() == jobs.len() => Ok(rows),
+            None if !self.progress.is_wanted() => Err(self.registry.down(GIVEN_UP)),
             None => Err(ImageError::corrupt(self.name.familiar(), "a layer could not be processed")),
         }
+    }
+
+    /// Another layer failed, or nobody waits any more.
+    fn is_over(&self) -> bool {
+        self.stop.load(Relaxed) || !self.progress.is_wanted()
     }
 
     fn tell(&self, layer: &Descriptor, event: LayerEvent) {
@@ -374,7 +386,10 @@ impl Fetch<'_> {
 
     fn layer(&self, layer: &Descriptor, diff_id: &Digest) -> Result<BlobRow, ImageError> {
         self.content.prepare()?;
-        let _lock = self.content.lock(&layer.digest, || self.tell(layer, LayerEvent::Waiting))?;
+        let waiting = || self.tell(layer, LayerEvent::Waiting);
+        let Some(_lock) = self.content.lock(&layer.digest, waiting, || !self.is_over())? else {
+            return Err(self.registry.down(GIVEN_UP));
+        };
         if self.content.size(&layer.digest) == Some(layer.size) {
             if self.layers.get(diff_id).is_some() {
                 self.content.discard(&layer.digest);
@@ -522,11 +537,11 @@ impl Download<'_> {
         Ok(true)
     }
 
-    /// Waits, unless another layer failed meanwhile.
+    /// Waits, unless it is over meanwhile.
     fn pause(&self, time: Duration) -> bool {
         let step = Duration::from_millis(50);
         for _ in 0..time.as_millis() / step.as_millis() {
-            if self.fetch.stop.load(Relaxed) {
+            if self.fetch.is_over() {
                 return false;
             }
             std::thread::sleep(step);
@@ -579,8 +594,8 @@ impl Download<'_> {
         let mut body = reply.into_body().into_with_config().limit(u64::MAX).reader();
         let mut buf = vec![0; CHUNK];
         loop {
-            if self.fetch.stop.load(Relaxed) {
-                return Err(registry.down("the pull was given up"));
+            if self.fetch.is_over() {
+                return Err(registry.down(GIVEN_UP));
             }
             let n = match body.read(&mut buf) {
                 Ok(0) if self.at == size => return Ok(true),

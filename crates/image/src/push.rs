@@ -130,6 +130,9 @@ impl Upload<'_> {
             for _ in 0..jobs.len().min(PARALLEL) {
                 s.spawn(|| {
                     while let Some((blob, origins)) = jobs.get(next.fetch_add(1, Relaxed)) {
+                        if !self.progress.is_wanted() {
+                            lock().get_or_insert(self.registry.down("the push was given up"));
+                        }
                         if lock().is_some() {
                             return;
                         }
@@ -271,6 +274,9 @@ struct Sending<'a> {
 
 impl Read for Sending<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if !self.progress.is_wanted() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         let n = self.inner.read(buf)?;
         self.done += n as u64;
         if self.done - self.told >= 1 << 20 || self.done == self.total {

@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::sync::Arc;
+use tokio::sync::SemaphorePermit;
 
 /// A request.
 pub(crate) struct Ask {
@@ -93,9 +94,9 @@ impl Ask {
         self.upgrade.take()
     }
 
-    /// The body as JSON; `None` where there is none.
-    pub async fn document(&mut self) -> Result<Option<Value>, Fault> {
-        let bytes = body::whole(self.take_body()?).await?;
+    /// The body as JSON; `None` where there is none. The second is to be kept until it has been worked through.
+    pub async fn document(&mut self) -> Result<Option<(Value, Option<SemaphorePermit<'static>>)>, Fault> {
+        let body::Whole { bytes, turn, .. } = body::whole(self.take_body()?).await?;
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(None);
         }
@@ -109,7 +110,7 @@ impl Ask {
         let value: Value =
             serde_json::from_slice(&bytes).map_err(|e| Fault::invalid(format!("invalid JSON: {e}")))?;
         match value {
-            Value::Object(_) => Ok(Some(value)),
+            Value::Object(_) => Ok(Some((value, turn))),
             Value::Null => Ok(None),
             _ => Err(Fault::invalid("invalid JSON: an object is expected")),
         }
@@ -118,7 +119,7 @@ impl Ask {
     /// The body as one of Docker's shapes; fields that it does not have are ignored.
     pub async fn shape<T: DeserializeOwned + Default>(&mut self) -> Result<T, Fault> {
         match self.document().await? {
-            Some(value) => shaped(value),
+            Some((value, _turn)) => shaped(value),
             None => Ok(T::default()),
         }
     }
@@ -143,6 +144,11 @@ pub(crate) fn shaped<T: DeserializeOwned>(value: Value) -> Result<T, Fault> {
 pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     let mut bytes = serde_json::to_vec(value)?;
     bytes.push(b'\n');
+    document(status, bytes)
+}
+
+/// An answer of JSON that is written already.
+pub(crate) fn document(status: StatusCode, bytes: Vec<u8>) -> Answer {
     Response::builder()
         .status(status)
         .header(CONTENT_TYPE, "application/json")

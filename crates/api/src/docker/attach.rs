@@ -10,7 +10,7 @@ use crate::{takeover, work};
 use engine::LogOptions;
 use sandbox::client::{AttachOptions, Stream};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use types::Status;
 
 /// After which time a container is first looked at that somebody else may start.
@@ -29,27 +29,10 @@ struct Wanted {
     keys: Option<Vec<u8>>,
 }
 
-pub async fn attach(mut ask: Ask, id: &str) -> Answer {
+pub async fn attach(ask: Ask, id: &str) -> Answer {
     let (wanted, source) = prepare(&ask, id).await?;
     let kind = logs::kind(wanted.tty, ask.version);
-    let wire = ask.wire.clone();
-    match ask.take_upgrade() {
-        Some(upgrade) => {
-            tokio::spawn(async move {
-                if let Ok(upgraded) = upgrade.await {
-                    let (input, output) = tokio::io::split(hyper_util::rt::TokioIo::new(upgraded));
-                    join(ask, wanted, source, input, output, wire).await;
-                }
-            });
-            takeover::accepted(kind, "tcp")
-        }
-        None => {
-            let input = takeover::BodyInput::new(ask.take_body()?);
-            let (output, body) = takeover::answer_output();
-            tokio::spawn(join(ask, wanted, source, input, output, wire));
-            super::ask::head(kind).body(body).map_err(|e| Fault::internal(e.to_string()))
-        }
-    }
+    takeover::streams(ask, kind, |ask, input, output| join(ask, wanted, source, input, output))
 }
 
 pub async fn websocket(mut ask: Ask, id: &str) -> Answer {
@@ -57,11 +40,10 @@ pub async fn websocket(mut ask: Ask, id: &str) -> Answer {
     // Without frames: a websocket has its own.
     let tty = std::mem::replace(&mut wanted.tty, true);
     wanted.keys = wanted.keys.filter(|_| tty);
-    let wire = ask.wire.clone();
     let (answer, socket) = takeover::websocket(&mut ask)?;
     tokio::spawn(async move {
         if let Some((input, output)) = socket.await {
-            join(ask, wanted, source, input, output, wire).await;
+            join(ask, wanted, source, input, output).await;
         }
     });
     Ok(answer)
@@ -71,10 +53,21 @@ pub async fn websocket(mut ask: Ask, id: &str) -> Answer {
 enum Source {
     /// It runs.
     Now(Stream),
-    /// It is started later.
-    Later(Awaited),
+    /// It is started after this moment.
+    Later(Awaited, i64),
     /// Nobody asked for them.
     Never,
+}
+
+impl Source {
+    /// From when on what is logged is in the streams, too.
+    fn since_ns(&self) -> Option<i64> {
+        match self {
+            Self::Now(stream) => Some(stream.since_ns()),
+            Self::Later(_, since) => Some(*since),
+            Self::Never => None,
+        }
+    }
 }
 
 async fn prepare(ask: &Ask, id: &str) -> Result<(Wanted, Source), Fault> {
@@ -115,7 +108,10 @@ async fn prepare(ask: &Ask, id: &str) -> Result<(Wanted, Source), Fault> {
         .await?;
     let source = match stream {
         Some(stream) => Source::Now(stream),
-        None if live => Source::Later(ask.server.rendezvous.attach(&wanted.id, wanted.streams)),
+        None if live => {
+            let now = sys::host::now_ns();
+            Source::Later(ask.server.rendezvous.attach(&wanted.id, wanted.streams), now)
+        }
         None => Source::Never,
     };
     Ok((wanted, source))
@@ -125,16 +121,16 @@ async fn join(
     ask: Ask,
     wanted: Wanted,
     source: Source,
-    input: impl tokio::io::AsyncRead + Unpin,
-    mut output: impl tokio::io::AsyncWrite + Unpin,
-    wire: Option<Wire>,
+    input: impl AsyncRead + Unpin,
+    mut output: impl AsyncWrite + Unpin,
 ) {
-    if wanted.logs && replay(&ask, &wanted, &mut output).await.is_none() {
+    let wire = ask.wire.clone();
+    if wanted.logs && replay(&ask, &wanted, source.since_ns(), &mut output).await.is_none() {
         return;
     }
     let (stream, waiters) = match source {
         Source::Now(stream) => (Some(stream), Waiters::default()),
-        Source::Later(awaited) => later(&ask, &wanted, awaited, wire.as_ref()).await,
+        Source::Later(awaited, _) => later(&ask, &wanted, awaited, wire.as_ref()).await,
         Source::Never => (None, Waiters::default()),
     };
     let Some(stream) = stream.filter(|_| wanted.live) else {
@@ -200,12 +196,21 @@ async fn later(
     }
 }
 
-/// What was logged so far.
-async fn replay(ask: &Ask, wanted: &Wanted, output: &mut (impl tokio::io::AsyncWrite + Unpin)) -> Option<()> {
+/// What was logged before the streams begin.
+async fn replay(
+    ask: &Ask,
+    wanted: &Wanted,
+    since_ns: Option<i64>,
+    output: &mut (impl AsyncWrite + Unpin),
+) -> Option<()> {
     let id = wanted.id.clone();
     let log = ask.run(move |engine| Ok(engine.log(&id)?)).await.ok()?;
-    let options =
-        LogOptions { stdout: wanted.streams.stdout, stderr: wanted.streams.stderr, ..Default::default() };
+    let options = LogOptions {
+        stdout: wanted.streams.stdout,
+        stderr: wanted.streams.stderr,
+        until_ns: since_ns.map(|since| since - 1),
+        ..Default::default()
+    };
     let look = logs::Look { tty: wanted.tty, timestamps: false, details: false };
     let answer = work::follow(super::ask::head(""), move |out: &mut BodyWriter| {
         out.begin();

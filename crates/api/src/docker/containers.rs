@@ -22,23 +22,21 @@ pub async fn list(ask: Ask) -> Answer {
         size: ask.query.flag("size"),
         filters: ask.query.filters()?,
     };
-    let mut found = ask.run(move |engine| Ok(serde_json::to_value(engine.list(&options)?)?)).await?;
-    shapes::containers(&mut found, ask.version);
-    ask::json(StatusCode::OK, &found)
+    let version = ask.version;
+    let found = ask.run(move |engine| shapes::containers(engine, &options, version)).await?;
+    ask::document(StatusCode::OK, found)
 }
 
 pub async fn inspect(ask: Ask, id: &str) -> Answer {
-    let (name, size) = (id.to_owned(), ask.query.flag("size"));
-    let mut shown = ask
+    let (name, size, version) = (id.to_owned(), ask.query.flag("size"), ask.version);
+    let shown = ask
         .run(move |engine| {
-            let mut shown = serde_json::to_value(engine.inspect(&name, size)?)?;
-            let running: Vec<String> =
-                engine.execs(&name)?.into_iter().filter(|e| e.exit_code.is_none()).map(|e| e.id).collect();
-            shown["ExecIDs"] = if running.is_empty() { Value::Null } else { json!(running) };
+            let mut shown = shapes::container(engine.inspect(&name, size)?, version)?;
+            // It is there, and null, as long as there is none.
+            shown["ExecIDs"] = shown["ExecIDs"].take();
             Ok(shown)
         })
         .await?;
-    shapes::container(&mut shown, ask.version);
     ask::json(StatusCode::OK, &shown)
 }
 

@@ -9,7 +9,7 @@ use types::Platform;
 use types::docker::{ContainerConfig, EndpointSettings, HostConfig};
 
 pub async fn create(mut ask: Ask) -> Answer {
-    let Some(mut body) = ask.document().await? else {
+    let Some((mut body, _turn)) = ask.document().await? else {
         return Err(Fault::invalid("config cannot be empty in order to create a container"));
     };
     let mut host = body.get_mut("HostConfig").map(Value::take).unwrap_or(Value::Null);

@@ -64,26 +64,9 @@ pub async fn start(mut ask: Ask, id: &str) -> Answer {
     };
     let keys =
         engine::keys::parse(config.detach_keys.as_deref().unwrap_or_default()).map_err(Fault::invalid)?;
-    let wire = ask.wire.clone();
-    let options = Options { streams, tty, keys: tty.then_some(keys), wire };
+    let options = Options { streams, tty, keys: tty.then_some(keys), wire: ask.wire.clone() };
     let kind = logs::kind(tty, ask.version);
-    match ask.take_upgrade() {
-        Some(upgrade) => {
-            tokio::spawn(async move {
-                if let Ok(upgraded) = upgrade.await {
-                    let (input, output) = tokio::io::split(hyper_util::rt::TokioIo::new(upgraded));
-                    run(ask, container, request, input, output, options).await;
-                }
-            });
-            takeover::accepted(kind, "tcp")
-        }
-        None => {
-            // Its body was the configuration: there is no input.
-            let (output, body) = takeover::answer_output();
-            tokio::spawn(run(ask, container, request, tokio::io::empty(), output, options));
-            ask::head(kind).body(body).map_err(|e| Fault::internal(e.to_string()))
-        }
-    }
+    takeover::streams(ask, kind, |ask, input, output| run(ask, container, request, input, output, options))
 }
 
 /// Starts a session; that it could not begin is remembered.

@@ -82,7 +82,6 @@ impl<'a> Messages<'a> {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Where nobody listens any more, the operation goes on: what it fetched is there for the next one.
     fn say(&self, message: &Value) {
         self.with(|s| drop(write!(s.out, "{message}\r\n").and_then(|()| s.out.flush())));
     }
@@ -108,6 +107,13 @@ impl Progress for Messages<'_> {
                 "progress": bar(done, total), "id": layer,
             }));
         }
+    }
+
+    /// As Docker's daemon, which breaks off what nobody waits for.
+    fn is_wanted(&self) -> bool {
+        let mut wanted = true;
+        self.with(|s| wanted = !s.out.is_gone());
+        wanted
     }
 
     fn status(&self, line: &str) {

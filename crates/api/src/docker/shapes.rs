@@ -1,8 +1,13 @@
 //! Answers made whole: members that Docker's daemon always tells, zero and empty ones too, because clients read them
 //! without asking whether they are there. What a value means is the engine's; here is only what stands in for none.
 
+use crate::fault::Fault;
+use engine::{Engine, ListOptions};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 use std::sync::LazyLock;
+use types::docker::{ContainerInspectResponse, ContainerSummary, EndpointSettings};
 
 /// The time that never was.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -33,10 +38,6 @@ static HOST: LazyLock<Value> = LazyLock::new(|| {
         "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0,
     })
 });
-
-/// One entry of `Networks`.
-static ENDPOINT: LazyLock<Value> =
-    LazyLock::new(|| json!({"IPAMConfig": null, "Links": null, "Aliases": null, "DriverOpts": null}));
 
 /// What `NetworkSettings` tells beside its networks, of the default network.
 static NETWORKS: LazyLock<Value> = LazyLock::new(|| {
@@ -108,8 +109,55 @@ fn config(value: &mut Value) {
     null_if_empty(&mut value["Env"]);
 }
 
+/// One entry of `Networks`, with what it does not tell.
+#[derive(Serialize)]
+struct Endpoint {
+    #[serde(flatten)]
+    told: EndpointSettings,
+    #[serde(flatten)]
+    untold: Untold,
+}
+
+/// Members that are there and null.
+struct Untold([Option<&'static str>; 4]);
+
+impl Serialize for Untold {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().flatten().map(|key| (key, ())))
+    }
+}
+
+/// `Networks`, as a version of the API knows them.
+type Networks = HashMap<String, Endpoint>;
+
+fn networks_of(told: Option<HashMap<String, EndpointSettings>>, version: u32) -> Networks {
+    let endpoint = |told: EndpointSettings| {
+        let told = EndpointSettings {
+            dns_names: told.dns_names.filter(|_| version >= 44),
+            gw_priority: told.gw_priority.filter(|_| version >= 48),
+            ..told
+        };
+        let untold = Untold([
+            told.ipam_config.is_none().then_some("IPAMConfig"),
+            told.links.is_none().then_some("Links"),
+            told.aliases.is_none().then_some("Aliases"),
+            told.driver_opts.is_none().then_some("DriverOpts"),
+        ]);
+        Endpoint { told, untold }
+    };
+    told.unwrap_or_default().into_iter().map(|(name, told)| (name, endpoint(told))).collect()
+}
+
 /// `containers/{id}/json`.
-pub(super) fn container(value: &mut Value, version: u32) {
+pub(super) fn container(mut found: ContainerInspectResponse, version: u32) -> serde_json::Result<Value> {
+    let networks = found.network_settings.as_mut().and_then(|s| s.networks.take());
+    let mut value = serde_json::to_value(found)?;
+    value["NetworkSettings"]["Networks"] = serde_json::to_value(networks_of(networks, version))?;
+    complete(&mut value, version);
+    Ok(value)
+}
+
+fn complete(value: &mut Value, version: u32) {
     config(&mut value["Config"]);
     let host = &mut value["HostConfig"];
     fill(host, &HOST);
@@ -118,7 +166,6 @@ pub(super) fn container(value: &mut Value, version: u32) {
     }
     mask(host);
     let settings = &mut value["NetworkSettings"];
-    each(&mut settings["Networks"], |e| endpoint(e, version));
     let default = settings["Networks"]["bridge"].clone();
     fill(settings, &NETWORKS);
     for (key, value) in settings.as_object_mut().into_iter().flatten() {
@@ -146,22 +193,41 @@ fn mask(host: &mut Value) {
     }
 }
 
-/// `containers/json`.
-pub(super) fn containers(value: &mut Value, version: u32) {
-    each(value, |c| each(&mut c["NetworkSettings"]["Networks"], |e| endpoint(e, version)));
+/// One of `containers/json`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    #[serde(flatten)]
+    told: ContainerSummary,
+    network_settings: ListedNetworks,
 }
 
-fn endpoint(value: &mut Value, version: u32) {
-    fill(value, &ENDPOINT);
-    forget(value, version, &[(44, "DNSNames"), (48, "GwPriority")]);
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListedNetworks {
+    networks: Networks,
 }
 
-/// Takes out what an older version does not know.
-fn forget(value: &mut Value, version: u32, since: &[(u32, &str)]) {
-    let Some(map) = value.as_object_mut() else { return };
-    for (_, key) in since.iter().filter(|(first, _)| version < *first) {
-        map.remove(*key);
-    }
+/// `containers/json`, as it goes out: many make a long document, which is not built twice.
+pub(super) fn containers(engine: &Engine, options: &ListOptions, version: u32) -> Result<Vec<u8>, Fault> {
+    let mut out = vec![b'['];
+    let mut written = Ok(());
+    engine.list_each(options, &mut |container| {
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        if let Err(e) = serde_json::to_writer(&mut out, &listed(container, version)) {
+            written = Err(e);
+        }
+    })?;
+    written?;
+    out.extend(b"]\n");
+    Ok(out)
+}
+
+fn listed(mut told: ContainerSummary, version: u32) -> Listed {
+    let networks = networks_of(told.network_settings.take().and_then(|s| s.networks), version);
+    Listed { told, network_settings: ListedNetworks { networks } }
 }
 
 /// `images/{name}/json`.
@@ -201,7 +267,9 @@ pub(super) fn images(value: &mut Value, version: u32) {
 /// `networks/{id}`, and one of `networks`.
 pub(super) fn network(value: &mut Value, version: u32) {
     fill(value, &json!({"Containers": {}, "IPAM": {"Options": null}}));
-    forget(value, version, &[(48, "EnableIPv4")]);
+    if let Some(map) = value.as_object_mut().filter(|_| version < 48) {
+        map.remove("EnableIPv4");
+    }
 }
 
 /// `networks`.
@@ -259,12 +327,12 @@ mod tests {
 
     #[test]
     fn what_is_there_stays() {
-        let mut c = json!({
+        let c = json!({
             "State": {"Status": "running", "Error": ""}, "Config": {"Env": [], "Cmd": ["x"]},
             "HostConfig": {"Memory": 5, "RestartPolicy": {"Name": "always"}, "LogConfig": {"Type": "local"}},
-            "NetworkSettings": {"Networks": {"bridge": {"IPAddress": "10.0.0.2"}}},
+            "NetworkSettings": {"Networks": {"bridge": {"IPAddress": "10.0.0.2", "GwPriority": 0, "Aliases": ["a"]}}},
         });
-        container(&mut c, 41);
+        let c = container(serde_json::from_value(c).unwrap(), 41).unwrap();
         assert_eq!((&c["Config"]["Cmd"], &c["Config"]["Env"]), (&json!(["x"]), &Value::Null));
         assert_eq!(c["HostConfig"]["Memory"], 5);
         assert_eq!(c["HostConfig"]["RestartPolicy"], json!({"Name": "always", "MaximumRetryCount": 0}));
@@ -273,7 +341,20 @@ mod tests {
         assert_eq!(c["HostConfig"]["ReadonlyPaths"], json!(engine::READ_ONLY_PATHS));
         assert_eq!(c["NetworkSettings"]["IPAddress"], "10.0.0.2");
         assert_eq!(c["NetworkSettings"]["Gateway"], "");
-        assert_eq!(c["NetworkSettings"]["Networks"]["bridge"]["Links"], Value::Null);
+        let bridge = json!({"IPAddress": "10.0.0.2", "Aliases": ["a"], "IPAMConfig": null, "Links": null, "DriverOpts": null});
+        assert_eq!(c["NetworkSettings"]["Networks"]["bridge"], bridge);
+    }
+
+    #[test]
+    fn lists_tell_what_is_missing_and_forget_what_is_unknown() {
+        let one = json!({"Id": "x", "NetworkSettings": {"Networks": {"web": {"GwPriority": 1, "DNSNames": ["a"]}}}});
+        let shown = |version| {
+            json!(listed(serde_json::from_value(one.clone()).unwrap(), version))["NetworkSettings"]["Networks"]["web"].clone()
+        };
+        let untold = json!({"IPAMConfig": null, "Links": null, "Aliases": null, "DriverOpts": null});
+        assert_eq!(shown(41), untold);
+        assert_eq!((&shown(44)["DNSNames"], &shown(44)["GwPriority"]), (&json!(["a"]), &Value::Null));
+        assert_eq!(shown(48)["GwPriority"], 1);
     }
 
     #[test]

@@ -50,8 +50,7 @@ pub async fn df(ask: Ask) -> Answer {
             }
             if wants("container") {
                 let options = engine::ListOptions { all: true, size: true, ..Default::default() };
-                out["Containers"] = json!(engine.list(&options)?);
-                shapes::containers(&mut out["Containers"], version);
+                out["Containers"] = serde_json::from_slice(&shapes::containers(engine, &options, version)?)?;
             }
             if wants("volume") {
                 let volumes = engine.volumes()?;

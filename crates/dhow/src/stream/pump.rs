@@ -6,16 +6,13 @@
 
 use super::signals::{Arrived, Signals, ends};
 use super::terminal::{self, Raw};
-use engine::keys::Watcher;
+use engine::Feed;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use sandbox::client::{ClientError, Filled, Stream};
 use sandbox::protocol::Frame;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-
-/// One read of stdin: small enough to fit into a socket that polls as writable.
-const INPUT: usize = 32 << 10;
 
 /// Interrupts after which the user surely means us.
 const PATIENCE: u32 = 3;
@@ -69,14 +66,14 @@ fn run(stream: &mut Stream, options: &Options<'_>, raw: bool) -> Result<End, Cli
     } else {
         None
     };
-    let mut input = Input::new(options, raw);
+    let mut feed = Feed::new(options.stdin, raw.then(|| options.keys.clone()));
     let mut interrupts = 0;
     // What an answer to the request brought along is there already, and no poll would tell.
     if let Some(end) = output(stream, options)? {
         return Ok(end);
     }
     loop {
-        let ready = wait(stream, &input, signals.as_ref())?;
+        let ready = wait(stream, &feed, signals.as_ref())?;
         if ready.signal
             && let Some(s) = &mut signals
         {
@@ -109,8 +106,11 @@ fn run(stream: &mut Stream, options: &Options<'_>, raw: bool) -> Result<End, Cli
                 }
             }
         }
-        if ready.input && input.step(stream)? {
-            return Ok(End::Detached);
+        if ready.input {
+            input(&mut feed, stream)?;
+            if feed.has_detached() {
+                return Ok(End::Detached);
+            }
         }
     }
 }
@@ -121,17 +121,17 @@ struct Ready {
     signal: bool,
 }
 
-fn wait(stream: &Stream, input: &Input, signals: Option<&Signals>) -> Result<Ready, ClientError> {
+fn wait(stream: &Stream, feed: &Feed, signals: Option<&Signals>) -> Result<Ready, ClientError> {
     let stdin = io::stdin();
     let some = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
     loop {
-        let interest = if input.is_waiting() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let interest = if feed.is_waiting() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let mut fds = vec![PollFd::from_borrowed_fd(stream.as_fd(), interest)];
         let signal_at = signals.map(|s| {
             fds.push(PollFd::from_borrowed_fd(s.fd(), PollFlags::IN));
             fds.len() - 1
         });
-        let stdin_at = input.wants_stdin().then(|| {
+        let stdin_at = feed.wants_more().then(|| {
             fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
             fds.len() - 1
         });
@@ -144,7 +144,7 @@ fn wait(stream: &Stream, input: &Input, signals: Option<&Signals>) -> Result<Rea
         let own = fds.first().map_or(PollFlags::empty(), PollFd::revents);
         return Ok(Ready {
             output: own.intersects(some),
-            input: got(stdin_at) || (input.is_waiting() && own.contains(PollFlags::OUT)),
+            input: got(stdin_at) || (feed.is_waiting() && own.contains(PollFlags::OUT)),
             signal: got(signal_at),
         });
     }
@@ -185,82 +185,17 @@ fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Our stdin, read only as fast as it can be sent.
-struct Input {
-    open: bool,
-    watcher: Option<Watcher>,
-    buffer: Vec<u8>,
-    /// Read, but not yet sent.
-    pending: Vec<u8>,
-    /// The end was read, but not yet told.
-    end: bool,
-    detached: bool,
-}
-
-impl Input {
-    fn new(options: &Options<'_>, raw: bool) -> Self {
-        let watcher = (raw && options.stdin).then(|| Watcher::new(options.keys.clone()));
-        Self {
-            open: options.stdin,
-            watcher,
-            buffer: if options.stdin { vec![0; INPUT] } else { Vec::new() },
-            pending: Vec::new(),
-            end: false,
-            detached: false,
-        }
+/// Reads our stdin once, or sends once.
+fn input(feed: &mut Feed, stream: &Stream) -> Result<(), ClientError> {
+    if feed.is_waiting() {
+        return feed.send(stream);
     }
-
-    /// Whether there is something to send.
-    fn is_waiting(&self) -> bool {
-        !self.pending.is_empty() || self.end || self.detached
+    match rustix::io::read(io::stdin(), feed.buffer()) {
+        Ok(n) => feed.take(n),
+        Err(Errno::INTR | Errno::AGAIN) => {}
+        // A terminal that was hung up.
+        Err(Errno::IO) => feed.take(0),
+        Err(e) => return Err(ClientError::Io(e.into())),
     }
-
-    fn wants_stdin(&self) -> bool {
-        self.open && !self.is_waiting()
-    }
-
-    /// Reads once, or sends once. True: the user detached.
-    fn step(&mut self, stream: &Stream) -> Result<bool, ClientError> {
-        if self.is_waiting() {
-            return self.send(stream);
-        }
-        let n = match rustix::io::read(io::stdin(), &mut self.buffer[..]) {
-            Ok(n) => n,
-            Err(Errno::INTR | Errno::AGAIN) => return Ok(false),
-            // A terminal that was hung up.
-            Err(Errno::IO) => 0,
-            Err(e) => return Err(ClientError::Io(e.into())),
-        };
-        let bytes = self.buffer.get(..n).unwrap_or_default();
-        if n == 0 {
-            (self.open, self.end) = (false, true);
-        } else if let Some(watcher) = &mut self.watcher {
-            self.detached = watcher.feed(bytes, &mut self.pending);
-        } else {
-            self.pending.extend_from_slice(bytes);
-        }
-        Ok(self.detached && self.pending.is_empty())
-    }
-
-    fn send(&mut self, stream: &Stream) -> Result<bool, ClientError> {
-        let sent = if !self.pending.is_empty() {
-            stream.write_stdin_some(&self.pending).map(|n| {
-                self.pending.drain(..n.min(self.pending.len()));
-            })
-        } else if self.end {
-            self.end = false;
-            stream.end_stdin()
-        } else {
-            Ok(())
-        };
-        match sent {
-            // It ended; its exit code is on the way.
-            Err(ClientError::Gone) => {
-                self.pending.clear();
-                (self.open, self.end) = (false, false);
-            }
-            other => other?,
-        }
-        Ok(self.detached && self.pending.is_empty())
-    }
+    Ok(())
 }

@@ -109,7 +109,7 @@ impl Engine {
     /// Gives a running container its interface; false if it does not run, or has it.
     fn connect_running(&self, container: &Container, network: &Network, endpoint: &Endpoint) -> Result<bool> {
         let Liveness::Supervised(_) = self.settled(container)? else { return Ok(false) };
-        let bundle = self.read_bundle(container)?;
+        let bundle = self.read_bundle(&container.id)?;
         let NetworkPlan::Networks(list) = &bundle.network else { return Ok(false) };
         if list.iter().any(|a| a.network == network.id) {
             return Ok(false);
@@ -126,7 +126,7 @@ impl Engine {
         }
         let Err(e) = self.client(container)?.connect_network(&attachment) else { return Ok(true) };
         // Another command was faster.
-        if self.read_bundle(container)?.network.attachments().iter().any(|a| a.network == network.id) {
+        if self.read_bundle(&container.id)?.network.attachments().iter().any(|a| a.network == network.id) {
             return Ok(false);
         }
         match self.refused(container, e) {
@@ -186,7 +186,7 @@ impl Engine {
             if !self.is_held(&container.id) || !self.paths.bundle(&container.id).exists() {
                 continue;
             }
-            let NetworkPlan::Networks(mut list) = self.read_bundle(&container)?.network else { continue };
+            let NetworkPlan::Networks(mut list) = self.read_bundle(&container.id)?.network else { continue };
             // The numbers that were decided at the start.
             if let Some(publisher) = list.iter_mut().find(|a| !a.ports.is_empty()) {
                 publisher.ports = self.read_state(&container.id).ports;

@@ -1,17 +1,14 @@
-//! `network ls`, `network inspect`, and the networks of a container, in Docker's shapes.
+//! `network ls` and `network inspect`, in Docker's shapes.
 
 use crate::filters;
-use crate::network::rows::{self, Driver, Endpoint, Network, Pool};
+use crate::network::rows::{self, Driver, Network, Pool};
 use crate::request::Filters;
 use crate::spec::invalid;
-use crate::store::Container;
 use crate::{Engine, Result};
 use std::collections::{BTreeMap, HashMap};
-use types::docker::{
-    ConfigReference, EndpointResource, EndpointSettings, Ipam, IpamConfig, NetworkInspect, NetworkSummary,
-};
+use types::BridgePlan;
+use types::docker::{ConfigReference, EndpointResource, Ipam, IpamConfig, NetworkInspect, NetworkSummary};
 use types::units::rfc3339;
-use types::{Attachment, BridgePlan, RunState};
 
 /// Keys of `network ls --filter`.
 const KNOWN: &[&str] = &["id", "name", "driver", "label", "scope", "type", "dangling"];
@@ -88,13 +85,15 @@ impl Engine {
         for endpoint in rows::of_network(&self.db, &n.id)? {
             let Ok(c) = self.find(&endpoint.container) else { continue };
             let active = self.state(&c).is_ok_and(|s| s.status.is_active());
-            let Some(a) = self.attached(&c, active).into_iter().find(|a| a.network == n.id) else { continue };
+            let Some(a) = self.attached(&c.id, active).into_iter().find(|a| a.network == n.id) else {
+                continue;
+            };
             containers.insert(
                 endpoint.container,
                 EndpointResource {
                     name: Some(c.name),
                     endpoint_id: Some(a.host_ifname),
-                    mac_address: Some(mac(&a.mac)),
+                    mac_address: Some(super::shown::mac(&a.mac)),
                     ipv4_address: Some(format!("{}/{}", a.ipv4, a.bridge.prefix4)),
                     ipv6_address: Some(
                         a.ipv6.map_or_else(String::new, |ip| format!("{ip}/{}", a.bridge.prefix6)),
@@ -121,90 +120,6 @@ impl Engine {
             containers: Some(containers),
             ..NetworkInspect::default()
         })
-    }
-
-    /// The interfaces of a container that runs.
-    fn attached(&self, c: &Container, active: bool) -> Vec<Attachment> {
-        let bundle = if active { self.read_bundle(c).ok() } else { None };
-        bundle.map(|b| b.network.attachments().to_vec()).unwrap_or_default()
-    }
-
-    /// The networks of a container as `inspect` and `ps` show them.
-    pub(crate) fn endpoints(
-        &self,
-        c: &Container,
-        state: &RunState,
-    ) -> Result<HashMap<String, EndpointSettings>> {
-        let mode = c.host.network_mode.as_deref().unwrap_or(rows::DEFAULT);
-        if mode.starts_with("container:") {
-            return Ok(HashMap::new());
-        }
-        if matches!(mode, "host" | "none") {
-            let id = rows::find(&self.db, mode).map(|n| n.id).unwrap_or_default();
-            let shown = EndpointSettings { network_id: Some(id), ..shown(EndpointSettings::default()) };
-            return Ok(HashMap::from([(mode.to_owned(), shown)]));
-        }
-        let attached = self.attached(c, state.status.is_active());
-        let rows = rows::of_container(&self.db, c.id.as_str())?;
-        Ok(rows
-            .into_iter()
-            .map(|(endpoint, network)| {
-                let attachment = attached.iter().find(|a| a.network == endpoint.network);
-                let name = network.map_or_else(|| endpoint.name.clone(), |n| n.name);
-                (name, shown_endpoint(endpoint, attachment))
-            })
-            .collect())
-    }
-
-    /// Whether a container is on a network that is named, or whose id begins so.
-    pub(crate) fn is_on(&self, c: &Container, wanted: &str) -> Result<bool> {
-        let mode = c.host.network_mode.as_deref().unwrap_or(rows::DEFAULT);
-        if matches!(mode, "host" | "none") {
-            return Ok(mode == wanted || rows::find(&self.db, wanted).is_ok_and(|n| n.name == mode));
-        }
-        let rows = rows::of_container(&self.db, c.id.as_str())?;
-        Ok(rows.iter().any(|(e, n)| {
-            n.as_ref().map_or(&e.name, |n| &n.name) == wanted
-                || wanted.len() >= 4 && e.network.starts_with(wanted)
-        }))
-    }
-}
-
-/// What is asked for and what it has come to.
-fn shown_endpoint(endpoint: Endpoint, attachment: Option<&Attachment>) -> EndpointSettings {
-    let mut out = shown(endpoint.settings);
-    out.network_id = Some(endpoint.network);
-    let Some(a) = attachment else { return out };
-    out.mac_address = Some(mac(&a.mac));
-    out.endpoint_id = Some(a.host_ifname.clone());
-    if !a.bridge.internal || a.bridge.gateway4.is_private() {
-        out.gateway = Some(a.bridge.gateway4.to_string());
-    }
-    out.ip_address = Some(a.ipv4.to_string());
-    out.ip_prefix_len = Some(a.bridge.prefix4.into());
-    out.ipv6_gateway =
-        Some(a.bridge.gateway6.filter(|_| a.ipv6.is_some()).map_or_else(String::new, |g| g.to_string()));
-    out.global_ipv6_address = Some(a.ipv6.map_or_else(String::new, |i| i.to_string()));
-    out.global_ipv6_prefix_len = Some(a.ipv6.map_or(0, |_| a.bridge.prefix6.into()));
-    out.dns_names = (a.network_name != rows::DEFAULT).then(|| a.names.clone());
-    out
-}
-
-/// Members that Docker always tells, empty ones too.
-fn shown(settings: EndpointSettings) -> EndpointSettings {
-    let empty = || Some(String::new());
-    EndpointSettings {
-        mac_address: settings.mac_address.or_else(empty),
-        gw_priority: settings.gw_priority.or(Some(0)),
-        network_id: empty(),
-        endpoint_id: empty(),
-        gateway: empty(),
-        ip_address: empty(),
-        ip_prefix_len: Some(0),
-        ipv6_gateway: empty(),
-        global_ipv6_address: empty(),
-        global_ipv6_prefix_len: Some(0),
-        ..settings
     }
 }
 
@@ -239,8 +154,4 @@ fn options(n: &Network, plan: Option<&BridgePlan>) -> HashMap<String, String> {
         out.entry("com.docker.network.bridge.name".into()).or_insert_with(|| plan.name.clone());
     }
     out
-}
-
-fn mac(mac: &[u8; 6]) -> String {
-    mac.map(|b| format!("{b:02x}")).join(":")
 }

@@ -17,12 +17,14 @@ mod plan;
 mod ports;
 mod request;
 mod rows;
+mod shown;
 
 pub use egress::{EGRESS, parse_egress};
 pub(crate) use networks::lock_subnets;
 pub use plan::HOST_ACCESS;
 pub(crate) use ports::parse_port;
 pub(crate) use rows::{DEFAULT, Endpoint};
+pub(crate) use shown::Places;
 
 use crate::Result;
 use crate::spec::invalid;

@@ -9,8 +9,8 @@ use crate::store::json;
 use crate::{EngineError, Result};
 use serde::{Deserialize, Serialize};
 use state::Db;
-use state::rusqlite::{OptionalExtension, Row, Transaction, params};
-use std::collections::BTreeMap;
+use state::rusqlite::{OptionalExtension, Row, Transaction, params, params_from_iter};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use types::docker::EndpointSettings;
 use types::{BridgePlan, Egress, Uplink};
@@ -189,6 +189,10 @@ pub(crate) struct Endpoint {
 
 const ENDPOINT: &str = "e.container, e.network, e.name, e.position, e.settings, e.ipv4, e.ipv6";
 
+/// The same, by the name that the network has by now.
+const NAMED: &str =
+    "e.container, e.network, coalesce(n.name, e.name), e.position, e.settings, e.ipv4, e.ipv6";
+
 impl Endpoint {
     fn from_row(row: &Row<'_>) -> state::rusqlite::Result<Result<Self>> {
         let container: String = row.get(0)?;
@@ -254,6 +258,25 @@ pub(crate) fn of_container(db: &Db, id: &str) -> Result<Vec<(Endpoint, Option<Ne
         Ok((endpoint?, network.transpose()?))
     })
     .collect()
+}
+
+/// The endpoints of one container, or of all, by container, in the order of its interfaces, with the names that their
+/// networks have or had.
+pub(crate) fn named(db: &Db, container: Option<&str>) -> Result<HashMap<String, Vec<Endpoint>>> {
+    let sql = format!(
+        "SELECT {NAMED} FROM endpoints e LEFT JOIN networks n ON n.id = e.network {} ORDER BY e.container, e.position",
+        if container.is_some() { "WHERE e.container = ?1" } else { "" },
+    );
+    let mut statement = db.conn().prepare_cached(&sql)?;
+    let mut out: HashMap<String, Vec<Endpoint>> = HashMap::new();
+    for endpoint in statement.query_map(params_from_iter(container), Endpoint::from_row)? {
+        let endpoint = endpoint??;
+        match out.get_mut(&endpoint.container) {
+            Some(list) => list.push(endpoint),
+            None => drop(out.insert(endpoint.container.clone(), vec![endpoint])),
+        }
+    }
+    Ok(out)
 }
 
 /// The endpoints on a network.

@@ -82,7 +82,7 @@ impl Engine {
                 state.status.as_str()
             )));
         }
-        let bundle = self.read_bundle(container)?;
+        let bundle = self.read_bundle(&container.id)?;
         let disks = bundle.machine.iter().flat_map(|machine| &machine.volumes);
         let number = disks.into_iter().position(|plan| plan.name == volume.name);
         let file = File::options().read(true).write(true).open(path).map_err(io("cannot open the disk"))?;

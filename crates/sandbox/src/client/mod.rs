@@ -129,7 +129,7 @@ impl Client {
     /// Attaches to the main process. The stream ends with its exit code.
     pub fn attach(mut self, options: AttachOptions) -> Result<Stream, ClientError> {
         match self.ask(Request::Attach(options))? {
-            Response::Attached { .. } => Ok(self.into_stream()),
+            Response::Attached { since_ns } => Ok(self.into_stream().beginning(since_ns)),
             _ => Err(ClientError::Unexpected),
         }
     }

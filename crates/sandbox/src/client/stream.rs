@@ -40,11 +40,21 @@ pub enum OwnedFrame {
 pub struct Stream {
     socket: UnixStream,
     decoder: Decoder,
+    since_ns: i64,
 }
 
 impl Stream {
     pub(super) fn new(socket: UnixStream, decoder: Decoder) -> Self {
-        Self { socket, decoder }
+        Self { socket, decoder, since_ns: 0 }
+    }
+
+    pub(super) fn beginning(self, since_ns: i64) -> Self {
+        Self { since_ns, ..self }
+    }
+
+    /// From when on output is in it: what was logged before, and only that, is not. 0 if all of it is.
+    pub fn since_ns(&self) -> i64 {
+        self.since_ns
     }
 
     /// The same connection once more, for another thread to write to.

@@ -158,8 +158,10 @@ pub enum Response {
     },
     /// The stream follows.
     Attached {
-        /// Both outputs come as stdout, and sizes matter.
-        tty: bool,
+        /// What was logged before this moment is not in it, and all that is logged from then on is; nanoseconds since the
+        /// epoch.
+        #[serde(default)]
+        since_ns: i64,
     },
     /// The command runs, as this pid.
     ExecStarted {

@@ -163,11 +163,12 @@ impl Core<'_> {
     }
 
     fn attach(&mut self, client: &mut Connection, options: AttachOptions) -> Result<Outcome, Failure> {
-        let Some(main) = &self.main else { return Err(self.not_running()) };
-        let tty = main.io.tty;
+        if self.main.is_none() {
+            return Err(self.not_running());
+        }
         client.role = Role::Attached(options);
         self.event("attach", &[]);
-        Ok(Outcome::Now(Response::Attached { tty }))
+        Ok(Outcome::Now(Response::Attached { since_ns: sys::host::now_ns() }))
     }
 
     fn exec_request(
