@@ -46,6 +46,11 @@ const RECEIVE: usize = 32 * 1024;
 const LARGE: usize = 64 * 1024;
 /// The kernel answers at once; this is for a kernel that does not.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The upper half of the addresses of our sockets to netfilter, by which what we change is told from what others do
+/// ([`crate::notices`]). No process has so high a number, and those that the kernel makes up are higher.
+pub(crate) const OURS: u16 = 0x6468;
+/// How many of these addresses are tried before the kernel chooses one.
+const ADDRESSES: u16 = 64;
 
 /// Requests that go to the kernel in one system call.
 #[derive(Debug, Default)]
@@ -194,6 +199,18 @@ pub enum Family {
     Netfilter,
 }
 
+/// Gives a socket one of our addresses; where none is free, it gets another as it is connected, and is taken for a stranger's.
+fn take_address(fd: &OwnedFd) {
+    // Anywhere: processes of several PID namespaces have the same number.
+    let begin = u16::try_from(crate::host::now_ns() / 1000 & 0xffff).unwrap_or_default();
+    for n in 0..ADDRESSES {
+        let address = u32::from(OURS) << 16 | u32::from(begin.wrapping_add(n));
+        if rustix::net::bind(fd, &SocketAddrNetlink::new(address, 0)) != Err(Errno::ADDRINUSE) {
+            return;
+        }
+    }
+}
+
 /// A netlink socket, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Socket {
@@ -215,6 +232,9 @@ impl Socket {
             SocketFlags::CLOEXEC,
             protocol,
         )?;
+        if family == Family::Netfilter {
+            take_address(&fd);
+        }
         // Connected to the kernel: no other process can put words in its mouth.
         rustix::net::connect(&fd, &SocketAddrNetlink::new(0, 0))?;
         set_socket_timeout(&fd, Timeout::Recv, Some(PATIENCE))?;

@@ -39,6 +39,8 @@ use sys::netlink::{Batch, Family as Netlink, Socket, errno};
 use types::BridgePlan;
 
 const TABLE: &str = "dhow";
+/// The same, in bytes.
+pub(crate) const NAME: &[u8; 4] = b"dhow";
 const SUBSYS_NFTABLES: u8 = 10;
 /// A chain without rules whose name says which version of the rules is loaded.
 const GENERATION: &str = "rules-3";
