@@ -15,8 +15,11 @@ const GROUP: libc::c_int = 7;
 const REMOVALS: [u8; 4] = [2, 5, 8, 11];
 /// `NFT_MSG_DELSETELEM`.
 const ELEMENT: u8 = 14;
-/// What is kept of a notice: nobody reads it.
-const KEPT: u32 = 16;
+/// What is read of a notice: that it came is all it says.
+const READ: usize = 16;
+/// A filter's word for all of a message. Who keeps less of it cuts it off for the next who listens, too: what is sent to
+/// many is one (`do_one_broadcast`, net/netlink/af_netlink.c).
+const WHOLE: u32 = u32::MAX;
 
 /// A socket that is readable when something was removed from nf_tables, in the network namespace of who opened it.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ impl Notices {
     pub fn drain(&self) -> bool {
         let mut any = false;
         loop {
-            match rustix::net::recv(&self.0, &mut [0u8; KEPT as usize][..], RecvFlags::empty()) {
+            match rustix::net::recv(&self.0, &mut [0u8; READ][..], RecvFlags::empty()) {
                 Ok(_) | Err(Errno::NOBUFS) => any = true,
                 Err(Errno::INTR) => {}
                 Err(_) => return any,
@@ -88,7 +91,7 @@ fn filter(fd: BorrowedFd<'_>, table: [u8; 4]) -> io::Result<()> {
         load(libc::BPF_H, sender),
         equals(ours.into(), 0, 1),
         code(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-        code(libc::BPF_RET | libc::BPF_K, 0, 0, KEPT),
+        code(libc::BPF_RET | libc::BPF_K, 0, 0, WHOLE),
     ];
     let whole = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &whole)

@@ -99,7 +99,7 @@ fn request(batch: &mut Batch, message: u16, flags: u16, family: Family) -> &mut 
 
 /// Opens a socket to nf_tables.
 pub(crate) fn open() -> Result<Socket, NetError> {
-    Socket::open(Netlink::Netfilter).map_err(refused("open a socket"))
+    Socket::open_as_ours(Netlink::Netfilter).map_err(refused("open a socket"))
 }
 
 fn refused(action: &'static str) -> impl FnOnce(io::Error) -> NetError {
