@@ -45,7 +45,7 @@ const SUBSYS_NFTABLES: u8 = 10;
 /// A chain without rules whose name says which version of the rules is loaded.
 const GENERATION: &str = "rules-3";
 /// The same in the tables of policies.
-const POLICY_GENERATION: &str = "policy-1";
+const POLICY_GENERATION: &str = "policy-2";
 
 const NEWTABLE: u16 = 0;
 const DELTABLE: u16 = 2;
@@ -237,6 +237,13 @@ pub(crate) fn rule_count(family: Family) -> usize {
     let mut count = 0;
     open().unwrap().query(batch, &mut |_| count += 1).unwrap();
     count
+}
+
+/// How many flows of a family neighbours have asked for and may be answered.
+#[cfg(test)]
+pub(crate) fn answers_remembered(ip: Family) -> usize {
+    let set = policy::sets_of(ip).answers;
+    element::all_in(&mut open().unwrap(), Family::Bridge, set).unwrap().len()
 }
 
 /// Whether the tables of policies are there.
