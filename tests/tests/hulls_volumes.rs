@@ -17,6 +17,15 @@ fn a_disk_volume_is_a_disk_of_the_microvm() {
     store.ok(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, "dir"]);
     ok(&run(&store, &["--rm", "-v", "shared:/s"], "echo from a container > /s/note"));
 
+    // A start that fails before the guest has it leaves it to containers.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("{}:80", taken.local_addr().unwrap());
+    refused(
+        &run(&store, &["--vm", "--rm", "-p", &port, "-v", "db:/data"], "true"),
+        "port is already allocated",
+    );
+    assert_eq!(ok(&run(&store, &["--rm", "-v", "db:/data"], "cat /data/seed")), "from the image\n");
+
     // One machine for all that can be seen from inside.
     let flags = [
         "--vm",

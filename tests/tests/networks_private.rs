@@ -82,6 +82,10 @@ fn a_flushed_firewall_is_mended_by_who_runs() {
             until("the rules are back", whole);
         }
         walls();
+        // One set alone, too.
+        private::run(&["nft", "flush", "set", "inet", "dhow", "confined4"]);
+        until("the rules are back", whole);
+        assert!(!reaches(&store, "shut", &free), "its policy does not hold");
         // Whose supervisor is dead has nobody who sees it; the next command makes one.
         kill(store.supervisor("shut"));
         kill(store.supervisor("free"));
@@ -166,5 +170,54 @@ fn a_subnet_that_is_somebody_elses_after_a_reboot_is_told() {
             subnet
         });
         assert_ne!(chosen[0], chosen[1]);
+    });
+}
+
+/// As ufw and Docker have it, and whoever wrote it by hand: what is routed is dropped unless somebody permits it. Nothing goes
+/// behind that back, its rules stay as they are, and what docs/firewalls.md says opens what is published and no more.
+#[test]
+fn beside_a_firewall_that_forwards_nothing() {
+    private::network(&["nft"], || {
+        let Some(store) = busybox::store() else { return };
+        let lan = Neighbour::new("out0", &["10.241.3.2/24"]);
+        private::run(&["ip", "addr", "add", "10.241.3.1/24", "dev", "out0"]);
+        let _web = lan.serve(80);
+        private::run(&["nft", "add table ip filter"]);
+        private::run(&[
+            "nft",
+            "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }",
+        ]);
+        let theirs = || private::run(&["nft", "list", "table", "ip", "filter"]);
+        let before = theirs();
+        store.ok(&["network", "create", "-o", "com.docker.network.bridge.name=beside0", "own"]);
+        start(&store, "web", &["--network", "own", "-p", "18089:80"]);
+        let inside = address(&store, "web", "own");
+        lan.run(&["ip", "route", "add", &inside, "via", "10.241.3.1"]);
+        let own_port = || {
+            let get = [
+                "/bin/busybox",
+                "timeout",
+                "5",
+                "/bin/busybox",
+                "wget",
+                "-qO-",
+                "http://127.0.0.1:18089/group",
+            ];
+            private::run(&get).contains("root:x:0")
+        };
+        until("it is reached from its host", own_port);
+        assert!(lan.get("10.241.3.1:18089").is_empty() && !reaches(&store, "web", "10.241.3.2"));
+        store.ok(&["network", "repair"]);
+        assert_eq!(theirs(), before);
+        for side in ["iifname", "oifname"] {
+            private::run(&["nft", &format!("add rule ip filter FORWARD {side} beside0 accept")]);
+        }
+        let permitted = theirs();
+        until("it is reached from outside", || lan.get("10.241.3.1:18089").contains("extra:x:2000"));
+        until("it reaches the outside", || reaches(&store, "web", "10.241.3.2"));
+        assert!(lan.get(&format!("{inside}:80")).is_empty(), "a port that is not published");
+        store.ok(&["rm", "-f", "web"]);
+        store.ok(&["network", "rm", "own"]);
+        assert_eq!(theirs(), permitted);
     });
 }

@@ -95,13 +95,28 @@ fn a_stopped_microvm_shows_and_takes_files() {
     let dir = tempfile::tempdir().unwrap();
     let put = dir.path().join("put").to_str().unwrap().to_owned();
     fs::write(&put, "put\n").unwrap();
-    let work = format!("{WORK}; cat /tmp/put");
-    store.ok(&["create", "--vm", "--name", "vm", "busybox", "sh", "-c", &work]);
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("early"), "early\n").unwrap();
+    let work = format!("{WORK}; cat /tmp/put /part/early /plain/put; echo kept > /part/kept");
+    store.ok(&["volume", "create", "-d", "disk", "-o", "size=32m", "data"]);
+    let create = ["create", "--vm", "--name", "vm", "-v", "data:/data", "-v", "plain:/plain"];
+    let part = ["--mount", "type=volume,src=data,dst=/part,volume-subpath=sub"];
+    store.ok(&[&create[..], &part, &["busybox", "sh", "-c", &work]].concat());
 
     // Before it ever ran.
     store.ok(&["cp", &put, "vm:/tmp/put"]);
-    assert_eq!(store.ok(&["start", "-a", "vm"]), "put");
+    store.ok(&["cp", tree.to_str().unwrap(), "vm:/data/sub"]);
+    store.ok(&["cp", &put, "vm:/plain"]);
+    assert_eq!(store.ok(&["start", "-a", "vm"]), "put\nearly\nput");
     fails(&store, &["top", "vm"], "is not running");
+
+    // A disk that it has written is read by its own machine.
+    store.ok(&["cp", &put, "vm:/part/late"]);
+    let back = dir.path().join("back");
+    store.ok(&["cp", "vm:/data/sub", back.to_str().unwrap()]);
+    let read = |name: &str| fs::read_to_string(back.join(name)).unwrap();
+    assert_eq!(["early", "kept", "late"].map(read), ["early\n", "kept\n", "put\n"]);
 
     // Killed in the middle, by the kernel's hardest means: what it started ends, and the next one gets its turn.
     let mut killed =

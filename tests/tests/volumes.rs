@@ -88,7 +88,7 @@ fn a_disk_has_a_size_and_one_writer() {
     let Some(store) = store_with_disks() else { return };
     store.ok(&["volume", "create", "-d", "disk", "-o", "size=32m", "db"]);
     let file = store.root().join("volumes/db/disk.img");
-    assert!(fs::metadata(&file).unwrap().blocks() * 512 < 4 << 20);
+    assert!(fs::metadata(&file).unwrap().blocks() * 512 < 8 << 20);
     let script = "cat /data/seed; stat -c '%a %u' /data; ls -a /data | wc -l; echo kept > /data/kept; \
                   dd if=/dev/zero of=/data/big bs=1M count=64 2>&1 | grep -o 'No space left'; rm /data/big";
     let out = run(&store, &["--rm", "-v", "db:/data"], script);

@@ -5,9 +5,10 @@
 //! CVE-2019-14271): no program and no library of the image is run. The files of a microVM are its guest's business:
 //! [`Source`] is where the two ways part.
 
-use crate::machine::files::path_stat;
+use crate::machine::files::{Part, Rest, path_stat};
 use crate::recover::Liveness;
 use crate::store::Container;
+use crate::volumes::disk;
 use crate::volumes::place::{self, Held};
 use crate::{Engine, EngineError, Result, inside, mounts, users};
 use rootfs::{Access, MountOptions, PathStat, UnpackOptions};
@@ -26,24 +27,20 @@ pub(crate) enum Source<'a> {
     /// its own: then owners are not to be read or written from here, but [`mod@inside`]. On the disk they are the inside's.
     Here(&'a Root, &'a Path, Option<&'a RunState>),
     /// In a guest.
-    Guest(&'a Files),
+    Guest(&'a Files, &'a Path),
 }
 
-/// The source of a mount, mounted for as long as this lives if need be, and a path below it.
+/// The source of a mount, and a path below it.
 struct Below {
-    root: Root,
+    place: Place,
     rest: PathBuf,
-    held: Option<Held>,
 }
 
-impl Below {
-    fn then<T>(self, work: impl FnOnce(Source<'_>) -> Result<T>) -> Result<T> {
-        let done = work(Source::Here(&self.root, &self.rest, None));
-        drop(self.root);
-        let released = self.held.map_or(Ok(()), Held::release);
-        let done = done?;
-        released.map(|()| done)
-    }
+enum Place {
+    /// Here, mounted for as long as this lives if need be.
+    Here(Root, Option<Held>),
+    /// On a disk that is for guests to read.
+    Guest(Part),
 }
 
 impl Engine {
@@ -57,12 +54,12 @@ impl Engine {
     ) -> Result<T> {
         let container = self.find(name)?;
         if container.is_vm() {
-            if self.is_at_rest(&container)?
+            if let Some(rest) = self.rest(&container)?
                 && let Some(below) = self.below_mount(&container, path, write)?
             {
-                return below.then(work);
+                return self.with_below(&container, below, rest, work);
             }
-            return self.with_guest(&container, |files| work(Source::Guest(files)));
+            return self.with_guest(&container, |files| work(Source::Guest(files, path)));
         }
         match self.settled(&container)? {
             Liveness::Supervised(state) if state.pid > 0 => {
@@ -82,12 +79,37 @@ impl Engine {
                 "container {} is restarting, wait until the container is running",
                 container.name
             ))),
-            Liveness::Ended(_, _lock) => {
+            Liveness::Ended(_, lock) => {
                 if let Some(below) = self.below_mount(&container, path, write)? {
-                    return below.then(work);
+                    return self.with_below(&container, below, lock.into(), work);
                 }
                 let access = if write { Access::ReadWrite } else { Access::ReadOnly };
                 self.with_mounted(&container, access, |root| work(Source::Here(root, path, None)))
+            }
+        }
+    }
+
+    /// Runs `work` on the source of a mount of a container that stays ended meanwhile.
+    fn with_below<T>(
+        &self,
+        container: &Container,
+        below: Below,
+        rest: Rest,
+        work: impl FnOnce(Source<'_>) -> Result<T>,
+    ) -> Result<T> {
+        match below.place {
+            Place::Here(root, held) => {
+                let done = work(Source::Here(&root, &below.rest, None));
+                drop(root);
+                let released = held.map_or(Ok(()), Held::release);
+                drop(rest);
+                let done = done?;
+                released.map(|()| done)
+            }
+            Place::Guest(part) => {
+                // Its machine holds the lock itself.
+                drop(rest);
+                self.with_guest_of(container, Some(&part), |files| work(Source::Guest(files, &below.rest)))
             }
         }
     }
@@ -114,6 +136,13 @@ impl Engine {
             mounts::Kind::Image => Some(self.image_plan(&mount.volume)?),
             mounts::Kind::Bind | mounts::Kind::Tmpfs => None,
         };
+        let rest = Path::new("/").join(path.strip_prefix(&mount.target).unwrap_or(&path));
+        if let Some(plan) = plan.as_ref().filter(|plan| c.is_vm() && self.is_for_guests(plan)) {
+            // As the microVM has it, and so that what was killed in the middle is mended before it is read.
+            let plan = VolumePlan { read_only: mount.read_only, ..plan.clone() };
+            let place = Place::Guest(Part { plan, path: mount.subpath.clone() });
+            return Ok(Some(Below { place, rest }));
+        }
         let source = match &plan {
             Some(plan) => plan.mountpoint(),
             None if mount.kind == mounts::Kind::Bind => mount.source.clone(),
@@ -127,9 +156,8 @@ impl Engine {
             let whole = Root::open(&source)?;
             if mount.subpath.is_empty() { Ok(whole) } else { whole.handle(&mount.subpath).map(Root::from_fd) }
         };
-        let rest = Path::new("/").join(path.strip_prefix(&mount.target).unwrap_or(&path));
         match open() {
-            Ok(root) => Ok(Some(Below { root, rest, held })),
+            Ok(root) => Ok(Some(Below { place: Place::Here(root, held), rest })),
             Err(e) => {
                 held.map_or(Ok(()), Held::release)?;
                 Err(EngineError::io("cannot open", &source)(e))
@@ -139,16 +167,15 @@ impl Engine {
 
     /// Mounts what is mounted for an ended container when it runs.
     fn hold_for_files(&self, c: &Container, plan: VolumePlan) -> Result<Held> {
-        if c.is_vm() && plan.disk().is_some() {
-            return Err(EngineError::Conflict(format!(
-                "{} is a volume that its microVM has as a disk: start {} first",
-                plan.name, c.name
-            )));
-        }
         if plan.exclusive {
             self.refuse_second(c, &plan)?;
         }
         place::hold(&plan)
+    }
+
+    /// Whether this is a disk that this host's kernel does not mount.
+    fn is_for_guests(&self, plan: &VolumePlan) -> bool {
+        plan.disk().is_some_and(|file| disk::refuse_foreign(&plan.name, file, plan.is_trusted()).is_err())
     }
 
     fn with_mounted<T>(
@@ -174,7 +201,7 @@ impl Engine {
     pub fn stat_path(&self, name: &str, path: &Path) -> Result<PathStat> {
         self.with_root(name, path, false, |source| match source {
             Source::Here(root, path, _) => Ok(rootfs::stat(root, path)?),
-            Source::Guest(files) => Ok(path_stat(path, files.stat(path)?)),
+            Source::Guest(files, path) => Ok(path_stat(path, files.stat(path)?)),
         })
     }
 
@@ -190,7 +217,7 @@ impl Engine {
         self.with_root(name, path, false, |source| match source {
             Source::Here(_, path, Some(state)) => inside::read(state, Some(path), rename, out),
             Source::Here(root, path, None) => Ok(rootfs::pack(root, path, rename, out)?),
-            Source::Guest(files) => Ok(files.pack(path, rename.map(OsStr::as_bytes), out)?),
+            Source::Guest(files, path) => Ok(files.pack(path, rename.map(OsStr::as_bytes), out)?),
         })
     }
 
@@ -205,7 +232,7 @@ impl Engine {
         self.with_root(name, dir, true, |source| match source {
             Source::Here(_, dir, Some(state)) => inside::write(state, dir, tar, options),
             Source::Here(root, dir, None) => Ok(rootfs::unpack(root, dir, tar, options)?),
-            Source::Guest(files) => {
+            Source::Guest(files, dir) => {
                 Ok(files.unpack(dir, options.no_overwrite_dir_non_dir, options.owner, tar)?)
             }
         })?;
@@ -229,7 +256,7 @@ impl Engine {
         self.with_root(name, Path::new("/"), false, |source| match source {
             Source::Here(_, _, Some(state)) => inside::read(state, None, None, out),
             Source::Here(root, _, None) => Ok(rootfs::export(root, out)?),
-            Source::Guest(files) => Ok(files.export(out)?),
+            Source::Guest(files, _) => Ok(files.export(out)?),
         })
     }
 }

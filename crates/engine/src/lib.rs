@@ -121,7 +121,7 @@ pub struct Engine {
     hello: &'static [u8],
     guest: Agent,
     /// The microVM whose files are within reach, see [`Engine::with_files`].
-    kept: RefCell<Option<types::ContainerId>>,
+    kept: RefCell<Option<machine::files::Kept>>,
 }
 
 impl Engine {

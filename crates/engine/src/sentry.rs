@@ -51,9 +51,9 @@ impl Sentry {
         names: &mut NameService,
     ) -> Result<(), NetError> {
         let lock = || lock_subnets().map_err(std::io::Error::other);
-        if net::restore(&self.attachments, published, lock)? {
-            names.permit_again();
-        }
+        net::restore(&self.attachments, published, lock)?;
+        // Where names lead goes with the rest, and may have been taken out of its set alone.
+        names.permit_again();
         Ok(())
     }
 }

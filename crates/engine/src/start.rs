@@ -3,9 +3,11 @@
 use crate::recover::Liveness;
 use crate::spec::{self, invalid};
 use crate::store::{self, Container};
+use crate::volumes::Marks;
 use crate::{Engine, EngineError, Result, config, signals};
 use sandbox::client::{AttachOptions, ClientError, Launch, Stream};
 use std::collections::HashMap;
+use sys::file::Lock;
 use types::{Bundle, ContainerId, LayerPlan, NetworkPlan, RootfsPlan};
 
 impl Engine {
@@ -37,7 +39,22 @@ impl Engine {
             Liveness::Ended(_, lock) => lock,
         };
         self.warn_overcommit(container)?;
-        let bundle = self.bundle(container)?;
+        let mut marks = Marks::default();
+        let started = self.launch(container, lock, attach, &mut marks);
+        if started.is_err() {
+            self.take_back(container, marks);
+        }
+        started
+    }
+
+    fn launch(
+        &self,
+        container: &Container,
+        lock: Lock,
+        attach: Option<AttachOptions>,
+        marks: &mut Marks,
+    ) -> Result<Option<Stream>> {
+        let bundle = self.bundle(container, marks)?;
         self.write_bundle(&bundle)?;
         let (launch, socket) = Launch::new(attach)?;
         crate::supervise::spawn(&self.paths, &container.id, socket, lock, false)?;
@@ -51,13 +68,13 @@ impl Engine {
     }
 
     /// All that a supervisor needs, decided now.
-    fn bundle(&self, container: &Container) -> Result<Bundle> {
+    fn bundle(&self, container: &Container, marks: &mut Marks) -> Result<Bundle> {
         let mut machine = self.machine_plan(container)?;
         let mounts = &container.mounts[..];
         self.prepare_volumes(container)?;
         self.make_writable(container)?;
         let volumes = self.volume_plans(container)?;
-        self.admit_disks(container, &volumes)?;
+        self.admit_disks(container, &volumes, marks)?;
         if let Some(machine) = &mut machine {
             machine.volumes = volumes.iter().filter(|v| v.disk().is_some()).cloned().collect();
         }

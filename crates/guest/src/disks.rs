@@ -3,7 +3,7 @@
 
 use crate::{Error, Result, Told};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
-use sandbox::boot::{VOLUMES, Volume};
+use sandbox::boot::{Boot, VOLUMES, Volume};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -120,6 +120,24 @@ pub fn fill_volumes(root: &sys::Root, spec: &oci::Spec, volumes: &[Volume]) -> R
         }
     }
     Ok(())
+}
+
+/// Every disk that files may be written to, opened so that it tells of what cannot be written from here on.
+pub fn written_to() -> Result<Vec<fs::File>> {
+    let mut disks = vec![fs::File::open(UPPER).told("open the writable disk")?];
+    for entry in fs::read_dir(VOLUMES).into_iter().flatten().flatten() {
+        disks.push(fs::File::open(entry.path()).told("open a volume's disk")?);
+    }
+    Ok(disks)
+}
+
+/// Whose files are served: the workload's root, or the part of a volume that the machine was started for.
+pub fn served(boot: &Boot, root: &OwnedFd) -> Result<OwnedFd> {
+    if !boot.files_only || boot.volumes.is_empty() {
+        return root.try_clone().told("duplicate a descriptor");
+    }
+    let volume = sys::Root::open(format!("{VOLUMES}/0"));
+    volume.and_then(|volume| volume.handle(&boot.part)).told("open the part of the volume")
 }
 
 /// Before the machine ends, so that the next one finds their journals empty.

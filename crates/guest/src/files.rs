@@ -184,8 +184,8 @@ impl Files {
             Err(e) => return answer(&mut host, Err(e.into())),
         };
         // Opened before, so that it tells of each error from here on.
-        let disk = match fs::File::open(UPPER).told("open the writable disk") {
-            Ok(disk) => disk,
+        let disks = match disks::written_to() {
+            Ok(disks) => disks,
             Err(e) => return answer(&mut host, Err(e.into())),
         };
         answer(&mut host, Ok(()))?;
@@ -195,7 +195,7 @@ impl Files {
             Ok(()) => {
                 // Without the host's word that it was all, it was not.
                 let whole = tar.drain().map_err(|source| Failed::Files(RootfsError::Tar { source }));
-                answer(&mut host, whole.and_then(|()| Ok(written_out(&disk)?)))
+                answer(&mut host, whole.and_then(|()| Ok(written_out(&disks)?)))
             }
             Err(e) => {
                 answer(&mut host, Err(e))?;
@@ -206,9 +206,9 @@ impl Files {
     }
 }
 
-/// Waits until what was written is on the disk. Before that nobody knows whether the host has room for it (syncfs(2)).
-pub fn written_out(disk: &fs::File) -> Result<()> {
-    rustix::fs::syncfs(disk).told("write the files to the microVM's disk")
+/// Waits until what was written is on the disks. Before that nobody knows whether the host has room for it (syncfs(2)).
+pub fn written_out(disks: &[fs::File]) -> Result<()> {
+    disks.iter().try_for_each(|disk| rustix::fs::syncfs(disk).told("write the files to the microVM's disk"))
 }
 
 fn os(bytes: Vec<u8>) -> OsString {

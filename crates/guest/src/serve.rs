@@ -1,6 +1,5 @@
 //! From the host's first word to the workload's end.
 
-use crate::disks::UPPER;
 use crate::files::Files;
 use crate::hooks::GuestHooks;
 use crate::{Error, Result, Told, disks, dns, files, memory, modules, shares};
@@ -36,17 +35,17 @@ pub fn serve() -> Result<()> {
     let boot: Boot = boot::read(&mut host).told("read what the host wants")?;
     let prepared = prepare(&boot).and_then(|(bundle, root)| {
         let cgroup = Path::new(CGROUPS).join(bundle.cgroup.trim_start_matches('/'));
-        let shared = root.try_clone().told("duplicate a descriptor")?;
+        let shared = disks::served(&boot, &root)?;
         files::start(files, Files { root: shared, cgroup })?;
         Ok((bundle, root))
     });
     match prepared {
         Ok((_, _)) if boot.files_only => {
-            let disk = fs::File::open(UPPER).told("open the writable disk")?;
+            let disks = disks::written_to()?;
             boot::write(&mut host, &Answer::Prepared).told("answer the host")?;
             // The machine ends when the host has said all that it wants to.
             let _ = host.read(&mut [0]);
-            let written = files::written_out(&disk);
+            let written = files::written_out(&disks);
             // It may have hung up, and then nobody asks.
             let _ = boot::write(&mut host, &written.map_or_else(|e| refusal(&e), |()| Answer::Written));
             wait_for_reader(host);

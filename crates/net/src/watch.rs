@@ -8,14 +8,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use sys::notices::Notices;
 use types::Attachment;
 
-/// Notices that something was removed from nf_tables.
+/// Notices that something was removed from nf_tables, or that others than we took elements out of our sets.
 #[derive(Debug)]
 pub struct Watch(Notices);
 
 impl Watch {
     /// Watches from now on.
     pub fn new() -> Result<Self, NetError> {
-        Notices::of_removals().map(Self).map_err(NetError::system("watch the firewall"))
+        Notices::of_removals(firewall::NAME).map(Self).map_err(NetError::system("watch the firewall"))
     }
 
     /// Readable when [`Self::stirred`] has something to say.

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use types::{NetworkPlan, oci};
 
 /// Version of this conversation; an agent of another one refuses.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// Port of the host to which the agent connects when it is up.
 pub const READY_PORT: u32 = 1024;
 /// Port of the guest on which the agent serves [`crate::protocol`].
@@ -44,6 +44,9 @@ pub struct Boot {
     pub layers: usize,
     /// No workload is started: the machine serves the files of its disks ([`crate::files`]) until the host hangs up.
     pub files_only: bool,
+    /// Of such a machine with a volume: the part of that, a path beneath it, whose files are served instead.
+    #[serde(default)]
+    pub part: String,
     /// PID 1 is our small init.
     pub init: bool,
     /// stdin is fed.

@@ -46,6 +46,11 @@ const RECEIVE: usize = 32 * 1024;
 const LARGE: usize = 64 * 1024;
 /// The kernel answers at once; this is for a kernel that does not.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The upper half of the addresses of sockets that are known as ours, by which what we change is told from what others do
+/// ([`crate::notices`]). No process has so high a number, and those that the kernel makes up are higher.
+pub(crate) const OURS: u16 = 0x6468;
+/// How many of these addresses are tried before the kernel chooses one.
+const ADDRESSES: u16 = 64;
 
 /// Requests that go to the kernel in one system call.
 #[derive(Debug, Default)]
@@ -194,6 +199,18 @@ pub enum Family {
     Netfilter,
 }
 
+/// Gives a socket one of our addresses; where none is free, it gets another as it is connected, and is taken for a stranger's.
+fn take_address(fd: &OwnedFd) {
+    // Anywhere: processes of several PID namespaces have the same number.
+    let begin = u16::try_from(crate::host::now_ns() / 1000 & 0xffff).unwrap_or_default();
+    for n in 0..ADDRESSES {
+        let address = u32::from(OURS) << 16 | u32::from(begin.wrapping_add(n));
+        if rustix::net::bind(fd, &SocketAddrNetlink::new(address, 0)) != Err(Errno::ADDRINUSE) {
+            return;
+        }
+    }
+}
+
 /// A netlink socket, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Socket {
@@ -204,17 +221,26 @@ pub struct Socket {
 impl Socket {
     /// Opens a socket.
     pub fn open(family: Family) -> io::Result<Self> {
+        Self::connect(Self::make(family)?)
+    }
+
+    /// Opens a socket whose changes are known as ours to who listens for those of others ([`crate::notices`]).
+    pub fn open_as_ours(family: Family) -> io::Result<Self> {
+        let fd = Self::make(family)?;
+        take_address(&fd);
+        Self::connect(fd)
+    }
+
+    fn make(family: Family) -> io::Result<OwnedFd> {
         let protocol = match family {
             // NETLINK_ROUTE is protocol 0, the default.
             Family::Route => None,
             Family::Netfilter => Some(netlink::NETFILTER),
         };
-        let fd = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            protocol,
-        )?;
+        Ok(rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?)
+    }
+
+    fn connect(fd: OwnedFd) -> io::Result<Self> {
         // Connected to the kernel: no other process can put words in its mouth.
         rustix::net::connect(&fd, &SocketAddrNetlink::new(0, 0))?;
         set_socket_timeout(&fd, Timeout::Recv, Some(PATIENCE))?;

@@ -15,6 +15,10 @@ pub(crate) const DEFAULT_SIZE: u64 = 10 << 30;
 pub(crate) const MIN_SIZE: u64 = 16 << 20;
 /// ext4 with blocks of 4 KiB ends here.
 pub(crate) const MAX_SIZE: u64 = 16 << 40;
+/// From this size on mke2fs would make larger journals than this, in MiB. One that is laid out for a volume is not to cost
+/// much of the host's disk, and who needs a larger one has more in it than an `fsync`.
+const LARGE: u64 = 1 << 30;
+const JOURNAL: u64 = 16;
 
 /// Makes the disk, unless it is there, in this size.
 ///
@@ -41,11 +45,19 @@ pub(crate) enum Use {
     /// One microVM, whose end it does not outlive.
     Machine,
     /// Data that stays: it is on the host's disk when it is made, and has no directory `lost+found`, which would be
-    /// the volume's own.
+    /// the volume's own. Its journal is laid out in the file: else each commit of what an `fsync` writes would have the
+    /// host allocate blocks and commit that in a journal of its own, until the volume's has been once round.
     Volume,
-    /// The same, with fast commits (ext4's journal.rst in the kernel's documentation): an `fsync` writes one block of the
-    /// journal, not a transaction.
+    /// The same, with fast commits (ext4's journal.rst in the kernel's documentation): an `fsync` that changes more than data
+    /// writes one block of the journal, not a transaction.
     FastVolume,
+}
+
+impl Use {
+    /// Whether zeros in a file are to take room like other data.
+    fn is_laid_out(self) -> bool {
+        self != Self::Machine
+    }
 }
 
 /// The size of a disk, as a user writes it; `what` has it.
@@ -66,7 +78,7 @@ pub(crate) fn make(path: &Path, size: u64, templates: &Path, of: Use) -> Result<
     let template = template(size, templates, of)?;
     let half = path.with_extension("new");
     let copy = |to: File| -> std::io::Result<()> {
-        copy_sparse(&File::open(&template)?, &to, size)?;
+        copy_data(&File::open(&template)?, &to, size, of.is_laid_out())?;
         if of != Use::Machine {
             to.sync_all()?;
         }
@@ -91,6 +103,9 @@ pub(crate) fn alone(half: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
+/// Options of mke2fs.
+const LAZY: &str = "lazy_itable_init=1,lazy_journal_init=1,discard,root_owner=0:0";
+const LAID_OUT: &str = "lazy_itable_init=1,lazy_journal_init=0,discard,root_owner=0:0";
 /// How the names of half-made ones begin.
 const HALF: &str = ".half-";
 
@@ -111,6 +126,7 @@ fn template(size: u64, dir: &Path, of: Use) -> Result<PathBuf> {
     let half = dir.join(format!("{HALF}{name}"));
     // Held until it has its name.
     let file = alone(&half).map_err(io("cannot make"))?;
+    let journal = (of.is_laid_out() && size >= LARGE).then(|| format!("-Jsize={JOURNAL}"));
     let make = || -> Result<()> {
         if path.exists() {
             return std::fs::remove_file(&half).map_err(io("cannot make"));
@@ -119,9 +135,15 @@ fn template(size: u64, dir: &Path, of: Use) -> Result<PathBuf> {
         let mut mke2fs = Command::new("mke2fs");
         mke2fs
             .args(["-q", "-F", "-t", "ext4", "-m", "0", "-L", "dhow"])
+            // Those of the host's filesystem: smaller ones, which mke2fs gives small disks, are each a part of one of the host's,
+            // and the host writes such parts one after the other.
+            .args(["-b", "4096"])
             // A hole reads as zeros, and after a discard mke2fs notes that the tables of inodes do. A guest would have the
             // host zero them, 2 MiB for each 128 MiB of disk, some seconds after its first mount.
-            .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,discard,root_owner=0:0"])
+            .args(["-E", if of.is_laid_out() { LAID_OUT } else { LAZY }])
+            // It would make holes of the journal's zeros.
+            .envs(of.is_laid_out().then_some(("UNIX_IO_NOZEROOUT", "1")))
+            .args(journal.as_slice())
             .args(if of == Use::FastVolume { &["-O", "fast_commit"][..] } else { &[] })
             .arg(&half);
         tool(&mut mke2fs, &format!("make a filesystem of {size} bytes"))?;
@@ -165,8 +187,12 @@ fn sweep(dir: &Path) {
     }
 }
 
-/// Copies the data, leaves the holes.
+/// Copies the data, leaves the holes, and makes more of them where there are nothing but zeros.
 pub(crate) fn copy_sparse(from: &File, to: &File, size: u64) -> std::io::Result<()> {
+    copy_data(from, to, size, false)
+}
+
+fn copy_data(from: &File, to: &File, size: u64, zeros: bool) -> std::io::Result<()> {
     ftruncate(to, size)?;
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
@@ -187,7 +213,7 @@ pub(crate) fn copy_sparse(from: &File, to: &File, size: u64) -> std::io::Result<
             let piece = buffer.get_mut(..length).unwrap_or_default();
             from.read_exact_at(piece, position)?;
             // mke2fs writes many zeros.
-            if piece.iter().any(|b| *b != 0) {
+            if zeros || piece.iter().any(|b| *b != 0) {
                 to.write_all_at(piece, position)?;
             }
             position += length as u64;

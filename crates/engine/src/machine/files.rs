@@ -1,8 +1,10 @@
 //! The files of a microVM: asked of its guest's agent while it runs, else of its machine started for the purpose.
 
 use super::disk;
+use crate::mounts::Kind;
 use crate::recover::Liveness;
 use crate::store::Container;
+use crate::volumes::Marks;
 use crate::{Engine, EngineError, Result};
 use rootfs::{PathStat, RootfsError};
 use sandbox::boot::shown;
@@ -16,12 +18,59 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use sys::file::Lock;
-use types::{Kinded, Status};
+use types::{ContainerId, Kinded, Status, VolumePlan};
 
 /// The hidden verb by which the binary becomes an appliance's process.
 const VERB: &str = "appliance";
 /// How many times its size a layer's file may hold: the best that its compression does on files that people have.
 const COMPRESSION: u64 = 32;
+
+/// Whose files a machine serves that was started for them: the container's own changes if `None`, else a part of a volume.
+pub(crate) type Of<'a> = Option<&'a Part>;
+
+/// A part of a volume that is a disk, and that this host's kernel does not mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// The volume.
+    pub plan: VolumePlan,
+    /// A path beneath it; all of it if empty.
+    pub path: String,
+}
+
+/// The microVM to whose files several things are done, and its machine once that was needed.
+pub(crate) struct Kept {
+    id: ContainerId,
+    machine: Option<Machine>,
+}
+
+/// A machine that was started for files.
+struct Machine {
+    of: Option<Part>,
+    appliance: Appliance,
+    process: Child,
+}
+
+impl Machine {
+    /// What was written is on the disk when this returns.
+    fn end(self) -> Result<()> {
+        let ended = self.appliance.end().map_err(|e| refused(&e));
+        // It has let go of the lock when it has ended.
+        wait(self.process, ended.is_ok());
+        ended
+    }
+}
+
+/// That no workload runs in a container, as long as this lives or, of a microVM whose machine was started for its files, that
+/// machine does.
+pub(crate) struct Rest {
+    _lock: Option<Lock>,
+}
+
+impl From<Lock> for Rest {
+    fn from(lock: Lock) -> Self {
+        Self { _lock: Some(lock) }
+    }
+}
 
 impl Engine {
     /// Calls `work` with the files of a microVM, whether it runs or not; in between nobody else can start it.
@@ -30,10 +79,19 @@ impl Engine {
         container: &Container,
         work: impl FnOnce(&Files) -> Result<T, E>,
     ) -> Result<T, E> {
-        let run = self.paths.sandbox_run(&container.id);
-        let limit = self.stream_limit(container)?;
-        if self.kept.borrow().as_ref() == Some(&container.id) {
-            return work(&Files::of(&run, limit));
+        self.with_guest_of(container, None, work)
+    }
+
+    /// The same; of one that does not run, with those files.
+    pub(crate) fn with_guest_of<T, E: From<EngineError>>(
+        &self,
+        container: &Container,
+        of: Of<'_>,
+        work: impl FnOnce(&Files) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let files = Files::of(&self.paths.sandbox_run(&container.id), self.stream_limit(container)?);
+        if self.still_serves(container, of)? {
+            return work(&files);
         }
         match self.settled(container)? {
             Liveness::Supervised(state) if state.status == Status::Paused => {
@@ -43,18 +101,17 @@ impl Engine {
                 ))
                 .into())
             }
-            Liveness::Supervised(state) if state.pid > 0 => work(&Files::of(&run, limit)),
+            Liveness::Supervised(state) if state.pid > 0 => work(&files),
             Liveness::Supervised(_) => Err(EngineError::Conflict(format!(
                 "container {} is restarting, wait until the container is running",
                 container.name
             ))
             .into()),
             Liveness::Ended(_, lock) => {
-                let (appliance, process) = self.appliance(container, lock)?;
-                let done = work(&Files::of(&run, limit));
-                let ended = appliance.end().map_err(|e| refused(&e));
-                // It has let go of the lock when it has ended.
-                wait(process, ended.is_ok());
+                let machine = self.appliance(container, of, lock)?;
+                let Some(machine) = self.keep(container, machine) else { return work(&files) };
+                let done = work(&files);
+                let ended = machine.end();
                 let done = done?;
                 ended?;
                 Ok(done)
@@ -62,14 +119,42 @@ impl Engine {
         }
     }
 
+    /// Whether the machine that is kept serves these files. One that serves others ends.
+    fn still_serves(&self, container: &Container, of: Of<'_>) -> Result<bool> {
+        let mut kept = self.kept.borrow_mut();
+        let Some(kept) = kept.as_mut().filter(|kept| kept.id == container.id) else { return Ok(false) };
+        match kept.machine.take() {
+            Some(machine) if machine.of.as_ref() == of => {
+                kept.machine = Some(machine);
+                Ok(true)
+            }
+            Some(other) => other.end().map(|()| false),
+            None => Ok(false),
+        }
+    }
+
+    /// Keeps a machine for what else is done to its files; gives it back where nothing is.
+    fn keep(&self, container: &Container, machine: Machine) -> Option<Machine> {
+        match self.kept.borrow_mut().as_mut().filter(|kept| kept.id == container.id) {
+            Some(kept) => kept.machine.replace(machine),
+            None => Some(machine),
+        }
+    }
+
     /// Whether no workload runs in a microVM; its machine may be started for its files.
-    pub(crate) fn is_at_rest(&self, container: &Container) -> Result<bool> {
-        let kept = self.kept.borrow().as_ref() == Some(&container.id);
-        Ok(kept || matches!(self.settled(container)?, Liveness::Ended(..)))
+    pub(crate) fn rest(&self, container: &Container) -> Result<Option<Rest>> {
+        let kept = self.kept.borrow().as_ref().is_some_and(|k| k.id == container.id && k.machine.is_some());
+        if kept {
+            return Ok(Some(Rest { _lock: None }));
+        }
+        match self.settled(container)? {
+            Liveness::Ended(_, lock) => Ok(Some(lock.into())),
+            Liveness::Supervised(_) => Ok(None),
+        }
     }
 
     /// Does several things to the files of one container, for which the machine of a microVM that does not run is started but
-    /// once.
+    /// once, unless they lie on several disks.
     pub fn with_files<T, E: From<EngineError>>(
         &self,
         name: &str,
@@ -79,21 +164,29 @@ impl Engine {
         if !container.is_vm() {
             return work();
         }
-        self.with_guest(&container, |_| {
-            self.kept.replace(Some(container.id.clone()));
-            let done = work();
-            self.kept.replace(None);
-            done
-        })
+        self.kept.replace(Some(Kept { id: container.id, machine: None }));
+        let done = work();
+        let machine = self.kept.replace(None).and_then(|kept| kept.machine);
+        let ended = machine.map_or(Ok(()), Machine::end);
+        let done = done?;
+        ended?;
+        Ok(done)
     }
 
-    fn appliance(&self, container: &Container, lock: Lock) -> Result<(Appliance, Child)> {
+    /// Starts the machine of a microVM for files.
+    fn appliance(&self, container: &Container, of: Of<'_>, lock: Lock) -> Result<Machine> {
         let rootfs = self.rootfs_plan(container)?;
         let plan = self.machine_plan(container)?;
-        let plan = plan.ok_or_else(|| EngineError::Invalid("only a microVM has a machine".into()))?;
+        let mut plan = plan.ok_or_else(|| EngineError::Invalid("only a microVM has a machine".into()))?;
+        let mut marks = Marks::default();
+        if let Some(of) = of {
+            self.admit_disks(container, std::slice::from_ref(&of.plan), &mut marks)?;
+            plan.volumes = vec![of.plan.clone()];
+        }
         let order = Order {
             id: container.id.to_string(),
             plan,
+            part: of.map(|of| of.path.clone()).unwrap_or_default(),
             layers: rootfs.layers.into_iter().map(|l| l.path).collect(),
             cgroup: self.cgroup(container)?,
             run: self.paths.sandbox_run(&container.id),
@@ -115,9 +208,10 @@ impl Engine {
             .spawn()
             .map_err(io)?;
         match Appliance::start(ours, &order) {
-            Ok(appliance) => Ok((appliance, process)),
+            Ok(appliance) => Ok(Machine { of: of.cloned(), appliance, process }),
             Err(e) => {
                 wait(process, false);
+                self.take_back(container, marks);
                 Err(refused(&e))
             }
         }
@@ -132,7 +226,9 @@ impl Engine {
     fn stream_limit(&self, container: &Container) -> Result<u64> {
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
         let layers: u64 = self.rootfs_plan(container)?.layers.iter().map(|l| size(&l.path)).sum();
-        let disk = size(&self.disk_path(container)).max(disk::DEFAULT_SIZE);
+        let volumes = container.mounts.iter().filter(|m| m.kind == Kind::Volume);
+        let volumes: u64 = volumes.map(|m| size(&self.disk_file(&m.volume))).sum();
+        let disk = size(&self.disk_path(container)).max(disk::DEFAULT_SIZE).saturating_add(volumes);
         let memory = u64::try_from(container.host.memory.unwrap_or(0)).unwrap_or(0).max(1 << 30);
         // Names and padding take as much again.
         Ok(disk.saturating_mul(2).saturating_add(layers.saturating_mul(COMPRESSION)).saturating_add(memory))

@@ -162,7 +162,15 @@ mod tests {
         assert!(!String::from_utf8_lossy(&checked.stdout).contains("lost+found not found. Create? yes"));
         let names = Command::new("debugfs").args(["-R", "ls -p /"]).arg(&path).output().unwrap();
         assert!(!String::from_utf8_lossy(&names.stdout).contains("lost+found"));
+        // Its journal, which takes 4 MiB at that size, is there to be written over.
+        let told = Command::new("debugfs").args(["-R", "blocks <8>"]).arg(&path).output().unwrap();
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
         let file = File::options().read(true).write(true).open(&path).unwrap();
+        let journal: Vec<u64> = told.split_whitespace().filter_map(|block| block.parse().ok()).collect();
+        assert!(journal.len() > 1000, "{told}");
+        for at in journal.iter().map(|block| block * 4096) {
+            assert_eq!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)), Ok(at), "a hole");
+        }
         let good = superblock(&file).unwrap().unwrap();
         assert_eq!((good.block * good.blocks, good.needs_recovery), (64 << 20, false));
 

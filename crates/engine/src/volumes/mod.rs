@@ -5,7 +5,7 @@
 //! plan    ─► what a start mounts or hands over       place ─► mounted on this host, by whom, and swept
 //! transfer ─► export, import, clone                  qcow2 ─► the one image format that is not raw
 //! resize  ─► a disk grows                            aside ─► what has no row yet, or no more
-//! words   ─► what mount(8) is told
+//! words   ─► what mount(8) is told                   marks  ─► which disks a guest may have written
 //! ```
 //!
 //! A volume is its row. Its directory or file is made when it is first needed, and what lies below
@@ -13,6 +13,7 @@
 
 mod aside;
 pub(crate) mod disk;
+mod marks;
 pub(crate) mod options;
 pub(crate) mod place;
 mod plan;
@@ -21,6 +22,7 @@ mod resize;
 mod transfer;
 mod words;
 
+pub(crate) use marks::Marks;
 pub use options::Driver;
 pub use transfer::Format as VolumeFormat;
 

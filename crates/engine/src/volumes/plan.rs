@@ -1,7 +1,7 @@
 //! What a start mounts, or hands to a microVM, of a container's volumes; and who may not have what.
 
 use super::options::{mount_of, trusts_guest};
-use super::{Driver, VolumeInfo, disk, place};
+use super::{Driver, Marks, VolumeInfo, disk, place};
 use crate::machine::disk::{Use, make};
 use crate::mounts::{Kind, UserMount, check_source};
 use crate::store::{self, Container};
@@ -136,11 +136,16 @@ impl Engine {
 
     /// Refuses disks that another one has, and those that this host's kernel should not read; notes those that a guest
     /// is about to write.
-    pub(crate) fn admit_disks(&self, container: &Container, plans: &[VolumePlan]) -> Result<()> {
+    pub(crate) fn admit_disks(
+        &self,
+        container: &Container,
+        plans: &[VolumePlan],
+        marks: &mut Marks,
+    ) -> Result<()> {
         for plan in plans.iter().filter(|p| p.exclusive) {
             self.refuse_second(container, plan)?;
             match container.is_vm() {
-                true => self.admit_to_guest(plan)?,
+                true => self.admit_to_guest(plan, marks)?,
                 false => self.refuse_foreign(&self.volume_row(&plan.name)?)?,
             }
         }
@@ -148,14 +153,14 @@ impl Engine {
     }
 
     /// Looks at a disk for a guest, as this host does when it mounts one.
-    fn admit_to_guest(&self, plan: &VolumePlan) -> Result<()> {
+    fn admit_to_guest(&self, plan: &VolumePlan, marks: &mut Marks) -> Result<()> {
         // What a supervisor that was killed left mounted, and nobody holds.
         place::clear(&plan.place)?;
         let Some(path) = plan.disk() else { return Ok(()) };
         let file = std::fs::File::open(path).map_err(EngineError::io("cannot open the disk", path))?;
         let superblock = place::look(&plan.name, path, &file)?;
         if !plan.read_only {
-            return self.note_foreign(&plan.name);
+            return self.note_foreign(plan, path, marks);
         }
         if superblock.needs_recovery && disk::refuse_foreign(&plan.name, path, plan.is_trusted()).is_err() {
             return Err(EngineError::Conflict(format!(
@@ -201,14 +206,5 @@ impl Engine {
     /// Whether others than this host's kernel have written its filesystem.
     pub(crate) fn is_foreign(&self, volume: &str) -> bool {
         disk::is_foreign(&self.disk_file(volume))
-    }
-
-    /// Notes that it is to be so from now on; survives the loss of power before the first write can.
-    pub(crate) fn note_foreign(&self, volume: &str) -> Result<()> {
-        let mark = disk::mark(&self.disk_file(volume));
-        if mark.exists() {
-            return Ok(());
-        }
-        sys::file::replace(&mark, b"", true).map_err(EngineError::io("cannot write", &mark))
     }
 }

@@ -67,6 +67,11 @@ impl Haste {
         }
     }
 
+    /// Whether the last questions came so fast that the next one is waited for awake.
+    pub(super) fn is_awake(&self) -> bool {
+        self.awake
+    }
+
     /// Whether to look again, after nothing was there.
     pub(super) fn goes_on(&mut self) -> bool {
         self.awake = self.awake && self.last.is_some_and(|last| last.elapsed() < PATIENCE);

@@ -26,6 +26,8 @@ const STREAMS: usize = 32;
 const AGENTS: usize = 2;
 /// Datagrams in one turn.
 const BUDGET: usize = 64;
+/// How long what was seen of the names holds for who asks in haste.
+const LOOK: Duration = Duration::from_millis(1);
 /// Longest question.
 const QUESTION: usize = 4096;
 /// Seconds for which an answer of our own may be remembered: changes show within them.
@@ -128,6 +130,8 @@ impl Token {
 pub struct Server {
     names: Names,
     view: View,
+    /// When it was last looked whether that has changed.
+    looked: Option<Instant>,
     epoll: OwnedFd,
     /// Where datagrams come in; none for a microVM.
     udp: Option<OwnedFd>,
@@ -170,6 +174,7 @@ impl Server {
         epoll::add(&epoll, &outside.timer, Token::Timer.encode(), EventFlags::IN)?;
         Ok(Self {
             view: view(&names),
+            looked: None,
             names,
             epoll,
             udp,
@@ -188,6 +193,7 @@ impl Server {
     pub fn change(&mut self, attachments: &[Attachment]) {
         self.names.attachments = attachments.to_vec();
         self.view = view(&self.names);
+        self.looked = None;
         self.permitted = HashMap::new();
     }
 
@@ -303,9 +309,19 @@ impl Server {
         }
     }
 
+    /// What changed before a question was asked is seen by it; but who asks in haste is not told later, each time, for what
+    /// may have changed just now.
+    fn look(&mut self) {
+        let now = Instant::now();
+        let is_fresh = self.looked.is_some_and(|looked| now.duration_since(looked) < LOOK);
+        if !(is_fresh && self.haste.is_awake()) {
+            self.view.refresh();
+            self.looked = Some(now);
+        }
+    }
+
     fn question(&mut self, client: Client, bytes: &[u8]) {
-        // For each question: what changed before it was asked is seen by it.
-        self.view.refresh();
+        self.look();
         let query = match Query::parse(bytes) {
             Ok(query) => query,
             Err(NoQuery::Silence) => return,

@@ -185,6 +185,23 @@ impl Expr<'_> {
         })
     }
 
+    /// Goes on if the key in the register has come here more than `rate` times a second, and `burst` times at once; each key is
+    /// counted for as long as it comes, and `millis` longer.
+    pub(super) fn exceeds(&mut self, set: &str, reg: u32, rate: u64, burst: u32, millis: u64) -> &mut Self {
+        const UPDATE: u32 = 1;
+        const OVER: u32 = 1;
+        self.put("dynset", |b| {
+            b.attr_str(1, set).attr_be32(3, UPDATE).attr_be32(4, reg).attr(6, &millis.to_be_bytes());
+            b.nest(7, |b| {
+                b.attr_str(1, "limit").nest(2, |b| {
+                    // Packets a second.
+                    b.attr(1, &rate.to_be_bytes()).attr(2, &1u64.to_be_bytes()).attr_be32(3, burst);
+                    b.attr_be32(4, 0).attr_be32(5, OVER);
+                });
+            });
+        })
+    }
+
     /// Ends the walk by refusing the packet, in a table of this family.
     pub(super) fn refuse(&mut self, family: Family, how: Refuse) -> &mut Self {
         // `ICMP_PKT_FILTERED`, `ICMPV6_ADM_PROHIBITED`, and either of them.

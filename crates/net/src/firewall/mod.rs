@@ -39,11 +39,13 @@ use sys::netlink::{Batch, Family as Netlink, Socket, errno};
 use types::BridgePlan;
 
 const TABLE: &str = "dhow";
+/// The same, in bytes.
+pub(crate) const NAME: &[u8; 4] = b"dhow";
 const SUBSYS_NFTABLES: u8 = 10;
 /// A chain without rules whose name says which version of the rules is loaded.
 const GENERATION: &str = "rules-3";
 /// The same in the tables of policies.
-const POLICY_GENERATION: &str = "policy-1";
+const POLICY_GENERATION: &str = "policy-2";
 
 const NEWTABLE: u16 = 0;
 const DELTABLE: u16 = 2;
@@ -97,7 +99,7 @@ fn request(batch: &mut Batch, message: u16, flags: u16, family: Family) -> &mut 
 
 /// Opens a socket to nf_tables.
 pub(crate) fn open() -> Result<Socket, NetError> {
-    Socket::open(Netlink::Netfilter).map_err(refused("open a socket"))
+    Socket::open_as_ours(Netlink::Netfilter).map_err(refused("open a socket"))
 }
 
 fn refused(action: &'static str) -> impl FnOnce(io::Error) -> NetError {
@@ -235,6 +237,13 @@ pub(crate) fn rule_count(family: Family) -> usize {
     let mut count = 0;
     open().unwrap().query(batch, &mut |_| count += 1).unwrap();
     count
+}
+
+/// How many flows of a family neighbours have asked for and may be answered.
+#[cfg(test)]
+pub(crate) fn answers_remembered(ip: Family) -> usize {
+    let set = policy::sets_of(ip).answers;
+    element::all_in(&mut open().unwrap(), Family::Bridge, set).unwrap().len()
 }
 
 /// Whether the tables of policies are there.

@@ -16,7 +16,9 @@
 //!     (permitted) accept
 //!     drop
 //! chain answers      { type filter hook forward priority -240; }     # of what `neighbours` let through
-//!     oifname @confined update @answers4 { oifname . daddr . saddr . dport . sport timeout 2m }
+//!     oifname @confined oifname . daddr . saddr . dport . sport @answers4 update it, accept
+//!     oifname @confined update @askers { iifname limit rate over 500/second } accept   # too many new ones
+//!     oifname @confined update @answers4 { oifname . daddr . saddr . dport . sport timeout 30s }
 //!
 //! table inet dhow:
 //! chain egress       { type filter hook prerouting priority mangle; }   # egress, beyond the bridge; before DNAT
@@ -46,7 +48,13 @@ use sys::netlink::Batch;
 pub(super) const GUARDED: &str = "guarded";
 /// Ports under an egress policy.
 pub(super) const CONFINED: &str = "confined";
-const ANSWER_MILLIS: u64 = 120_000;
+/// How long what a neighbour's datagram asked for may be answered: as long as connection tracking waits.
+const ANSWER_MILLIS: u64 = 30_000;
+/// Who asks; and how many answers a second, of its new flows, one port has remembered. The set has room for 65535 flows of all
+/// ports together: no port fills it alone.
+const ASKERS: &str = "askers";
+const ASKER_RATE: u64 = 500;
+const ASKER_BURST: u32 = 1000;
 
 /// The sets of one address family.
 pub(super) struct Sets {
@@ -58,7 +66,8 @@ pub(super) struct Sets {
     pub permitted: &'static str,
     /// Where these may go for now.
     pub resolved: &'static str,
-    answers: &'static str,
+    /// Flows of UDP that a neighbour has begun.
+    pub answers: &'static str,
 }
 
 pub(super) const SETS4: Sets = Sets {
@@ -116,6 +125,7 @@ pub(super) fn load(batch: &mut Batch, refuse: Refuse) {
     for ports in [GUARDED, CONFINED] {
         set(batch, Family::Bridge, ports, 0, &[NAME], &[]);
     }
+    set(batch, Family::Bridge, ASKERS, SET_TIMEOUT | SET_EVAL, &[NAME], &[]);
     chain(batch, Family::Inet, "egress", Some(("filter", HOOK_PREROUTING, -150)));
     chain(batch, Family::Bridge, "ports", Some(("filter", HOOK_PREROUTING, -250)));
     chain(batch, Family::Bridge, "neighbours", Some(("filter", HOOK_FORWARD, -250)));
@@ -371,10 +381,23 @@ fn neighbours(batch: &mut Batch) {
 }
 
 fn answers(batch: &mut Batch, ip: Family) {
-    rule(batch, Family::Bridge, "answers", |e| {
+    let set = sets_of(ip).answers;
+    let asks = |e: &mut Expr<'_>| {
         e.meta(Meta::OifName, REG).in_set(CONFINED, REG, false);
         flow(e, ip, false);
-        e.remember(sets_of(ip).answers, REG, ANSWER_MILLIS);
+    };
+    rule(batch, Family::Bridge, "answers", |e| {
+        asks(e);
+        e.in_set(set, REG, false).remember(set, REG, ANSWER_MILLIS).verdict(ACCEPT);
+    });
+    rule(batch, Family::Bridge, "answers", |e| {
+        asks(e);
+        e.meta(Meta::IifName, REG);
+        e.exceeds(ASKERS, REG, ASKER_RATE, ASKER_BURST, ANSWER_MILLIS).verdict(ACCEPT);
+    });
+    rule(batch, Family::Bridge, "answers", |e| {
+        asks(e);
+        e.remember(set, REG, ANSWER_MILLIS);
     });
 }
 

@@ -1,11 +1,12 @@
 //! One sandbox comes, goes, or learns where it may go: each is one transaction on the elements of [`super::members`].
 
-use super::element::Element;
+use super::element::{Element, all_in};
 use super::members::{self, Held, Wanted, is_confined, is_guarded};
 use super::{Family, POLICY_GENERATION, attempt, is_absent, is_missing, policy, refused, request, transact};
 use super::{GETCHAIN, TABLE};
 use crate::{NetError, conntrack};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -83,11 +84,24 @@ fn without_guard(a: &Attachment, elements: &[Element]) -> Result<(), NetError> {
     }
 }
 
-/// Whether what [`enter`] writes is there, destinations excepted.
+/// Whether what [`enter`] writes is there.
 pub(crate) fn is_entered(socket: &mut Socket, a: &Attachment) -> bool {
+    let (ranges, others): (Vec<_>, Vec<_>) = members::of(a).into_iter().partition(|e| e.end.is_some());
     let mut batch = Batch::new();
-    members::of(a).iter().filter(|e| e.end.is_none()).for_each(|e| e.ask(&mut batch));
-    batch.is_empty() || (!is_guarded(a) || loaded(socket)) && socket.query(batch, &mut |_| ()).is_ok()
+    others.iter().for_each(|e| e.ask(&mut batch));
+    let there =
+        batch.is_empty() || (!is_guarded(a) || loaded(socket)) && socket.query(batch, &mut |_| ()).is_ok();
+    there && are_there(socket, &ranges)
+}
+
+/// Whether ranges are there. They cannot be asked for one by one: the kernel answers with whichever holds the key.
+fn are_there(socket: &mut Socket, ranges: &[Element]) -> bool {
+    let sets: HashSet<_> = ranges.iter().map(|e| (e.family, e.set)).collect();
+    sets.into_iter().all(|(family, set)| {
+        let found = all_in(socket, family, set).unwrap_or_default();
+        let mut here = ranges.iter().filter(|e| (e.family, e.set) == (family, set));
+        here.all(|range| found.iter().any(|e| e.is(range)))
+    })
 }
 
 /// Whether the rules of policies are loaded; one round trip to the kernel.

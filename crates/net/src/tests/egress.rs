@@ -179,6 +179,28 @@ fn clients_and_neighbours_are_answered_but_not_asked() {
 }
 
 #[test]
+fn no_neighbour_takes_all_the_room_for_answers() {
+    use crate::firewall::{Family, answers_remembered};
+    let Some(world) = World::new() else { return };
+    let shut_in = confined(attachment(2, vec![]), vec![]);
+    let (greedy, other) = (attachment(3, vec![]), attachment(4, vec![]));
+    let [asked, asks, waits] = [&shut_in, &greedy, &other].map(|a| world.sandbox(a));
+    serve_all(&asked, &shut_in);
+    let begin = Instant::now();
+    const FLOWS: usize = 6000;
+    asks.run(|| {
+        for _ in 0..FLOWS {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.send_to(b"x", (shut_in.ipv4, 80)).unwrap();
+        }
+    });
+    let (kept, took) = world.host.run(|| (answers_remembered(Family::V4), begin.elapsed()));
+    // A thousand at once, and then 500 a second.
+    assert!(kept >= 500 && kept <= 1100 + took.as_millis() as usize / 2, "{kept} within {took:?}");
+    waits.run(|| assert_eq!(ask_udp(shut_in.ipv4, 80).unwrap(), other.ipv4.to_string()));
+}
+
+#[test]
 fn no_spoofed_packet_leaves_a_confined_port() {
     use frames::*;
     let Some(world) = World::new() else { return };

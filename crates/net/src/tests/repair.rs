@@ -148,7 +148,9 @@ fn what_is_flushed_is_put_back_at_once() {
     let b = Attachment { network_name: "bridge".into(), host_access: true, ..attachment(3, vec![]) };
     let inside = world.sandbox(&a);
     serve_all(&inside, &a);
-    let (watch, mut published) = world.host.run(|| (crate::Watch::new().unwrap(), publish(&a).unwrap()));
+    // Who is told first leaves all for the next.
+    let watches = || [crate::Watch::new().unwrap(), crate::Watch::new().unwrap()];
+    let ([first, watch], mut published) = world.host.run(|| (watches(), publish(&a).unwrap()));
     let free = world.sandbox(&b);
     let sandboxes = [a.clone(), b.clone()];
     let lock = || Ok(());
@@ -179,4 +181,29 @@ fn what_is_flushed_is_put_back_at_once() {
         });
         walls();
     }
+    // Elements alone, of each kind that is somebody's own; but not those of other tables.
+    if std::process::Command::new("nft").arg("-v").output().is_err() {
+        eprintln!("SKIPPED: nft is not installed (package nftables)");
+        return;
+    }
+    let nft = |text: &str| {
+        let done = std::process::Command::new("nft").arg(text).output().unwrap();
+        assert!(done.status.success(), "nft {text}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    world.host.run(|| {
+        nft("add table inet other; add set inet other s { type inet_service; elements = { 1, 2 }; }; flush set inet other s");
+        assert!(!watch.stirred());
+        for set in ["inet dhow confined4", "inet dhow permitted4", "bridge dhow own4", "bridge dhow confined"] {
+            nft(&format!("flush set {set}"));
+            assert!(watch.stirred() && first.stirred(), "{set}");
+            assert!(crate::restore(&sandboxes, Some(&mut published), lock).unwrap(), "{set}");
+            egress::permit(&a, &named, &[(IpAddr::from(PEER6), Duration::from_secs(3600))]).unwrap();
+            assert_eq!(state(), before, "{set}");
+            assert!(!watch.stirred(), "{set}");
+        }
+        // Of where names lead its supervisor is told, and knows.
+        nft("flush set inet dhow resolved6");
+        assert!(watch.stirred());
+    });
+    walls();
 }

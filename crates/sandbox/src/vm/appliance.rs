@@ -35,8 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(240);
 pub struct Order {
     /// Full id of the container.
     pub id: String,
-    /// Its machine.
+    /// Its machine. If that has a volume, the files are that one's.
     pub plan: MachinePlan,
+    /// The part of the volume, a path beneath it; all of it if empty.
+    pub part: String,
     /// Files of layers, base first.
     pub layers: Vec<PathBuf>,
     /// Path of its cgroup.
@@ -99,10 +101,11 @@ impl Order {
             spec: oci::Spec::default(),
             files: Vec::new(),
             shares: false,
-            volumes: Vec::new(),
+            volumes: spec::volumes(&self.plan, self.layers.len()),
             network: NetworkPlan::None,
             layers: self.layers.len(),
             files_only: true,
+            part: self.part.clone(),
             init: false,
             open_stdin: false,
             console_size: None,

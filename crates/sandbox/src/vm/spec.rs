@@ -55,6 +55,7 @@ pub(super) fn boot(
         network: network.clone(),
         layers,
         files_only: false,
+        part: String::new(),
         init: request.init,
         open_stdin: !is_null(request),
         console_size: request.console_size,
@@ -134,7 +135,7 @@ fn take_bindings(spec: &mut oci::Spec, volumes: &[VolumePlan]) -> Result<(Files,
 }
 
 /// The disks that are volumes, as the agent finds them.
-fn volumes(plan: &MachinePlan, layers: usize) -> Vec<Volume> {
+pub(super) fn volumes(plan: &MachinePlan, layers: usize) -> Vec<Volume> {
     let of = |(number, volume): (usize, &VolumePlan)| Volume {
         name: volume.name.clone(),
         serial: serial(layers, number),
