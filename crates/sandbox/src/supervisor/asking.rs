@@ -15,6 +15,7 @@ use super::connection::{Connection, Role};
 use super::core::Core;
 use super::requests::Outcome;
 use super::starting::TAKES_TIME;
+use crate::host_only::OnHost;
 use crate::hull::{HullError, Pending};
 use crate::protocol::{Failure, Request, Response};
 
@@ -25,27 +26,26 @@ pub(super) type Then = Box<dyn FnOnce(&mut Core<'_>, Result<Response, HullError>
 pub(super) enum Next {
     /// It is carried out, or not.
     Done(Result<Response, Failure>),
-    /// There is more to ask.
-    Ask(Request, Then),
-}
-
-impl Next {
-    /// Asks, and then does the rest.
-    pub(super) fn ask(
-        request: Request,
-        then: impl FnOnce(&mut Core<'_>, Result<Response, HullError>) -> Next + 'static,
-    ) -> Self {
-        Self::Ask(request, Box::new(then))
-    }
+    /// There is something to ask. Never of a guest's own making.
+    #[cfg_attr(not(feature = "host"), allow(dead_code))]
+    Ask(OnHost, Request, Then),
 }
 
 /// A question under way.
 pub(super) struct Asked {
+    pub(super) id: u64,
     pub(super) pending: Box<dyn Pending<Response>>,
     then: Then,
     /// The client that waits; none has the id 0.
     client: u64,
     change: bool,
+    _proof: OnHost,
+}
+
+/// A terminal whose size a guest is being told, of an exec session or of the main process, and the size to follow.
+pub(super) struct Size {
+    exec: Option<String>,
+    next: Option<(u16, u16)>,
 }
 
 /// Whether it changes what the container is.
@@ -60,6 +60,26 @@ pub(super) fn is_change(request: &Request) -> bool {
 }
 
 impl Core<'_> {
+    /// First the question, and then the rest.
+    #[cfg(feature = "host")]
+    pub(super) fn first(
+        &mut self,
+        request: impl FnOnce() -> Request,
+        then: impl FnOnce(&mut Core<'_>, Result<Response, HullError>) -> Next + 'static,
+    ) -> Next {
+        Next::Ask((), request(), Box::new(then))
+    }
+
+    /// In a guest, nobody is asked.
+    #[cfg(not(feature = "host"))]
+    pub(super) fn first(
+        &mut self,
+        _: impl FnOnce() -> Request,
+        then: impl FnOnce(&mut Core<'_>, Result<Response, HullError>) -> Next + 'static,
+    ) -> Next {
+        then(self, Ok(Response::Done))
+    }
+
     /// Has a request carried out, beginning with a question to the guest; the client is told then.
     pub(super) fn ask_for(
         &mut self,
@@ -78,15 +98,15 @@ impl Core<'_> {
     /// The same for a client of this id, or for nobody (0); gives what is known at once.
     pub(super) fn ask(&mut self, client: u64, mut next: Next) -> Option<Result<Response, Failure>> {
         loop {
-            let (request, then) = match next {
+            let (proof, request, then) = match next {
                 Next::Done(done) => return Some(done),
-                Next::Ask(request, then) => (request, then),
+                Next::Ask(proof, request, then) => (proof, request, then),
             };
             next = match self.question(&request) {
-                Ok(Some(pending)) if TAKES_TIME => {
+                Ok(Some(pending)) => {
                     let change = is_change(&request);
                     let id = self.new_id();
-                    self.asked.insert(id, Asked { pending, then, client, change });
+                    self.asked.push(Asked { id, pending, then, client, change, _proof: proof });
                     return None;
                 }
                 Ok(_) => then(self, Ok(Response::Done)),
@@ -96,7 +116,7 @@ impl Core<'_> {
     }
 
     fn question(&self, request: &Request) -> Result<Option<Box<dyn Pending<Response>>>, HullError> {
-        match self.main.as_ref().filter(|main| TAKES_TIME && !main.is_draining()) {
+        match self.main.as_ref().filter(|main| !main.is_draining()) {
             Some(main) => main.sandbox.ask(request),
             None => Ok(None),
         }
@@ -104,14 +124,16 @@ impl Core<'_> {
 
     /// A guest may have answered, or its time is up.
     pub(super) fn asked_proceeds(&mut self, id: u64) {
-        let Some(asked) = self.asked.get_mut(&id) else { return };
+        let Some(asked) = self.asked.iter_mut().find(|a| a.id == id) else { return };
         if let Some(answer) = asked.pending.result() {
             self.answered(id, answer);
         }
     }
 
     fn answered(&mut self, id: u64, answer: Result<Response, HullError>) {
-        let Some(Asked { then, client, change, .. }) = self.asked.remove(&id) else { return };
+        let place = self.asked.iter().position(|a| a.id == id);
+        let asked = place.map(|place| self.asked.remove(place));
+        let Some(Asked { then, client, change, .. }) = asked else { return };
         let next = then(self, answer);
         let Some(done) = self.ask(client, next) else { return };
         if let Some(client) = self.clients.get_mut(&client).filter(|c| c.role == Role::Postponed) {
@@ -125,7 +147,7 @@ impl Core<'_> {
 
     /// The run ends, and nobody answers any more.
     pub(super) fn end_questions(&mut self) {
-        while let Some(id) = self.asked.keys().next().copied() {
+        while let Some(id) = self.asked.first().map(|a| a.id).filter(|_| TAKES_TIME) {
             let why = self.not_running();
             self.answered(id, Err(HullError::Guest(why)));
         }
@@ -133,7 +155,7 @@ impl Core<'_> {
 
     /// Whether a change is under way.
     pub(super) fn is_changing(&self) -> bool {
-        TAKES_TIME && self.asked.values().any(|asked| asked.change)
+        TAKES_TIME && self.asked.iter().any(|asked| asked.change)
     }
 
     /// Carries out, in their order, the requests that were put off, or refuses them.
@@ -151,23 +173,25 @@ impl Core<'_> {
 
     /// Tells the guest a terminal's size, of an exec session or of the main process, for nobody who waits.
     pub(super) fn tell_size(&mut self, exec: Option<String>, rows: u16, columns: u16) {
-        if let Some(next) = self.sizes.get_mut(&exec) {
-            *next = Some((rows, columns));
+        let next = Some((rows, columns));
+        if let Some(size) = self.sizes.iter_mut().find(|s| s.exec == exec) {
+            size.next = next;
             return;
         }
-        self.sizes.insert(exec.clone(), Some((rows, columns)));
+        self.sizes.push(Size { exec: exec.clone(), next });
         let next = self.next_size(exec);
         let _ = self.ask(0, next);
     }
 
     fn next_size(&mut self, exec: Option<String>) -> Next {
-        match self.sizes.get_mut(&exec).and_then(Option::take) {
+        match self.sizes.iter_mut().find(|s| s.exec == exec).and_then(|s| s.next.take()) {
             Some((rows, columns)) => {
-                let request = Request::Resize { exec: exec.clone(), rows, columns };
-                Next::ask(request, move |core, _| core.next_size(exec))
+                let name = exec.clone();
+                let request = || Request::Resize { exec: name, rows, columns };
+                self.first(request, move |core, _| core.next_size(exec))
             }
             None => {
-                self.sizes.remove(&exec);
+                self.sizes.retain(|s| s.exec != exec);
                 Next::Done(Ok(Response::Done))
             }
         }

@@ -1,6 +1,6 @@
 //! The loop: what is waited for, and who deals with it.
 
-use super::asking::Asked;
+use super::asking::{Asked, Size};
 use super::channel;
 use super::connection::{Connection, Role};
 use super::exec::Exec;
@@ -74,11 +74,11 @@ pub(super) struct Core<'a> {
     /// The run that is to become `main`.
     pub(super) starting: Option<Starting>,
     /// What a guest is asked.
-    pub(super) asked: BTreeMap<u64, Asked>,
+    pub(super) asked: Vec<Asked>,
     /// Requests that wait until a start, or another change, is over.
     pub(super) postponed: Vec<(u64, Request)>,
     /// Terminals whose size a guest is being told, and the sizes to follow.
-    pub(super) sizes: BTreeMap<Option<String>, Option<(u16, u16)>>,
+    pub(super) sizes: Vec<Size>,
     /// Who gave the order to start and has no answer yet.
     pub(super) ready: Option<u64>,
     /// See `hold_mounts`.
@@ -139,9 +139,9 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         log: None,
         main: None,
         starting: None,
-        asked: BTreeMap::new(),
+        asked: Vec::new(),
         postponed: Vec::new(),
-        sizes: BTreeMap::new(),
+        sizes: Vec::new(),
         ready: None,
         mounts: None,
         waiting: None,
@@ -288,8 +288,8 @@ impl Core<'_> {
         if let Some(starting) = self.under_way() {
             watch(Token::Starting, starting.pending.fd(), read);
         }
-        for (id, asked) in self.asked.iter().filter(|_| TAKES_TIME) {
-            watch(Token::Asked(*id), asked.pending.fd(), read);
+        for asked in self.asked.iter().filter(|_| TAKES_TIME) {
+            watch(Token::Asked(asked.id), asked.pending.fd(), read);
         }
         if let Some(main) = &self.main {
             if !main.is_draining() {
@@ -480,7 +480,7 @@ impl Core<'_> {
         let starting = self.under_way().map(|s| s.pending.until());
         let quiet = self.oom_quiet.filter(|_| self.main.is_some());
         let execs = self.execs.values().filter_map(Exec::deadline).min();
-        let asked = self.asked.values().filter(|_| TAKES_TIME).map(|a| a.pending.until()).min();
+        let asked = self.asked.iter().filter(|_| TAKES_TIME).map(|a| a.pending.until()).min();
         [main, starting, waiting, health, kill, quiet, execs, asked].into_iter().flatten()
     }
 
@@ -516,7 +516,7 @@ impl Core<'_> {
         }
         if TAKES_TIME {
             let late = |asked: &Asked| due(Some(asked.pending.until()));
-            let late: Vec<u64> = self.asked.iter().filter(|(_, a)| late(a)).map(|(id, _)| *id).collect();
+            let late: Vec<u64> = self.asked.iter().filter(|a| late(a)).map(|a| a.id).collect();
             late.into_iter().for_each(|id| self.asked_proceeds(id));
         }
         if due(self.kill_at) {

@@ -47,8 +47,9 @@ impl Core<'_> {
             let _ = self.note_networks();
             return Err(failure);
         }
-        let request = Request::ConnectNetwork(Box::new(new.clone()));
-        Ok(Next::ask(request, move |core, told| {
+        let wanted = new.clone();
+        let request = || Request::ConnectNetwork(Box::new(wanted));
+        Ok(self.first(request, move |core, told| {
             let connected = told
                 .map_err(Into::into)
                 .and_then(|_| core.with_wiring(|sandbox, wiring| sandbox.connect(&new, wiring)))
@@ -65,8 +66,8 @@ impl Core<'_> {
         self.bundle.network = before;
         let _ = self.note_networks();
         let _ = self.with_wiring(|sandbox, wiring| sandbox.disconnect(new, wiring));
-        let request = Request::DisconnectNetwork { network: new.network.clone() };
-        Next::ask(request, move |core, _| {
+        let request = || Request::DisconnectNetwork { network: new.network.clone() };
+        self.first(request, move |core, _| {
             let _ = core.networks_changed();
             Next::Done(Err(failure))
         })
@@ -96,17 +97,19 @@ impl Core<'_> {
             return Err(e);
         }
         let heir = heir.filter(|_| gone.default_route);
-        let request = Request::DisconnectNetwork { network: gone.network };
+        let request = || Request::DisconnectNetwork { network: gone.network };
         // Whatever a guest says: it has no part in the network any more.
-        Ok(Next::ask(request, move |core, _| match heir {
+        Ok(self.first(request, move |core, _| match heir {
             Some(heir) => core.reroute(heir),
             None => Next::Done(core.networks_changed()),
         }))
     }
 
     /// Another interface has the default route now.
-    fn reroute(&self, heir: Attachment) -> Next {
-        Next::ask(Request::ConnectNetwork(Box::new(heir.clone())), move |core, told| {
+    fn reroute(&mut self, heir: Attachment) -> Next {
+        let wanted = heir.clone();
+        let request = || Request::ConnectNetwork(Box::new(wanted));
+        self.first(request, move |core, told| {
             let rerouted = told
                 .map_err(Into::into)
                 .and_then(|_| core.with_wiring(|sandbox, wiring| sandbox.reconfigure(&heir, wiring)));
@@ -119,15 +122,14 @@ impl Core<'_> {
         for attachment in self.bundle.network.attachments().to_vec() {
             if !self.hooks.is_connected(&attachment) {
                 // What cannot be connected stays in the plan, for the next start.
-                let request = Request::ConnectNetwork(Box::new(attachment.clone()));
-                let _ = self.ask(
-                    0,
-                    Next::ask(request, move |core, told| {
-                        let connect = |_| core.with_wiring(|sandbox, w| sandbox.connect(&attachment, w));
-                        let done = told.map_err(Into::into).and_then(connect);
-                        Next::Done(done.map(|()| Response::Done))
-                    }),
-                );
+                let wanted = attachment.clone();
+                let request = || Request::ConnectNetwork(Box::new(wanted));
+                let next = self.first(request, move |core, told| {
+                    let connect = |_| core.with_wiring(|sandbox, w| sandbox.connect(&attachment, w));
+                    let done = told.map_err(Into::into).and_then(connect);
+                    Next::Done(done.map(|()| Response::Done))
+                });
+                let _ = self.ask(0, next);
             }
         }
     }

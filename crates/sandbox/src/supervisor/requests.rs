@@ -4,10 +4,11 @@ use super::asking::Next;
 use super::connection::{Connection, Role};
 use super::core::{Core, Waiting};
 use super::exec::later;
+use super::starting::TAKES_TIME;
 use crate::hull::{HullError, Sandbox};
 use crate::protocol::{AttachOptions, ExecOptions, Failure, Frame, Request, Response, WaitCondition};
 use std::time::{Duration, Instant};
-use types::{ErrorKind, Status, oci};
+use types::{ErrorKind, RestartPolicy, Status, oci};
 
 pub(super) const SIGKILL: i32 = 9;
 
@@ -71,7 +72,7 @@ impl Core<'_> {
                     _ => None,
                 };
                 // If it fails, the stream goes on in the old size.
-                if self.resize(exec.as_deref(), *rows, *columns).is_ok() && self.hears() {
+                if self.resize(exec.as_deref(), *rows, *columns).is_ok() && TAKES_TIME && self.hears() {
                     self.tell_size(exec, *rows, *columns);
                 }
             }
@@ -109,8 +110,8 @@ impl Core<'_> {
                 client.holds = false;
                 self.resume().map(Outcome::Now)
             }
-            change @ Request::Update { .. } => {
-                let next = self.update(change);
+            Request::Update { resources, restart } => {
+                let next = self.update(resources, restart);
                 self.ask_for((id, client), next)
             }
             Request::Rename { name } => {
@@ -126,16 +127,7 @@ impl Core<'_> {
             Request::Stats => self.stats((id, client)),
             Request::Processes => self.processes((id, client)),
             Request::Resize { exec, rows, columns } => {
-                self.resize(exec.as_deref(), rows, columns).and_then(|()| match self.hears() {
-                    true => {
-                        let request = Request::Resize { exec, rows, columns };
-                        let told = |_: &mut Core<'_>, told: Result<Response, HullError>| {
-                            Next::Done(told.map_err(Into::into))
-                        };
-                        self.ask_for((id, client), Next::ask(request, told))
-                    }
-                    false => Ok(Outcome::Now(Response::Done)),
-                })
+                self.resize_and_tell((id, client), exec, rows, columns)
             }
             Request::Wait { condition } => Ok(self.wait_for(client, condition)),
             Request::Execs => Ok(Outcome::Now(Response::Execs { list: self.exec_list() })),
@@ -182,7 +174,8 @@ impl Core<'_> {
                 (stats, _) => stats,
             })
         };
-        self.ask_for(client, Next::ask(Request::Stats, count))
+        let next = self.first(|| Request::Stats, count);
+        self.ask_for(client, next)
     }
 
     fn processes(&mut self, client: (u64, &mut Connection)) -> Result<Outcome, Failure> {
@@ -195,7 +188,8 @@ impl Core<'_> {
                 told => told.map_err(Into::into),
             })
         };
-        self.ask_for(client, Next::ask(Request::Processes, list))
+        let next = self.first(|| Request::Processes, list);
+        self.ask_for(client, next)
     }
 
     /// See `Sandbox::grace`.
@@ -258,7 +252,8 @@ impl Core<'_> {
             }
             Next::Done(sent)
         };
-        self.ask_for(client, Next::ask(Request::Signal { signal }, told))
+        let next = self.first(|| Request::Signal { signal }, told);
+        self.ask_for(client, next)
     }
 
     /// A signal that a user wanted has reached the workload, or will.
@@ -319,7 +314,8 @@ impl Core<'_> {
         let told = move |core: &mut Core<'_>, _: Result<Response, HullError>| {
             Next::Done(core.with_sandbox(|s| s.signal(signal).map(|()| Response::Done)))
         };
-        let _ = self.ask(0, Next::ask(Request::Signal { signal }, told));
+        let next = self.first(|| Request::Signal { signal }, told);
+        let _ = self.ask(0, next);
         self.thaw();
         self.event("kill", &[("signal", signal.to_string())]);
     }
@@ -379,7 +375,8 @@ impl Core<'_> {
             }
             Next::Done(Ok(Response::Done))
         };
-        let _ = self.ask(0, Next::ask(Request::Signal { signal: SIGKILL }, told));
+        let next = self.first(|| Request::Signal { signal: SIGKILL }, told);
+        let _ = self.ask(0, next);
     }
 
     /// Ends a machine as a power cut does.
@@ -420,15 +417,25 @@ impl Core<'_> {
         Ok(done)
     }
 
-    fn update(&self, change: Request) -> Next {
-        let again = change.clone();
-        Next::ask(change, move |core, told| {
-            Next::Done(told.map_err(Into::into).and_then(|_| core.updated(again)))
-        })
+    fn update(
+        &mut self,
+        resources: Option<Box<oci::LinuxResources>>,
+        restart: Option<RestartPolicy>,
+    ) -> Next {
+        let wanted = resources.clone();
+        self.first(
+            || Request::Update { resources: wanted, restart },
+            move |core, told| {
+                Next::Done(told.map_err(Into::into).and_then(|_| core.updated(resources, restart)))
+            },
+        )
     }
 
-    fn updated(&mut self, change: Request) -> Result<Response, Failure> {
-        let Request::Update { resources, restart } = change else { return Ok(Response::Done) };
+    fn updated(
+        &mut self,
+        resources: Option<Box<oci::LinuxResources>>,
+        restart: Option<RestartPolicy>,
+    ) -> Result<Response, Failure> {
         if let Some(resources) = resources {
             if let Some(main) = self.main.as_ref().filter(|m| !m.is_draining()) {
                 main.sandbox.update(&resources)?;
@@ -480,6 +487,24 @@ impl Core<'_> {
             self.bundle.console_size = Some((rows, columns));
         }
         Ok(())
+    }
+
+    fn resize_and_tell(
+        &mut self,
+        client: (u64, &mut Connection),
+        exec: Option<String>,
+        rows: u16,
+        columns: u16,
+    ) -> Result<Outcome, Failure> {
+        self.resize(exec.as_deref(), rows, columns)?;
+        if !TAKES_TIME || !self.hears() {
+            return Ok(Outcome::Now(Response::Done));
+        }
+        let next = self.first(
+            || Request::Resize { exec, rows, columns },
+            |_, told| Next::Done(told.map_err(Into::into)),
+        );
+        self.ask_for(client, next)
     }
 
     fn wait_for(&mut self, client: &mut Connection, condition: WaitCondition) -> Outcome {
