@@ -10,10 +10,12 @@
 //! ```
 //!
 //! `create`, `start` and `exec` may take longer than anybody may be kept waiting, as a machine that boots does: then they
-//! return before they are done, with something [`Pending`].
+//! return before they are done, with something [`Pending`]. So does [`Sandbox::ask`], by which a guest is asked for its part of
+//! what its supervisor is asked for; the other methods wait for nobody but this host.
 //!
 //! `destroy` is right in every state and may be repeated; after it neither process nor cgroup nor mount remains.
 
+use crate::protocol::{Request, Response};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -84,13 +86,13 @@ pub struct Created {
 }
 
 /// Something under way whose end nobody should wait for idly.
-pub trait Pending {
+pub trait Pending<T = ()> {
     /// Readable when there may be a result.
     fn fd(&self) -> BorrowedFd<'_>;
     /// When it has failed for want of a result.
     fn until(&self) -> Instant;
     /// How it went; none while it goes on. To be asked when the descriptor is readable or the time is up.
-    fn result(&mut self) -> Option<Result<(), HullError>>;
+    fn result(&mut self) -> Option<Result<T, HullError>>;
 }
 
 /// Takes over a sandbox whose supervisor died.
@@ -210,6 +212,12 @@ pub trait Sandbox {
     fn pidfd(&self) -> BorrowedFd<'_>;
     /// Executes the workload; returns when `execve` succeeded, or why it failed, or that this is still to be seen.
     fn start(&mut self) -> Result<Option<Box<dyn Pending>>, HullError>;
+    /// Asks a guest for its part of a signal, of figures, processes, new limits, the size of a terminal, a network that comes
+    /// or goes. None where there is no guest, or it has no part: then the methods below do all of it. If there is, they do what
+    /// is left for the host.
+    fn ask(&self, _request: &Request) -> Result<Option<Box<dyn Pending<Response>>>, HullError> {
+        Ok(None)
+    }
     /// Sends a signal to the main process. An ended process is no error.
     fn signal(&self, signal: i32) -> Result<(), HullError>;
     /// Kills every process of the sandbox.
@@ -232,12 +240,8 @@ pub trait Sandbox {
     fn processes(&self) -> Result<Vec<i32>, HullError>;
     /// Runs a command beside the main process; returns as [`Self::start`] does.
     fn exec(&mut self, request: ExecRequest<'_>) -> Result<ExecChild, HullError>;
-    /// Sets the size of a console that is not a terminal of this host: of an exec session, or of the main process.
-    fn resize(&self, _exec: Option<&str>, _rows: u16, _columns: u16) -> Result<(), HullError> {
-        Ok(())
-    }
-    /// Whether signals and questions are asked of a guest, which takes time, may get no answer, and does not hear while it
-    /// is paused. After SIGKILL such a one may go on for as long as this, to write its disks out.
+    /// Whether there is a guest to ask, which does not hear while it is paused. After SIGKILL such a one may go on for as
+    /// long as this, to write its disks out.
     fn grace(&self) -> Option<Duration> {
         None
     }
@@ -291,6 +295,20 @@ pub struct Stats {
     pub guest_memory: Option<[u64; 2]>,
     /// By interface inside: name, received bytes, packets, errors, dropped, sent bytes, packets, errors, dropped.
     pub networks: Vec<(String, [u64; 8])>,
+}
+
+impl Stats {
+    /// What the host counts of a machine, and what its guest tells of what runs inside, if it tells.
+    pub(crate) fn with_guest(self, inside: Self) -> Self {
+        Self {
+            pids: inside.pids,
+            pids_limit: inside.pids_limit,
+            guest_memory: Some([inside.memory_usage, inside.memory_limit]).filter(|m| *m != [0, 0]),
+            networks: inside.networks,
+            blkio_bytes: inside.blkio_bytes,
+            ..self
+        }
+    }
 }
 
 /// Why a hull could not do what it was asked.

@@ -21,7 +21,7 @@ pub(super) enum Role {
     Exec(u64),
     /// It waits for an end.
     Waiting(WaitCondition),
-    /// What it asked for is done when the start is over.
+    /// What it asked for is done when a start, or another change, is over, or when a guest has answered.
     Postponed,
 }
 

@@ -1,5 +1,6 @@
 //! The loop: what is waited for, and who deals with it.
 
+use super::asking::{Asked, Size};
 use super::channel;
 use super::connection::{Connection, Role};
 use super::exec::Exec;
@@ -38,6 +39,7 @@ pub(super) enum Token {
     Children,
     Hooks,
     Starting,
+    Asked(u64),
     MainEnd,
     MainOutput(Source),
     MainInput,
@@ -71,6 +73,12 @@ pub(super) struct Core<'a> {
     pub(super) main: Option<Main>,
     /// The run that is to become `main`.
     pub(super) starting: Option<Starting>,
+    /// What a guest is asked.
+    pub(super) asked: Vec<Asked>,
+    /// Requests that wait until a start, or another change, is over.
+    pub(super) postponed: Vec<(u64, Request)>,
+    /// Terminals whose size a guest is being told, and the sizes to follow.
+    pub(super) sizes: Vec<Size>,
     /// Who gave the order to start and has no answer yet.
     pub(super) ready: Option<u64>,
     /// See `hold_mounts`.
@@ -131,6 +139,9 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         log: None,
         main: None,
         starting: None,
+        asked: Vec::new(),
+        postponed: Vec::new(),
+        sizes: Vec::new(),
         ready: None,
         mounts: None,
         waiting: None,
@@ -277,6 +288,9 @@ impl Core<'_> {
         if let Some(starting) = self.under_way() {
             watch(Token::Starting, starting.pending.fd(), read);
         }
+        for asked in self.asked.iter().filter(|_| TAKES_TIME) {
+            watch(Token::Asked(asked.id), asked.pending.fd(), read);
+        }
         if let Some(main) = &self.main {
             if !main.is_draining() {
                 watch(Token::MainEnd, main.sandbox.pidfd(), read);
@@ -356,7 +370,8 @@ impl Core<'_> {
             }
             Token::Oom => self.oom_readable(),
             Token::ExecPending(id) if TAKES_TIME => self.exec_proceeds(id),
-            Token::Starting | Token::ExecPending(_) => {}
+            Token::Asked(id) if TAKES_TIME => self.asked_proceeds(id),
+            Token::Starting | Token::ExecPending(_) | Token::Asked(_) => {}
             Token::ExecEnd(id) => self.exec_ended(id),
             Token::ExecOutput(id, source) => self.exec_output(id, source),
             Token::ExecInput(id) => {
@@ -465,7 +480,8 @@ impl Core<'_> {
         let starting = self.under_way().map(|s| s.pending.until());
         let quiet = self.oom_quiet.filter(|_| self.main.is_some());
         let execs = self.execs.values().filter_map(Exec::deadline).min();
-        [main, starting, waiting, health, kill, quiet, execs].into_iter().flatten()
+        let asked = self.asked.iter().filter(|_| TAKES_TIME).map(|a| a.pending.until()).min();
+        [main, starting, waiting, health, kill, quiet, execs, asked].into_iter().flatten()
     }
 
     fn timeout(&self) -> Option<Timespec> {
@@ -497,6 +513,11 @@ impl Core<'_> {
         }
         if self.under_way().is_some_and(|s| s.aborted) {
             self.abort_start();
+        }
+        if TAKES_TIME {
+            let late = |asked: &Asked| due(Some(asked.pending.until()));
+            let late: Vec<u64> = self.asked.iter().filter(|a| late(a)).map(|a| a.id).collect();
+            late.into_iter().for_each(|id| self.asked_proceeds(id));
         }
         if due(self.kill_at) {
             self.kill_at = None;

@@ -285,6 +285,7 @@ impl Core<'_> {
         self.state.error = main.sandbox.end_reason().unwrap_or_default();
         self.oom_notice();
         self.state.exit_code = status.code();
+        self.end_questions();
         (self.kill_at, self.plug_at) = (None, None);
         self.health = None;
         self.end_execs();

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! All of it is waited for in that one loop, also what a hull takes its time over: the start of a machine, and of a command in
-//! it ([`starting`], [`exec`]). What is asked meanwhile is answered, and a stop ends it.
+//! it ([`starting`], [`exec`]), and what a guest is asked ([`asking`]). What is asked meanwhile is answered, and a stop ends it.
 //!
 //! Killed at any point it leaves what the next command can set right: before `running` is written, a cgroup that `Hull::clean`
 //! empties; after it, a container that the next supervisor adopts; after `exited` is written, nothing but files.
@@ -19,6 +19,7 @@
 //!
 //! Not here: names, images, the database (the engine, through [`Hooks`]), isolation (the hull).
 
+mod asking;
 mod channel;
 mod connection;
 mod core;

@@ -4,10 +4,10 @@
 //! Where the default route and the published ports lead is decided here: they stay where they are, and when their network
 //! goes, the next one that leads outside has them. Not here: addresses and names, which the engine decides.
 
+use super::asking::Next;
 use super::core::{Core, internal};
-use super::requests::Outcome;
 use crate::hull::{HookError, HullError, Sandbox, Wiring};
-use crate::protocol::{Failure, Response};
+use crate::protocol::{Failure, Request, Response};
 use types::{Attachment, ErrorKind, NetworkPlan};
 
 impl From<HookError> for Failure {
@@ -17,7 +17,7 @@ impl From<HookError> for Failure {
 }
 
 impl Core<'_> {
-    pub(super) fn connect_network(&mut self, mut new: Attachment) -> Result<Outcome, Failure> {
+    pub(super) fn connect_network(&mut self, mut new: Attachment) -> Result<Next, Failure> {
         self.is_reachable()?;
         let mut list = self.attachments()?;
         let known = list.iter().position(|a| a.network == new.network);
@@ -41,24 +41,39 @@ impl Core<'_> {
         list.push(new.clone());
         list.sort_by_key(Attachment::slot);
         let before = std::mem::replace(&mut self.bundle.network, NetworkPlan::Networks(list));
-        let connect = |core: &mut Self| {
-            // First, so that who adopts half of this finishes it.
-            core.note_networks()?;
-            core.with_wiring(|sandbox, wiring| sandbox.connect(&new, wiring))?;
-            core.networks_changed()
-        };
-        let done = connect(self);
-        if done.is_err() {
-            // As if nobody had asked.
+        // First, so that who adopts half of this finishes it.
+        if let Err(failure) = self.note_networks() {
             self.bundle.network = before;
             let _ = self.note_networks();
-            let _ = self.with_wiring(|sandbox, wiring| sandbox.disconnect(&new, wiring));
-            let _ = self.networks_changed();
+            return Err(failure);
         }
-        done
+        let wanted = new.clone();
+        let request = || Request::ConnectNetwork(Box::new(wanted));
+        Ok(self.first(request, move |core, told| {
+            let connected = told
+                .map_err(Into::into)
+                .and_then(|_| core.with_wiring(|sandbox, wiring| sandbox.connect(&new, wiring)))
+                .and_then(|()| core.networks_changed());
+            match connected {
+                Ok(done) => Next::Done(Ok(done)),
+                Err(failure) => core.undo_connecting(before, &new, failure),
+            }
+        }))
     }
 
-    pub(super) fn disconnect_network(&mut self, network: &str) -> Result<Outcome, Failure> {
+    /// As if nobody had asked.
+    fn undo_connecting(&mut self, before: NetworkPlan, new: &Attachment, failure: Failure) -> Next {
+        self.bundle.network = before;
+        let _ = self.note_networks();
+        let _ = self.with_wiring(|sandbox, wiring| sandbox.disconnect(new, wiring));
+        let request = || Request::DisconnectNetwork { network: new.network.clone() };
+        self.first(request, move |core, _| {
+            let _ = core.networks_changed();
+            Next::Done(Err(failure))
+        })
+    }
+
+    pub(super) fn disconnect_network(&mut self, network: &str) -> Result<Next, Failure> {
         self.is_reachable()?;
         let mut list = self.attachments()?;
         let place = list.iter().position(|a| a.network == network).ok_or_else(|| {
@@ -81,11 +96,25 @@ impl Core<'_> {
             let _ = self.note_networks();
             return Err(e);
         }
-        let rerouted = match heir.filter(|_| gone.default_route) {
-            Some(heir) => self.with_wiring(|sandbox, wiring| sandbox.reconfigure(&heir, wiring)),
-            None => Ok(()),
-        };
-        self.networks_changed().and_then(|done| rerouted.map(|()| done))
+        let heir = heir.filter(|_| gone.default_route);
+        let request = || Request::DisconnectNetwork { network: gone.network };
+        // Whatever a guest says: it has no part in the network any more.
+        Ok(self.first(request, move |core, _| match heir {
+            Some(heir) => core.reroute(heir),
+            None => Next::Done(core.networks_changed()),
+        }))
+    }
+
+    /// Another interface has the default route now.
+    fn reroute(&mut self, heir: Attachment) -> Next {
+        let wanted = heir.clone();
+        let request = || Request::ConnectNetwork(Box::new(wanted));
+        self.first(request, move |core, told| {
+            let rerouted = told
+                .map_err(Into::into)
+                .and_then(|_| core.with_wiring(|sandbox, wiring| sandbox.reconfigure(&heir, wiring)));
+            Next::Done(core.networks_changed().and_then(|done| rerouted.map(|()| done)))
+        })
     }
 
     /// Of one who died while it connected the sandbox.
@@ -93,13 +122,20 @@ impl Core<'_> {
         for attachment in self.bundle.network.attachments().to_vec() {
             if !self.hooks.is_connected(&attachment) {
                 // What cannot be connected stays in the plan, for the next start.
-                let _ = self.with_wiring(|sandbox, wiring| sandbox.connect(&attachment, wiring));
+                let wanted = attachment.clone();
+                let request = || Request::ConnectNetwork(Box::new(wanted));
+                let next = self.first(request, move |core, told| {
+                    let connect = |_| core.with_wiring(|sandbox, w| sandbox.connect(&attachment, w));
+                    let done = told.map_err(Into::into).and_then(connect);
+                    Next::Done(done.map(|()| Response::Done))
+                });
+                let _ = self.ask(0, next);
             }
         }
     }
 
     /// The container has another name: so others find it by that one.
-    pub(super) fn renamed(&mut self, old: &str) -> Result<Outcome, Failure> {
+    pub(super) fn renamed(&mut self, old: &str) -> Result<Response, Failure> {
         if let NetworkPlan::Networks(list) = &mut self.bundle.network {
             let names = list.iter_mut().flat_map(|a| &mut a.names).filter(|name| *name == old);
             names.for_each(|name| name.clone_from(&self.bundle.name));
@@ -138,12 +174,12 @@ impl Core<'_> {
     }
 
     /// Ports and names follow.
-    fn networks_changed(&mut self) -> Result<Outcome, Failure> {
+    fn networks_changed(&mut self) -> Result<Response, Failure> {
         if self.main.as_ref().is_some_and(|main| !main.is_draining()) {
             self.state.ports = self.hooks.networks_changed(&self.bundle)?;
             self.save();
         }
-        Ok(Outcome::Now(Response::Done))
+        Ok(Response::Done)
     }
 
     /// Writes them into the bundle, and leaves all else there as it was. A guest has no bundle to keep.

@@ -1,9 +1,11 @@
 //! What clients ask for, carried out.
 
+use super::asking::Next;
 use super::connection::{Connection, Role};
 use super::core::{Core, Waiting};
 use super::exec::later;
-use crate::hull::HullError;
+use super::starting::TAKES_TIME;
+use crate::hull::{HullError, Sandbox};
 use crate::protocol::{AttachOptions, ExecOptions, Failure, Frame, Request, Response, WaitCondition};
 use std::time::{Duration, Instant};
 use types::{ErrorKind, RestartPolicy, Status, oci};
@@ -69,8 +71,10 @@ impl Core<'_> {
                     Role::Exec(id) => self.execs.get(id).map(|e| e.info.id.clone()),
                     _ => None,
                 };
-                // The stream goes on in the old size.
-                let _ = self.resize(exec, *rows, *columns);
+                // If it fails, the stream goes on in the old size.
+                if self.resize(exec.as_deref(), *rows, *columns).is_ok() && TAKES_TIME && self.hears() {
+                    self.tell_size(exec, *rows, *columns);
+                }
             }
             Frame::Detach => {
                 client.detached = true;
@@ -93,31 +97,38 @@ impl Core<'_> {
             }),
             Request::Attach(options) => self.attach(client, options),
             Request::Exec(options) => self.exec_request(id, client, *options),
-            Request::Signal { signal } => self.signal(signal),
+            Request::Signal { signal } => self.signal((id, client), signal),
             Request::Stop { signal, timeout } => self.stop(client, signal, timeout),
             Request::KillAll => self.kill_all(client),
-            Request::Pause => self.pause(),
+            Request::Pause => self.pause().map(Outcome::Now),
             Request::Hold => {
                 let done = self.pause();
                 client.holds = done.is_ok();
-                done
+                done.map(Outcome::Now)
             }
             Request::Resume => {
                 client.holds = false;
-                self.resume()
+                self.resume().map(Outcome::Now)
             }
-            Request::Update { resources, restart } => self.update(resources, restart),
+            Request::Update { resources, restart } => {
+                let next = self.update(resources, restart);
+                self.ask_for((id, client), next)
+            }
             Request::Rename { name } => {
                 let old = std::mem::replace(&mut self.bundle.name, name);
-                self.renamed(&old)
+                self.renamed(&old).map(Outcome::Now)
             }
-            Request::ConnectNetwork(attachment) => self.connect_network(*attachment),
-            Request::DisconnectNetwork { network } => self.disconnect_network(&network),
-            Request::Stats => self.ask_sandbox(|s| s.stats().map(|stats| Response::Stats(Box::new(stats)))),
-            Request::Processes => {
-                self.ask_sandbox(|s| s.processes().map(|pids| Response::Processes { pids }))
+            Request::ConnectNetwork(attachment) => {
+                self.connect_network(*attachment).and_then(|next| self.ask_for((id, client), next))
             }
-            Request::Resize { exec, rows, columns } => self.resize(exec, rows, columns),
+            Request::DisconnectNetwork { network } => {
+                self.disconnect_network(&network).and_then(|next| self.ask_for((id, client), next))
+            }
+            Request::Stats => self.stats((id, client)),
+            Request::Processes => self.processes((id, client)),
+            Request::Resize { exec, rows, columns } => {
+                self.resize_and_tell((id, client), exec, rows, columns)
+            }
             Request::Wait { condition } => Ok(self.wait_for(client, condition)),
             Request::Execs => Ok(Outcome::Now(Response::Execs { list: self.exec_list() })),
             Request::State => {
@@ -136,20 +147,49 @@ impl Core<'_> {
     /// The running sandbox, or why there is none.
     fn with_sandbox(
         &mut self,
-        f: impl FnOnce(&dyn crate::hull::Sandbox) -> Result<Response, HullError>,
-    ) -> Result<Outcome, Failure> {
+        f: impl FnOnce(&dyn Sandbox) -> Result<Response, HullError>,
+    ) -> Result<Response, Failure> {
         match &self.main {
-            Some(main) if !main.is_draining() => Ok(Outcome::Now(f(&*main.sandbox)?)),
+            Some(main) if !main.is_draining() => Ok(f(&*main.sandbox)?),
             _ => Err(self.not_running()),
         }
     }
 
-    /// The same, if it hears.
-    fn ask_sandbox(
-        &mut self,
-        f: impl FnOnce(&dyn crate::hull::Sandbox) -> Result<Response, HullError>,
-    ) -> Result<Outcome, Failure> {
-        if self.is_deaf() { Err(self.not_running()) } else { self.with_sandbox(f) }
+    /// Whether what runs can be asked something.
+    pub(super) fn hears(&self) -> bool {
+        !self.is_deaf() && self.main.as_ref().is_some_and(|main| !main.is_draining())
+    }
+
+    fn stats(&mut self, client: (u64, &mut Connection)) -> Result<Outcome, Failure> {
+        if !self.hears() {
+            return Err(self.not_running());
+        }
+        // What the host pays is counted by the host; what runs inside is told by the guest, if it tells.
+        let count = |core: &mut Core<'_>, inside: Result<Response, HullError>| {
+            let stats = core.with_sandbox(|s| Ok(Response::Stats(Box::new(s.stats()?))));
+            Next::Done(match (stats, inside) {
+                (Ok(Response::Stats(stats)), Ok(Response::Stats(inside))) => {
+                    Ok(Response::Stats(Box::new(stats.with_guest(*inside))))
+                }
+                (stats, _) => stats,
+            })
+        };
+        let next = self.first(|| Request::Stats, count);
+        self.ask_for(client, next)
+    }
+
+    fn processes(&mut self, client: (u64, &mut Connection)) -> Result<Outcome, Failure> {
+        if !self.hears() {
+            return Err(self.not_running());
+        }
+        let list = |core: &mut Core<'_>, inside: Result<Response, HullError>| {
+            Next::Done(match inside {
+                Ok(Response::Done) => core.with_sandbox(|s| Ok(Response::Processes { pids: s.processes()? })),
+                told => told.map_err(Into::into),
+            })
+        };
+        let next = self.first(|| Request::Processes, list);
+        self.ask_for(client, next)
     }
 
     /// See `Sandbox::grace`.
@@ -180,7 +220,7 @@ impl Core<'_> {
         self.exec(id, client, options)
     }
 
-    fn signal(&mut self, signal: i32) -> Result<Outcome, Failure> {
+    fn signal(&mut self, client: (u64, &mut Connection), signal: i32) -> Result<Outcome, Failure> {
         let ends = signal == SIGKILL || signal == self.bundle.stop_signal;
         if ends && self.waiting.is_some() {
             self.end_wait();
@@ -196,21 +236,36 @@ impl Core<'_> {
         if ends && self.is_deaf() {
             self.thaw();
         }
-        let sent = match signal {
-            SIGKILL if self.grace().is_some() => {
-                self.kill_softly();
-                Outcome::Now(Response::Done)
+        if signal == SIGKILL && self.grace().is_some() {
+            self.kill_softly();
+            self.signalled(signal);
+            return Ok(Outcome::Now(Response::Done));
+        }
+        if self.is_deaf() {
+            return Err(self.not_running());
+        }
+        let told = move |core: &mut Core<'_>, told: Result<Response, HullError>| {
+            let sent = told
+                .map_err(Into::into)
+                .and_then(|_| core.with_sandbox(|s| s.signal(signal).map(|()| Response::Done)));
+            if sent.is_ok() {
+                core.signalled(signal);
             }
-            _ => self.ask_sandbox(|s| s.signal(signal).map(|()| Response::Done))?,
+            Next::Done(sent)
         };
-        if ends {
-            // A user's wish: no restart.
+        let next = self.first(|| Request::Signal { signal }, told);
+        self.ask_for(client, next)
+    }
+
+    /// A signal that a user wanted has reached the workload, or will.
+    fn signalled(&mut self, signal: i32) {
+        if signal == SIGKILL || signal == self.bundle.stop_signal {
+            // No restart.
             self.state.stopped_by_user = true;
             self.save();
             self.thaw();
         }
         self.event("kill", &[("signal", signal.to_string())]);
-        Ok(sent)
     }
 
     /// A frozen process cannot die.
@@ -257,7 +312,11 @@ impl Core<'_> {
         if self.is_deaf() {
             self.thaw();
         }
-        let _ = self.with_sandbox(|s| s.signal(signal).map(|()| Response::Done));
+        let told = move |core: &mut Core<'_>, _: Result<Response, HullError>| {
+            Next::Done(core.with_sandbox(|s| s.signal(signal).map(|()| Response::Done)))
+        };
+        let next = self.first(|| Request::Signal { signal }, told);
+        let _ = self.ask(0, next);
         self.thaw();
         self.event("kill", &[("signal", signal.to_string())]);
     }
@@ -304,14 +363,21 @@ impl Core<'_> {
         self.event("kill", &[("signal", SIGKILL.to_string())]);
     }
 
-    /// Kills the workload of a guest, which then writes its disks out; the machine is ended if that takes too long, or if
-    /// nobody answers.
+    /// Kills the workload of a guest, which then writes its disks out; the machine is ended if that takes too long, whether
+    /// the guest answers or not: one that is about to end may have nobody left who does.
     fn kill_softly(&mut self) {
-        let Some((main, grace)) = self.main.as_ref().zip(self.grace()) else { return };
-        self.plug_at = match main.sandbox.signal(SIGKILL) {
-            Ok(()) => Some(later(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX))),
-            Err(_) => Some(Instant::now()),
+        let Some(grace) = self.grace() else { return };
+        let grace = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+        let at = later(grace);
+        self.plug_at = Some(self.plug_at.map_or(at, |before| before.min(at)));
+        let told = move |core: &mut Core<'_>, told: Result<Response, HullError>| {
+            if told.is_ok() {
+                core.plug_at = core.plug_at.map(|_| later(grace));
+            }
+            Next::Done(Ok(Response::Done))
         };
+        let next = self.first(|| Request::Signal { signal: SIGKILL }, told);
+        let _ = self.ask(0, next);
     }
 
     /// Ends a machine as a power cut does.
@@ -327,7 +393,7 @@ impl Core<'_> {
         self.waiting = Some(Waiting { until: Instant::now() });
     }
 
-    fn pause(&mut self) -> Result<Outcome, Failure> {
+    fn pause(&mut self) -> Result<Response, Failure> {
         if self.state.status == Status::Paused {
             let message = format!("Container {} is already paused", self.bundle.id.as_str());
             return Err(Failure { kind: ErrorKind::Conflict, message, exit_code: 1 });
@@ -339,7 +405,7 @@ impl Core<'_> {
         Ok(done)
     }
 
-    pub(super) fn resume(&mut self) -> Result<Outcome, Failure> {
+    pub(super) fn resume(&mut self) -> Result<Response, Failure> {
         if self.state.status != Status::Paused {
             let message = format!("Container {} is not paused", self.bundle.id.as_str());
             return Err(Failure { kind: ErrorKind::Conflict, message, exit_code: 1 });
@@ -356,7 +422,21 @@ impl Core<'_> {
         &mut self,
         resources: Option<Box<oci::LinuxResources>>,
         restart: Option<RestartPolicy>,
-    ) -> Result<Outcome, Failure> {
+    ) -> Next {
+        let wanted = resources.clone();
+        self.first(
+            || Request::Update { resources: wanted, restart },
+            move |core, told| {
+                Next::Done(told.map_err(Into::into).and_then(|_| core.updated(resources, restart)))
+            },
+        )
+    }
+
+    fn updated(
+        &mut self,
+        resources: Option<Box<oci::LinuxResources>>,
+        restart: Option<RestartPolicy>,
+    ) -> Result<Response, Failure> {
         if let Some(resources) = resources {
             if let Some(main) = self.main.as_ref().filter(|m| !m.is_draining()) {
                 main.sandbox.update(&resources)?;
@@ -370,7 +450,7 @@ impl Core<'_> {
             self.bundle.restart = restart;
         }
         self.event("update", &[]);
-        Ok(Outcome::Now(Response::Done))
+        Ok(Response::Done)
     }
 
     /// The next start by the restart policy has the new limits too.
@@ -386,9 +466,10 @@ impl Core<'_> {
         }
     }
 
-    fn resize(&mut self, exec: Option<String>, rows: u16, columns: u16) -> Result<Outcome, Failure> {
-        let io = match &exec {
-            Some(name) => self.execs.values().find(|e| e.info.id == *name).map(|e| &e.io),
+    /// Sets the size of a terminal of this host, and remembers it.
+    fn resize(&mut self, exec: Option<&str>, rows: u16, columns: u16) -> Result<(), Failure> {
+        let io = match exec {
+            Some(name) => self.execs.values().find(|e| e.info.id == name).map(|e| &e.io),
             None => self.main.as_ref().map(|m| &m.io),
         };
         let Some(io) = io else {
@@ -403,13 +484,28 @@ impl Core<'_> {
         };
         io.resize(rows, columns)
             .map_err(|e| super::core::internal(format!("cannot resize the terminal: {e}")))?;
-        if let Some(main) = self.main.as_ref().filter(|m| !m.is_draining() && !self.is_deaf()) {
-            main.sandbox.resize(exec.as_deref(), rows, columns)?;
-        }
         if exec.is_none() {
             self.bundle.console_size = Some((rows, columns));
         }
-        Ok(Outcome::Now(Response::Done))
+        Ok(())
+    }
+
+    fn resize_and_tell(
+        &mut self,
+        client: (u64, &mut Connection),
+        exec: Option<String>,
+        rows: u16,
+        columns: u16,
+    ) -> Result<Outcome, Failure> {
+        self.resize(exec.as_deref(), rows, columns)?;
+        if !TAKES_TIME || !self.hears() {
+            return Ok(Outcome::Now(Response::Done));
+        }
+        let next = self.first(
+            || Request::Resize { exec, rows, columns },
+            |_, told| Next::Done(told.map_err(Into::into)),
+        );
+        self.ask_for(client, next)
     }
 
     fn wait_for(&mut self, client: &mut Connection, condition: WaitCondition) -> Outcome {

@@ -9,12 +9,13 @@
 //! As long as it is building no instruction of the workload's has run: whoever wants its end has it at once. A signal that
 //! comes later waits for the workload to hear it, and so do changes that the hull would not know of yet.
 
+use super::asking::is_change;
 use super::channel::Channel;
 use super::connection::{Connection, Role};
 use super::core::Core;
 use super::requests::SIGKILL;
 use crate::hull::{Pending, Sandbox};
-use crate::protocol::{Failure, Request, Response};
+use crate::protocol::{Failure, Request};
 use types::{ErrorKind, Status};
 
 /// Whether there is such a start, or such a command. In a guest there is none, and its agent must be small.
@@ -39,8 +40,6 @@ pub(super) struct Starting {
     pub(super) stage: Stage,
     /// To be undone, once nobody looks at it.
     pub(super) aborted: bool,
-    /// What is done when it is over.
-    postponed: Vec<(u64, Request)>,
     /// The signal of a stop.
     pub(super) stop: Option<i32>,
 }
@@ -52,7 +51,7 @@ impl Starting {
         pending: Box<dyn Pending>,
         stage: Stage,
     ) -> Self {
-        Self { sandbox, io, pending, stage, aborted: false, postponed: Vec::new(), stop: None }
+        Self { sandbox, io, pending, stage, aborted: false, stop: None }
     }
 
     /// Whether a signal that ends the workload ends the start: it need not be asked, or will not be.
@@ -62,12 +61,8 @@ impl Starting {
 
     fn keeps_waiting(&self, request: &Request) -> bool {
         match request {
-            Request::Update { .. }
-            | Request::Rename { .. }
-            | Request::ConnectNetwork(_)
-            | Request::DisconnectNetwork { .. } => true,
             Request::Signal { signal } => self.stage == Stage::Executing && *signal != SIGKILL,
-            _ => false,
+            other => is_change(other),
         }
     }
 }
@@ -83,16 +78,15 @@ impl Core<'_> {
         self.starting.as_mut().filter(|_| TAKES_TIME)
     }
 
-    /// Puts a request off that wants a container which runs or does not run; gives back any other.
+    /// Puts a request off that wants a container which runs or does not run, or is not being changed; gives back any other.
     pub(super) fn postpone(&mut self, id: u64, client: &mut Connection, request: Request) -> Option<Request> {
-        match self.under_way_mut().filter(|s| s.keeps_waiting(&request)) {
-            Some(starting) => {
-                starting.postponed.push((id, request));
-                client.role = Role::Postponed;
-                None
-            }
-            None => Some(request),
+        let starts = self.under_way().is_some_and(|s| s.keeps_waiting(&request));
+        if !starts && !(is_change(&request) && self.is_changing()) {
+            return Some(request);
         }
+        self.postponed.push((id, request));
+        client.role = Role::Postponed;
+        None
     }
 
     /// The hull may be ready, or time is up.
@@ -102,7 +96,7 @@ impl Core<'_> {
             self.starting = Some(starting);
             return;
         };
-        let Starting { sandbox, io, stage, postponed, stop, .. } = starting;
+        let Starting { sandbox, io, stage, stop, .. } = starting;
         let begun = match (result, stage) {
             (Err(e), _) => Err(self.undo(sandbox, e.into())),
             (Ok(()), Stage::Building) => self.execute(sandbox, io),
@@ -112,38 +106,30 @@ impl Core<'_> {
             }
         };
         match &mut self.starting {
-            Some(next) => (next.postponed, next.stop) = (postponed, stop),
-            None => self.start_over(begun, postponed, stop),
+            Some(next) => next.stop = stop,
+            None => self.start_over(begun, stop),
         }
     }
 
     /// Undoes a start that nobody wants any more.
     pub(super) fn abort_start(&mut self) {
-        let Some(Starting { sandbox, postponed, .. }) = self.starting.take() else { return };
+        let Some(Starting { sandbox, .. }) = self.starting.take() else { return };
         let message =
             format!("Container {} was stopped before its workload had started", self.bundle.id.as_str());
         let why = self.undo(sandbox, Failure { kind: ErrorKind::Conflict, message, exit_code: KILLED });
         self.kill_at = None;
         self.state.status = Status::Exited;
         self.event("die", &[("exitCode", KILLED.to_string())]);
-        self.start_over(Err(why), postponed, None);
+        self.start_over(Err(why), None);
     }
 
-    fn start_over(&mut self, begun: Result<(), Failure>, postponed: Vec<(u64, Request)>, stop: Option<i32>) {
+    fn start_over(&mut self, begun: Result<(), Failure>, stop: Option<i32>) {
         let failed = begun.is_err();
         self.report(begun);
         if let Some(signal) = stop {
             self.tell_stop(signal);
         }
-        for (id, request) in postponed {
-            let Some(mut client) = self.clients.remove(&id) else { continue };
-            client.role = Role::Idle;
-            if failed {
-                client.answer(Response::Failed(self.not_running()));
-            } else {
-                self.request(id, &mut client, request);
-            }
-            self.clients.insert(id, client);
-        }
+        let refusal = failed.then(|| self.not_running());
+        self.resume_postponed(refusal);
     }
 }

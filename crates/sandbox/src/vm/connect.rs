@@ -15,9 +15,8 @@ use vmm::control::Timed;
 
 /// Listens for the host's connections to the guest.
 pub(super) const VSOCK: &str = "vsock";
-/// How long the guest may take over one answer: the supervisor does nothing else meanwhile. One that is emulated beside many
-/// others needs seconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the guest may take over one answer. One that is emulated beside many others needs seconds.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes the directory, empty.
 pub(super) fn fresh_dir(dir: &Path) -> Result<(), HullError> {
@@ -94,6 +93,15 @@ pub(super) fn control(dir: &Path) -> Result<Client, ClientError> {
     let deadline = Instant::now() + PATIENCE;
     let socket = port(dir, CONTROL_PORT, deadline).map_err(refused)?;
     Ok(Client::over_until(socket, deadline))
+}
+
+/// Begins to connect to a port of the guest, and waits for nothing: the device's line is still to come.
+pub(super) fn begin(dir: &Path, port: u32) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let mut socket = UnixStream::from(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?);
+    within(dir, VSOCK, |path| Ok(rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?))?;
+    socket.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    Ok(socket)
 }
 
 /// Connects to a port of the guest until an instant, whatever the guest and its machine do or leave undone.

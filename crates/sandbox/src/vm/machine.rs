@@ -1,12 +1,14 @@
 //! A created or running microVM, seen from the host.
 
-use super::connect;
+use super::limiting::Limiting;
 use super::pending::{Awaited, End};
-use crate::client::{Client, ClientError};
+use super::question::Question;
+use crate::client::ClientError;
 use crate::container::running::Container;
 use crate::container::step::Step;
 use crate::container::wire::Word;
 use crate::hull::{ExecChild, ExecRequest, ExitStatus, HullError, Pending, Sandbox, Stats, Wiring};
+use crate::protocol::{Request, Response};
 use std::io::Read;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -57,10 +59,6 @@ impl MicroVm {
             format!("the microVM's guest did not start its workload within {} s", START_WAIT.as_secs());
         Awaited::new(wire, self.host.pidfd(), end, START_WAIT, late).step(|| "duplicate a descriptor".into())
     }
-
-    fn agent(&self) -> Result<Client, HullError> {
-        Ok(connect::control(&self.dir)?)
-    }
 }
 
 impl Sandbox for MicroVm {
@@ -76,8 +74,19 @@ impl Sandbox for MicroVm {
         Ok(Some(Box::new(self.order_start()?)))
     }
 
-    fn signal(&self, signal: i32) -> Result<(), HullError> {
-        Ok(self.agent()?.signal(signal)?)
+    fn ask(&self, request: &Request) -> Result<Option<Box<dyn Pending<Response>>>, HullError> {
+        Ok(match request {
+            Request::Update { resources: Some(wanted), .. } => {
+                Some(Box::new(Limiting::begin(&self.dir, &self.host, wanted)?))
+            }
+            Request::Update { .. } => None,
+            _ => Some(Box::new(Question::new(&self.dir, request)?)),
+        })
+    }
+
+    /// The guest's process has got it.
+    fn signal(&self, _: i32) -> Result<(), HullError> {
+        Ok(())
     }
 
     fn kill_all(&self) -> Result<(), HullError> {
@@ -92,57 +101,37 @@ impl Sandbox for MicroVm {
         self.host.resume()
     }
 
-    fn update(&self, resources: &oci::LinuxResources) -> Result<(), HullError> {
-        super::limits::apply(&self.dir, &self.host, resources)?;
-        if resources.pids().is_some() {
-            let mut inside = oci::LinuxResources::default();
-            inside.set_pids(*resources.pids());
-            self.agent()?.update(Some(&inside), None)?;
-        }
+    /// Machine and guest have them.
+    fn update(&self, _: &oci::LinuxResources) -> Result<(), HullError> {
         Ok(())
     }
 
     fn connect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
-        // The host's part says that it is done, to a supervisor that adopts.
-        self.agent()?.connect_network(attachment)?;
+        // Last, as it says to a supervisor that adopts that all is done.
         Ok(wiring.connect(attachment, None)?)
     }
 
-    fn reconfigure(&mut self, attachment: &Attachment, _: &mut dyn Wiring) -> Result<(), HullError> {
-        Ok(self.agent()?.connect_network(attachment)?)
-    }
-
-    fn disconnect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
-        wiring.disconnect(attachment, None)?;
-        // Whatever the guest says: it has no part in the network any more.
-        let _ = self.agent().and_then(|mut agent| Ok(agent.disconnect_network(&attachment.network)?));
+    /// The guest has done it.
+    fn reconfigure(&mut self, _: &Attachment, _: &mut dyn Wiring) -> Result<(), HullError> {
         Ok(())
     }
 
-    /// What the host pays is counted by the host; what runs inside is told by the guest, if it tells.
-    fn stats(&self) -> Result<Stats, HullError> {
-        let host = self.host.stats()?;
-        let inside = self.agent().and_then(|mut agent| Ok(agent.stats()?)).unwrap_or_default();
-        Ok(Stats {
-            pids: inside.pids,
-            pids_limit: inside.pids_limit,
-            guest_memory: Some([inside.memory_usage, inside.memory_limit]).filter(|m| *m != [0, 0]),
-            networks: inside.networks,
-            blkio_bytes: inside.blkio_bytes,
-            ..host
-        })
+    fn disconnect(&mut self, attachment: &Attachment, wiring: &mut dyn Wiring) -> Result<(), HullError> {
+        Ok(wiring.disconnect(attachment, None)?)
     }
 
+    /// What the host pays; of what runs inside the guest tells.
+    fn stats(&self) -> Result<Stats, HullError> {
+        Ok(self.host.stats()?.with_guest(Stats::default()))
+    }
+
+    /// They are the guest's.
     fn processes(&self) -> Result<Vec<i32>, HullError> {
-        Ok(self.agent()?.processes()?)
+        Ok(Vec::new())
     }
 
     fn exec(&mut self, request: ExecRequest<'_>) -> Result<ExecChild, HullError> {
         super::exec::exec(&self.dir, self.host.cgroup_path(), &request)
-    }
-
-    fn resize(&self, exec: Option<&str>, rows: u16, columns: u16) -> Result<(), HullError> {
-        Ok(self.agent()?.resize(exec, rows, columns)?)
     }
 
     fn grace(&self) -> Option<Duration> {

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! For the supervisor the monitor is the main process: its streams, its exit code, its cgroup with all that the microVM
-//! costs the host. What the dots stand for it does not wait for idly ([`pending`]). The guest is taken for an attacker: what it says is bounded and checked ([`crate::protocol`]), what it
+//! costs the host. What the dots stand for it does not wait for idly ([`pending`]), nor for what it asks the agent
+//! ([`question`]). The guest is taken for an attacker: what it says is bounded and checked ([`crate::protocol`]), what it
 //! never says is waited for with a deadline.
 
 mod appliance;
@@ -21,6 +22,7 @@ mod exec;
 mod files;
 mod grow;
 mod kvm;
+mod limiting;
 mod limits;
 mod machine;
 mod monitor;
@@ -29,6 +31,7 @@ mod pending;
 mod pump;
 mod qemu;
 mod qmp;
+mod question;
 mod shares;
 mod spec;
 mod trouble;

@@ -1,9 +1,11 @@
 //! A hull without isolation: plain child processes that wait for a signal before they become the workload.
 //!
 //! It takes its time where the environment of a process names a FIFO: over the creation (`BOOT`), the start (`START`), or an
-//! exec (`BEGIN`), until somebody writes to it, or for `LIMIT` milliseconds.
+//! exec (`BEGIN`), until somebody writes to it, or for `LIMIT` milliseconds. With `GUEST` it has a guest, which answers when
+//! somebody has written to that FIFO; what it is asked is written beside it.
 
 use dhow_sandbox::hull::*;
+use dhow_sandbox::protocol::{Request, Response};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open,
@@ -106,6 +108,21 @@ impl Pending for Slow {
     }
 }
 
+/// What a guest will say.
+struct Answer(Box<dyn Pending>, Response);
+
+impl Pending<Response> for Answer {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+    fn until(&self) -> Instant {
+        self.0.until()
+    }
+    fn result(&mut self) -> Option<Result<Response, HullError>> {
+        self.0.result().map(|done| done.map(|()| self.1.clone()))
+    }
+}
+
 impl Hull for FakeHull {
     fn create(&self, request: CreateRequest<'_>) -> Result<Created, HullError> {
         let netns = std::fs::File::open("/proc/self/ns/net").unwrap();
@@ -150,6 +167,28 @@ impl Sandbox for FakeSandbox {
             None => self.kill(Signal::CONT).map(|()| None),
             slow => Ok(slow),
         }
+    }
+    fn ask(&self, request: &Request) -> Result<Option<Box<dyn Pending<Response>>>, HullError> {
+        let Some(slow) = Slow::by("GUEST", &self.process, None) else { return Ok(None) };
+        let env = self.process.env().as_deref().unwrap_or_default();
+        let fifo = env.iter().find_map(|e| e.strip_prefix("GUEST=")).unwrap();
+        let mut asked =
+            std::fs::File::options().append(true).create(true).open(format!("{fifo}.asked")).unwrap();
+        std::io::Write::write_all(
+            &mut asked,
+            format!("{}\n", serde_json::to_string(request).unwrap()).as_bytes(),
+        )
+        .unwrap();
+        let says = match request {
+            Request::Stats => Response::Stats(Box::new(Stats { pids: 42, ..Stats::default() })),
+            Request::Processes => Response::Processes { pids: vec![42] },
+            _ => Response::Done,
+        };
+        Ok(Some(Box::new(Answer(slow, says))))
+    }
+    fn grace(&self) -> Option<Duration> {
+        let mut env = self.process.env().iter().flatten();
+        env.any(|e| e.starts_with("GUEST=")).then(|| Duration::from_millis(500))
     }
     fn signal(&self, signal: i32) -> Result<(), HullError> {
         self.kill(Signal::from_named_raw(signal).unwrap())

@@ -2,7 +2,10 @@
 
 use crate::rig::{Rig, collect, fifo, until};
 use dhow_sandbox::client::*;
+use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use types::{RestartPolicy, Status};
 
 /// See open(2).
@@ -164,5 +167,131 @@ fn a_command_that_never_begins_costs_its_own_session_alone() {
 
     rig.client().kill_all().unwrap();
     assert!(refused(never.join().unwrap()).message.contains("is not running"));
+    rig.gone();
+}
+
+/// A guest that says nothing before it is told to.
+struct Guest(PathBuf, File);
+
+impl Guest {
+    /// That of a supervisor which is started with it.
+    fn of(rig: &mut Rig) -> Self {
+        let fifo = rig.slow("GUEST");
+        rig.launch(None).unwrap();
+        // Readable as well: what is written stays.
+        let open = File::options().read(true).write(true).open(&fifo).unwrap();
+        Self(fifo, open)
+    }
+
+    /// What it was asked.
+    fn asked(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.0.with_extension("asked")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn answer(&mut self) {
+        self.1.write_all(b"x").unwrap();
+    }
+}
+
+#[test]
+fn a_guest_that_is_silent_costs_nobodys_time_but_who_asks_it() {
+    let mut rig = Rig::new("sleep 1000");
+    let guest = Guest::of(&mut rig);
+    let mut client = rig.client();
+    let signal = std::thread::spawn(move || client.signal(10));
+    until("the question", || !guest.asked().is_empty());
+    let mut client = rig.client();
+    let stats = std::thread::spawn(move || client.stats());
+    let mut client = rig.client();
+    let gone = std::thread::spawn(move || client.processes());
+    until("the others", || guest.asked().len() == 3);
+    // All else goes on.
+    assert_eq!(rig.client().state().unwrap().status, Status::Running);
+    let stream = rig.client().exec(crate::exec(&["echo", "quick"])).unwrap().unwrap();
+    assert_eq!(collect(stream).0, b"quick\n");
+    rig.client().pause().unwrap();
+    rig.client().resume().unwrap();
+    // It hears neither the signal of the stop nor SIGKILL: its time is up then.
+    assert_eq!(rig.client().stop(Some(15), Some(0)).unwrap(), 137);
+    let failures = [
+        refused(signal.join().unwrap()),
+        refused(stats.join().unwrap().map(drop)),
+        refused(gone.join().unwrap().map(drop)),
+    ];
+    for failure in failures {
+        assert!(failure.message.contains("is not running"), "{failure}");
+    }
+    rig.gone();
+    let state = rig.state();
+    assert_eq!((state.status, state.exit_code), (Status::Exited, 137));
+}
+
+#[test]
+fn a_guest_that_answers_has_its_part_in_what_is_told() {
+    let mut rig = Rig::new("trap 'exit 5' USR1; while true; do sleep 0.02; done");
+    let mut guest = Guest::of(&mut rig);
+    guest.answer();
+    assert_eq!(rig.client().stats().unwrap().pids, 42);
+    assert_eq!(rig.client().processes().unwrap(), [42]);
+    rig.client().update(None, Some(RestartPolicy::No)).unwrap();
+    let mut waiting = rig.client();
+    let end = std::thread::spawn(move || waiting.wait(WaitCondition::Removed));
+    // It may have had no time to prepare for the signal.
+    rig.client().signal(10).unwrap();
+    let code = end.join().unwrap().unwrap();
+    assert!(code == 5 || code == 138, "{code}");
+    rig.gone();
+}
+
+#[test]
+fn a_guest_that_is_too_late_is_an_error_and_what_it_tells_is_missing() {
+    let mut rig = Rig::new("sleep 1000");
+    let process = rig.bundle.spec.process_mut().as_mut().unwrap();
+    process.set_env(Some(vec!["LIMIT=300".into()]));
+    rig.bundle.network = types::NetworkPlan::Networks(vec![crate::attachment(0, false)]);
+    let _guest = Guest::of(&mut rig);
+    assert!(refused(rig.client().signal(10)).message.contains("it is late"));
+    assert!(refused(rig.client().processes().map(drop)).message.contains("it is late"));
+    assert_eq!(rig.client().stats().unwrap().pids, 1, "what the host counts is told");
+    // It is on no network that it does not know, and on none any more that it was to leave.
+    let connected = rig.client().connect_network(&crate::attachment(1, false));
+    assert!(refused(connected).message.contains("it is late"));
+    assert_eq!(crate::noted(&rig), [("eth0".into(), true)]);
+    rig.client().disconnect_network(&"0".repeat(64)).unwrap();
+    assert_eq!(crate::noted(&rig), []);
+    rig.client().kill_all().unwrap();
+    rig.gone();
+}
+
+#[test]
+fn changes_follow_each_other_and_of_sizes_the_last_one_stays() {
+    let mut rig = Rig::new("sleep 1000");
+    let mut guest = Guest::of(&mut rig);
+    let mut client = rig.client();
+    let update = std::thread::spawn(move || client.update(None, Some(RestartPolicy::No)));
+    until("the question", || !guest.asked().is_empty());
+    let mut client = rig.client();
+    let renamed = std::thread::spawn(move || client.rename("other"));
+    let mut client = rig.client();
+    let second = std::thread::spawn(move || client.update(None, Some(RestartPolicy::No)));
+    let stream = rig.client().attach(crate::rig::BOTH).unwrap();
+    for columns in 1..=20 {
+        stream.resize(columns, columns).unwrap();
+    }
+    until("the first size", || guest.asked().len() == 2);
+    // What came after the sizes is dealt with after them.
+    rig.client().state().unwrap();
+    assert!(!renamed.is_finished() && !second.is_finished());
+    assert_eq!(guest.asked().len(), 2);
+    guest.answer();
+    for done in [update, renamed, second] {
+        done.join().unwrap().unwrap();
+    }
+    until("the last size", || guest.asked().iter().any(|line| line.contains("\"rows\":20")));
+    let sizes = guest.asked().iter().filter(|line| line.contains("rows")).count();
+    assert!(sizes <= 20, "{sizes}");
+    drop(stream);
+    rig.client().kill_all().unwrap();
     rig.gone();
 }
