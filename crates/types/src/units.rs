@@ -45,13 +45,29 @@ fn human(mut v: f64, base: f64, units: &[&str], digits: i32) -> String {
         unit += 1;
     }
     // Go's %.{digits}g: significant digits, no trailing zeros.
-    let magnitude = if v == 0.0 { 0 } else { v.abs().log10().floor() as i32 };
-    let decimals = (digits - 1 - magnitude).max(0) as usize;
+    let decimals = (digits - 1 - magnitude(v.abs())).max(0) as usize;
     let mut s = format!("{v:.decimals$}");
     if s.contains('.') {
         s.truncate(s.trim_end_matches('0').trim_end_matches('.').len());
     }
     s + units[unit]
+}
+
+/// Of the first digit that is not zero; 0 of what has none. The C library's logarithm would be a part of the agent.
+fn magnitude(mut v: f64) -> i32 {
+    if !v.is_normal() {
+        return 0;
+    }
+    let mut out = 0;
+    while v >= 10.0 {
+        v /= 10.0;
+        out += 1;
+    }
+    while v < 1.0 {
+        v *= 10.0;
+        out -= 1;
+    }
+    out
 }
 
 /// Reads a rate as tc(8) does into bits a second: `10mbit`, `1.5gbit`, `64kibit`, `2mbps` (bytes), `8000` (bits). None if
