@@ -266,7 +266,7 @@ fn streams_go_on_where_the_log_ends() {
     let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", count], "HostConfig": {"NetworkMode": "none"}});
     assert_eq!(create(&server, "count", body).status, 201);
     assert_eq!(server.ask("POST", "/containers/count/start", None).status, 204);
-    until("some lines", || store.ok(&["logs", "-n", "1", "count"]) > "100200".to_owned());
+    until("some lines", || store.ok(&["logs", "-n", "1", "count"]).as_str() > "100200");
     let mut stream = attached(
         &server,
         "/containers/count/attach?logs=1&stream=1&stdout=1",

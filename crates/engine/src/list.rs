@@ -36,18 +36,20 @@ impl Engine {
         let mut places = self.places_on_networks(None)?;
         let now = sys::host::now_ns();
         let mut told = 0;
-        for container in listed {
-            let state = match self.listed_state(&container, begun.as_ref()) {
+        for stored in listed {
+            let state = match self.listed_state(stored.id(), begun.as_ref()) {
                 Ok(state) => state,
                 // Gone while it was looked at.
                 Err(EngineError::NoSuchContainer(_)) => continue,
                 Err(e) => return Err(e),
             };
-            if (all || state.status.is_active())
-                && self.container_matches(&options.filters, &container, &state, &places)?
-            {
+            if !all && !state.status.is_active() {
+                continue;
+            }
+            let container = stored.read()?;
+            if self.container_matches(&options.filters, &container, &state, &places)? {
                 let sizes = if options.size { self.listed_sizes(&container.id)? } else { None };
-                each(self.summary(*container, &state, &mut places, sizes, now));
+                each(self.summary(container, &state, &mut places, sizes, now));
                 told += 1;
                 if options.limit.is_some_and(|limit| told >= limit) {
                     break;
@@ -63,16 +65,17 @@ impl Engine {
         entries.map(|entry| Some(entry.ok()?.file_name())).collect()
     }
 
-    fn listed_state(&self, c: &Listed, begun: Option<&HashSet<OsString>>) -> Result<RunState> {
-        if begun.is_some_and(|begun| !begun.contains(OsStr::new(c.id.as_str()))) {
+    fn listed_state(&self, id: &str, begun: Option<&HashSet<OsString>>) -> Result<RunState> {
+        if begun.is_some_and(|begun| !begun.contains(OsStr::new(id))) {
             return Ok(RunState::default());
         }
-        match self.unsupervised(&c.id) {
+        let known = ContainerId::parse(id).ok().and_then(|id| self.unsupervised(&id));
+        match known {
             // It was never started, or it has just been removed.
-            Some(state) if state == RunState::default() => self.find(c.id.as_str()).map(|_| state),
+            Some(state) if state == RunState::default() => self.find(id).map(|_| state),
             Some(state) => Ok(state),
             // What is active, or looks wrong, is looked at by who has all of it.
-            None => self.state(&self.find(c.id.as_str())?),
+            None => self.state(&self.find(id)?),
         }
     }
 

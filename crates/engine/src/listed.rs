@@ -48,19 +48,42 @@ pub(crate) struct Host {
     pub port_bindings: Option<Ports>,
 }
 
-impl Listed {
-    fn from_row(row: &Row<'_>) -> state::rusqlite::Result<Result<Box<Self>>> {
-        let id: String = row.get(0)?;
-        let documents = [row.get_ref(5)?.as_str()?, row.get_ref(6)?.as_str()?, row.get_ref(7)?.as_str()?];
-        let rest = (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
-        Ok(Self::from_parts(id, documents, rest))
+/// One row, its columns in one text: what they say is read when it is to be shown.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    text: String,
+    ends: [usize; 7],
+    created_ns: i64,
+}
+
+const COLUMNS: &str = "created_ns, id, name, image_id, image, config, host, mounts";
+
+impl Stored {
+    fn from_row(row: &Row<'_>) -> state::rusqlite::Result<Self> {
+        let mut columns = [""; 7];
+        for (column, text) in columns.iter_mut().enumerate() {
+            *text = row.get_ref(column + 1)?.as_str()?;
+        }
+        let mut end = 0;
+        let ends = columns.map(|text| {
+            end += text.len();
+            end
+        });
+        Ok(Self { text: columns.concat(), ends, created_ns: row.get(0)? })
     }
 
-    fn from_parts(
-        id: String,
-        [config, host, mounts]: [&str; 3],
-        (name, created_ns, image_id, image): (String, i64, String, String),
-    ) -> Result<Box<Self>> {
+    fn columns(&self) -> [&str; 7] {
+        let mut begin = 0;
+        self.ends.map(|end| self.text.get(std::mem::replace(&mut begin, end)..end).unwrap_or_default())
+    }
+
+    /// The container's full id.
+    pub fn id(&self) -> &str {
+        self.columns()[0]
+    }
+
+    /// What it says.
+    pub fn read(&self) -> Result<Listed> {
         fn read<'a, T: Deserialize<'a>>(what: &'static str, id: &str, json: &'a str) -> Result<T> {
             serde_json::from_str(json).map_err(|source| EngineError::Stored {
                 what,
@@ -68,18 +91,21 @@ impl Listed {
                 source,
             })
         }
-        Ok(Box::new(Self {
-            config: read("configuration", &id, config)?,
-            host: read("host configuration", &id, host)?,
-            mounts: read("mounts", &id, mounts)?,
-            id: ContainerId::try_from(id).map_err(|e| EngineError::Invalid(e.to_string()))?,
-            name,
-            created_ns,
-            image_id,
-            image,
-        }))
+        let [id, name, image_id, image, config, host, mounts] = self.columns();
+        Ok(Listed {
+            config: read("configuration", id, config)?,
+            host: read("host configuration", id, host)?,
+            mounts: read("mounts", id, mounts)?,
+            id: ContainerId::parse(id).map_err(|e| EngineError::Invalid(e.to_string()))?,
+            name: name.to_owned(),
+            created_ns: self.created_ns,
+            image_id: image_id.to_owned(),
+            image: image.to_owned(),
+        })
     }
+}
 
+impl Listed {
     /// All words of its command in one.
     pub fn command(&self) -> String {
         let words = self.config.entrypoint.iter().flatten().chain(self.config.cmd.iter().flatten());
@@ -88,13 +114,12 @@ impl Listed {
 }
 
 /// Every container, latest first.
-pub(crate) fn all(db: &Db) -> Result<Vec<Box<Listed>>> {
-    let sql = "SELECT id, name, created_ns, image_id, image, config, host, mounts FROM containers";
-    let mut statement = db.conn().prepare_cached(sql)?;
-    let rows = statement.query_map([], Listed::from_row)?;
-    let mut all = rows.map(|r| r?).collect::<Result<Vec<_>>>()?;
+pub(crate) fn all(db: &Db) -> Result<Vec<Stored>> {
+    let mut statement = db.conn().prepare_cached(&format!("SELECT {COLUMNS} FROM containers"))?;
+    let rows = statement.query_map([], Stored::from_row)?;
+    let mut all = rows.collect::<state::rusqlite::Result<Vec<_>>>()?;
     // The database would copy all of each row to do this.
-    all.sort_by(|a, b| b.created_ns.cmp(&a.created_ns).then_with(|| a.id.cmp(&b.id)));
+    all.sort_by(|a, b| b.created_ns.cmp(&a.created_ns).then_with(|| a.id().cmp(b.id())));
     Ok(all)
 }
 
@@ -144,7 +169,8 @@ mod tests {
             ..made.clone()
         };
         db.write(|tx| made.insert(tx).and_then(|()| bare.insert(tx))).unwrap();
-        let [one, two] = &all(&db).unwrap()[..] else { panic!("two were made") };
+        let read = || all(&db).unwrap().iter().map(Stored::read).collect::<Result<Vec<_>>>();
+        let [one, two] = &read().unwrap()[..] else { panic!("two were made") };
         assert_eq!((&one.id, &one.name, one.created_ns), (&made.id, &made.name, 5));
         assert_eq!((one.command().as_str(), &one.config.labels), ("sh -c true", &map()));
         let ports = |p: &Option<Ports>| p.iter().flatten().map(|(p, _)| p.clone()).collect::<Vec<_>>();
@@ -154,6 +180,6 @@ mod tests {
         assert_eq!(one.mounts, made.mounts);
         assert_eq!((two.command().as_str(), &two.config.labels, two.mounts.len()), ("", &None, 0));
         db.conn().execute("UPDATE containers SET host = '{' WHERE name = 'two'", []).unwrap();
-        assert!(matches!(all(&db), Err(EngineError::Stored { what: "host configuration", .. })));
+        assert!(matches!(read(), Err(EngineError::Stored { what: "host configuration", .. })));
     }
 }
