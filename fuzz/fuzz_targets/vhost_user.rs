@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::LazyLock;
 use vmm::devices::testing::SMALL_MEMORY;
 use vmm::devices::vsock::Vsock;
-use vmm::vhost::serve_vsock;
+use vmm::vhost::serve;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -148,7 +148,7 @@ fuzz_target!(|data: &[u8]| {
     front.shutdown(Shutdown::Write).unwrap();
     let hosts = UnixListener::bind(dir.path().join("v")).unwrap();
     let vsock = Vsock::new(3, hosts, dir.path().join("v")).unwrap();
-    if let Err(e) = serve_vsock(&qemu, vsock) {
+    if let Err(e) = serve(&qemu, Box::new(vsock)) {
         assert!(!e.to_string().is_empty());
     }
     let _ = FILES.event.read();

@@ -91,10 +91,12 @@ impl Layout {
         let entries = entries(&partitions);
         let table = Table { sectors: size / SECTOR, entries: &entries };
 
+        let mut room = entries.clone();
+        room.resize(table.room(), 0);
         let mut head = protective_mbr(table.sectors);
         head.extend(table.header(Copy::Primary));
-        head.extend(&entries);
-        let mut tail = entries.clone();
+        head.extend(&room);
+        let mut tail = room;
         tail.extend(table.header(Copy::Backup));
         Ok(Self { head, partitions, tail, size })
     }
@@ -105,7 +107,10 @@ impl Layout {
     }
 }
 
-/// The array of entries, padded to whole sectors; at least 128, as the specification demands.
+/// Bytes that the specification has reserved for entries, at least.
+const ROOM: usize = 128 * ENTRY;
+
+/// The array of entries, padded to whole sectors. No more of them: a kernel reads and checks all, page by page, of both copies.
 fn entries(partitions: &[Partition]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (index, partition) in partitions.iter().enumerate() {
@@ -118,7 +123,7 @@ fn entries(partitions: &[Partition]) -> Vec<u8> {
         bytes.extend(0u64.to_le_bytes());
         bytes.resize((index + 1) * ENTRY, 0); // no name
     }
-    let count = partitions.len().max(128).next_multiple_of(SECTOR as usize / ENTRY);
+    let count = partitions.len().next_multiple_of(SECTOR as usize / ENTRY);
     bytes.resize(count * ENTRY, 0);
     bytes
 }
@@ -151,10 +156,15 @@ struct Table<'a> {
 }
 
 impl Table<'_> {
+    /// Bytes of the disk where the entries are.
+    fn room(&self) -> usize {
+        self.entries.len().max(ROOM)
+    }
+
     /// The header's sector (UEFI 5.3.2).
     fn header(&self, copy: Copy) -> Vec<u8> {
         let last = self.sectors - 1;
-        let table = self.entries.len() as u64 / SECTOR;
+        let table = self.room() as u64 / SECTOR;
         let (own, other, entries) = match copy {
             Copy::Primary => (1, last, 2),
             Copy::Backup => (last, 1, last - table),
