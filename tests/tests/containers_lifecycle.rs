@@ -54,6 +54,8 @@ fn from_create_to_rm() {
     store.ok(&["restart", "second"]);
     assert_eq!(status(&store, "second"), "running 0");
     store.ok(&["kill", "-s", "KILL", "second"]);
+    // Dead when it is said to be killed: Compose removes what it killed only if it sees that.
+    assert_eq!(status(&store, "second"), "exited 137");
     assert_eq!(store.ok(&["wait", "second"]), "137");
     assert_eq!(store.ok(&["rm", &id[..12]]), &id[..12]);
     assert_eq!(store.ok(&["ps", "-aq"]), "");

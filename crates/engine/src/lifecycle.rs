@@ -5,11 +5,16 @@ use crate::spec::invalid;
 use crate::store::{self, Container, json};
 use crate::{Engine, EngineError, Result, config, names, signals, spec};
 use sandbox::client::{AttachOptions, Client, ClientError, Stream, WaitCondition};
+use std::time::{Duration, Instant};
 use types::docker::{ContainerUpdateBody, HostConfig};
 use types::{ErrorKind, Kinded, RunState, Status};
 
 /// How often a request is made again when the supervisor is killed while it answers.
 pub(crate) const ATTEMPTS: u32 = 5;
+/// SIGKILL.
+const KILL: i32 = 9;
+/// How long a killed process may take to die: one that waits for a disk does so first.
+const DEATH: Duration = Duration::from_secs(10);
 
 impl Engine {
     pub(crate) fn find(&self, name: &str) -> Result<Container> {
@@ -104,11 +109,21 @@ impl Engine {
         Ok(())
     }
 
-    /// Sends a signal to the main process.
+    /// Sends a signal to the main process. One that it cannot survive has ended it when this returns, as in Docker, or has
+    /// not within [`DEATH`].
     pub fn kill(&self, name: &str, signal: Option<&str>) -> Result<()> {
         let signal = signals::parse(signal.unwrap_or("KILL"))?;
         let killed = self.running(name).and_then(|(container, _, mut client)| {
-            client.signal(signal).map_err(|e| self.refused(&container, e))
+            let end = match signal {
+                KILL => Some(self.client(&container)?.waiting(WaitCondition::NextExit)?),
+                _ => None,
+            };
+            client.signal(signal).map_err(|e| self.refused(&container, e))?;
+            if let Some(mut end) = end {
+                // What fails is that the supervisor ended with its container.
+                let _ = end.answer_until(Instant::now() + DEATH);
+            }
+            Ok(())
         });
         killed.map_err(|e| match e {
             EngineError::NotRunning(name) => {

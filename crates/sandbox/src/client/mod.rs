@@ -12,6 +12,7 @@ pub use stream::{Filled, OwnedFrame, Stream};
 
 use crate::hull::Stats;
 use crate::protocol::{Decoder, Frame, ProtocolError, Request, Response};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -356,6 +357,25 @@ impl Waiting {
                 Ok((n, _)) => self.client.decoder.input().extend(piece.get(..n).unwrap_or_default()),
                 Err(rustix::io::Errno::AGAIN) => return Ok(None),
                 Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(io::Error::from(e).into()),
+            }
+        }
+    }
+}
+
+impl Waiting {
+    /// The exit code, if it is there in time.
+    pub fn answer_until(&mut self, until: Instant) -> Result<Option<i32>, ClientError> {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.answer()? {
+                None if !left.is_zero() => {}
+                answer => return Ok(answer),
+            }
+            let left = rustix::event::Timespec::try_from(left).ok();
+            let mut socket = [PollFd::new(&self.client.socket, PollFlags::IN)];
+            match rustix::event::poll(&mut socket, left.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(io::Error::from(e).into()),
             }
         }
