@@ -181,10 +181,10 @@ def vm_memory(host):
 
 def rate(text, mib):
     """Bytes a second, from what the guest's program says of its time."""
-    spoken = re.search(r"copied, ([0-9.]+) seconds|took (\d+) us", text)
+    spoken = re.search(r"real\s+(\d+)m ([0-9.]+)s|took (\d+) us", text)
     if not spoken:
         raise RuntimeError(f"the guest said nothing of its time: {text}")
-    seconds = float(spoken[1]) if spoken[1] else int(spoken[2]) / 1e6
+    seconds = int(spoken[3]) / 1e6 if spoken[3] else int(spoken[1]) * 60 + float(spoken[2])
     return mib * MIB / max(seconds, 1e-6)
 
 
@@ -200,11 +200,12 @@ def rates(commands, mib, before=lambda: None):
 
 def vm_disk(host):
     (layer,) = (host.work / "root" / "layers").glob("*.erofs")
-    read = "/bin/busybox mount -t erofs -o ro /dev/vda /mnt && /bin/busybox dd if=/mnt/file of=/dev/null bs=1M"
+    dd = ["busybox", "time", "busybox", "dd", "of=/dev/null", "bs=1M", f"count={FILE_MIB}"]
+    read = "/bin/busybox mount -t erofs -o ro /dev/vda /mnt && PATH=/bin " + " ".join(dd) + " if=/mnt/file"
     disk = ["-drive", f"id=d,if=none,format=raw,readonly=on,file={layer}", "-device", "virtio-blk-device,drive=d"]
     commands = {
-        "host": ["busybox", "dd", f"if={layer}", "of=/dev/null", "bs=1M", f"count={FILE_MIB}"],
-        "dhow": [host.program, "run", "--vm", "--rm", "bench", "dd", "if=/file", "of=/dev/null", "bs=1M"],
+        "host": [*dd, f"if={layer}"],
+        "dhow": [host.program, "run", "--vm", "--rm", "bench", *dd, "if=/file"],
         "qemu": host.qemu(read, *disk),
     }
     return rates(commands, FILE_MIB, lambda: Path("/proc/sys/vm/drop_caches").write_text("3"))
@@ -289,7 +290,7 @@ def vm_pair(host):
             ends = {"dhow": host.dhow("inspect", "-f", inspect, "sink").strip(), "qemu": network.address(251)}
             send = {name: [end, port, str(SEND_MIB)] for name, end in ends.items()}
             between = {"dhow": network.dhow("send", *send["dhow"]), "qemu": network.qemu(250, f"/bin/send {' '.join(send['qemu'])}")}
-            inward = {name: [host.options.sender, *words] for name, words in send.items()}
+            inward = {name: [f"{host.options.tools}/send", *words] for name, words in send.items()}
             return {"between": rates(between, SEND_MIB), "inward": rates(inward, SEND_MIB)}
         finally:
             theirs.kill()
