@@ -13,6 +13,7 @@ pub mod host;
 pub mod inherited;
 pub mod inspect;
 pub mod loopdev;
+pub mod memory;
 pub mod mount;
 pub mod mountns;
 pub mod netlink;

@@ -88,6 +88,8 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
         None => None,
     };
 
+    // What made the machine is not needed any more.
+    sys::memory::unmap_program();
     let threads = Threads::start(vcpus, workers, &machine, filters.as_ref())?;
     threads.vcpus.resume();
     let served = server.run(&config, &machine, &threads.vcpus);

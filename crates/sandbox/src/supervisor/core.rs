@@ -549,6 +549,9 @@ impl Core<'_> {
                 log.shrink();
             }
             sys::signals::trim_heap();
+            if cfg!(feature = "host") {
+                sys::memory::unmap_program();
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use vmm::config::{Config, Disk, DiskContent, Fs, Jail, Net, Vsock};
@@ -71,7 +71,8 @@ fn order(config: &Config) -> io::Result<OwnedFd> {
         made => made,
     };
     let mut file = File::from(made?);
-    serde_json::to_writer(&mut file, config)?;
+    // All at once: a writer would get it word by word.
+    file.write_all(&serde_json::to_vec(config)?)?;
     file.rewind()?;
     Ok(file.into())
 }

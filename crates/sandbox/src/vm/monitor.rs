@@ -230,6 +230,8 @@ impl Monitor<'_> {
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
         self.wire.shut();
+        // It does little more than copy from here on.
+        sys::memory::unmap_program();
         let Ok(Some((code, oom))) = pump::run(stream, stdio, self.boot.open_stdin) else {
             return Ok(None);
         };

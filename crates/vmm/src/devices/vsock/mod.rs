@@ -28,7 +28,7 @@ use vm_memory::GuestAddressSpace;
 /// Device type, VIRTIO 1.2, 5.10.1.
 pub const KIND: u32 = 19;
 /// Of the queues for packets to the guest, from it, and events.
-const SIZES: [u16; 3] = [256, 256, 64];
+const SIZES: [u16; 3] = [64, 256, 64];
 
 const RX: u64 = 0;
 const TX: u64 = 1;
