@@ -202,7 +202,7 @@ pub enum Family {
 /// Gives a socket one of our addresses; where none is free, it gets another as it is connected, and is taken for a stranger's.
 fn take_address(fd: &OwnedFd) {
     // Anywhere: processes of several PID namespaces have the same number.
-    let begin = u16::try_from(crate::host::now_ns() / 1000 & 0xffff).unwrap_or_default();
+    let begin = u16::try_from((crate::host::now_ns() / 1000) & 0xffff).unwrap_or_default();
     for n in 0..ADDRESSES {
         let address = u32::from(OURS) << 16 | u32::from(begin.wrapping_add(n));
         if rustix::net::bind(fd, &SocketAddrNetlink::new(address, 0)) != Err(Errno::ADDRINUSE) {
