@@ -1,6 +1,7 @@
 //! Both hulls in earnest: an image that people run, and many at once.
 
 use dhow_tests::debian::{self, get_soon};
+use dhow_tests::said::until;
 use dhow_tests::vm;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -26,8 +27,11 @@ fn a_debian_with_python_serves_from_a_microvm() {
     std::fs::write(note.path(), "from the host\n").unwrap();
     store.ok(&["cp", note.path().to_str().unwrap(), "web:/srv/note"]);
     assert!(get_soon(&address, "/srv/note").ends_with("from the host\n"));
-    let logs = store.both(&["logs", "web"]);
-    assert!(logs.contains("GET /etc/debian_version") && logs.contains("GET /srv/note"), "{logs}");
+    // The server logs after it has answered.
+    until("both requests are in the log", || {
+        let logs = store.both(&["logs", "web"]);
+        logs.contains("GET /etc/debian_version") && logs.contains("GET /srv/note")
+    });
 
     // As PID 1 without a handler, Python does not hear SIGTERM.
     store.ok(&["stop", "-t", "1", "web"]);

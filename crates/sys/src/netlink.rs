@@ -45,11 +45,6 @@ const RECEIVE: usize = 32 * 1024;
 const LARGE: usize = 64 * 1024;
 /// The kernel answers at once; this is for a kernel that does not.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The upper half of the addresses of sockets that are known as ours, by which what we change is told from what others do
-/// ([`crate::notices`]). No process has so high a number, and those that the kernel makes up are higher.
-pub(crate) const OURS: u16 = 0x6468;
-/// How many of these addresses are tried before the kernel chooses one.
-const ADDRESSES: u16 = 64;
 
 /// Requests that go to the kernel in one system call.
 #[derive(Debug, Default)]
@@ -198,18 +193,6 @@ pub enum Family {
     Netfilter,
 }
 
-/// Gives a socket one of our addresses; where none is free, it gets another as it is connected, and is taken for a stranger's.
-fn take_address(fd: &OwnedFd) {
-    // Anywhere: processes of several PID namespaces have the same number.
-    let begin = u16::try_from((crate::host::now_ns() / 1000) & 0xffff).unwrap_or_default();
-    for n in 0..ADDRESSES {
-        let address = u32::from(OURS) << 16 | u32::from(begin.wrapping_add(n));
-        if rustix::net::bind(fd, &SocketAddrNetlink::new(address, 0)) != Err(Errno::ADDRINUSE) {
-            return;
-        }
-    }
-}
-
 /// A netlink socket, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Socket {
@@ -226,7 +209,7 @@ impl Socket {
     /// Opens a socket whose changes are known as ours to who listens for those of others ([`crate::notices`]).
     pub fn open_as_ours(family: Family) -> io::Result<Self> {
         let fd = Self::make(family)?;
-        take_address(&fd);
+        crate::notices::take_address(&fd);
         Self::connect(fd)
     }
 

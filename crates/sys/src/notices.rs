@@ -2,7 +2,6 @@
 //! tables; and elements of a table's sets, if others than we removed them. What comes and goes with each container wakes
 //! nobody: a filter in the kernel drops it.
 
-use crate::netlink::OURS;
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
@@ -20,6 +19,12 @@ const READ: usize = 16;
 /// A filter's word for all of a message. Who keeps less of it cuts it off for the next who listens, too: what is sent to
 /// many is one (`do_one_broadcast`, net/netlink/af_netlink.c).
 const WHOLE: u32 = u32::MAX;
+
+/// The upper half of the addresses of sockets that are known as ours, by which what we change is told from what others do.
+/// No process has so high a number, and those that the kernel makes up are higher.
+const OURS: u16 = 0x6468;
+/// How many of these addresses are tried before the kernel chooses one.
+const ADDRESSES: u16 = 64;
 
 /// A socket that is readable when something was removed from nf_tables, in the network namespace of who opened it.
 #[derive(Debug)]
@@ -58,6 +63,18 @@ impl Notices {
 impl AsFd for Notices {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Gives a socket one of our addresses; where none is free, it gets another as it is connected, and is taken for a stranger's.
+pub(crate) fn take_address(fd: &OwnedFd) {
+    // Anywhere: processes of several PID namespaces have the same number.
+    let begin = u16::try_from((crate::host::now_ns() / 1000) & 0xffff).unwrap_or_default();
+    for n in 0..ADDRESSES {
+        let address = u32::from(OURS) << 16 | u32::from(begin.wrapping_add(n));
+        if rustix::net::bind(fd, &SocketAddrNetlink::new(address, 0)) != Err(Errno::ADDRINUSE) {
+            return;
+        }
     }
 }
 

@@ -18,6 +18,13 @@ pub fn is_free() -> bool {
     is_ordinary && may
 }
 
+/// How many threads run or would, on all processors, this one included (`/proc/loadavg`, proc(5)).
+pub fn running() -> io::Result<usize> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    let running = text.split_whitespace().nth(3).and_then(|both| both.split('/').next()?.parse().ok());
+    running.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// The thread runs on one processor only, as long as this lives.
 #[derive(Debug)]
 pub struct Pinned(CpuSet);
@@ -75,6 +82,7 @@ mod tests {
 
     #[test]
     fn all_is_as_before_afterwards() {
+        assert!(running().unwrap() > 0);
         let before = sched_getaffinity(None).unwrap();
         let one = (0..CpuSet::MAX_CPU).find(|n| before.is_set(*n)).unwrap();
         let pinned = Pinned::to(one).unwrap();

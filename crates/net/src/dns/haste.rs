@@ -29,6 +29,8 @@ const RESPITE: u32 = 1000;
 /// How long the next question is waited for beside the client. Longer than to the next tick of most kernels, so that no timer
 /// has to be set for it alone.
 const LINGER: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+/// The client and the server. Where more would run, one of them would have to wait for others.
+const PAIR: usize = 2;
 /// After so many questions that did not come alone, several are asked at once: they are answered sooner from elsewhere.
 const CROWD: u32 = 8;
 /// Of the averages of the last questions.
@@ -49,6 +51,8 @@ pub(super) struct Haste {
     /// Whether this thread may be beside its clients; likewise.
     free: Option<bool>,
     beside: Option<Pinned>,
+    /// Whether it was looked already, since it last left, if it may be there.
+    looked: bool,
 }
 
 impl Default for Haste {
@@ -65,6 +69,7 @@ impl Default for Haste {
             several: None,
             free: None,
             beside: None,
+            looked: false,
         }
     }
 }
@@ -101,7 +106,9 @@ impl Haste {
 
     /// Whether to look again, after nothing was there.
     pub(super) fn goes_on(&mut self, socket: BorrowedFd<'_>) -> bool {
-        if self.awake && self.beside.is_none() && *self.free.get_or_insert_with(sys::sched::is_free) {
+        let may = || sys::sched::running().is_ok_and(|all| all <= PAIR);
+        if self.awake && self.beside.is_none() && *self.free.get_or_insert_with(sys::sched::is_free) && may()
+        {
             // Where the client was when it asked last.
             let processor = rustix::net::sockopt::socket_incoming_cpu(socket);
             self.beside = processor.ok().and_then(|n| Pinned::to(usize::try_from(n).ok()?).ok());
@@ -132,7 +139,7 @@ impl Haste {
 
     /// Goes to where it was, for whatever else there is to do.
     pub(super) fn leave(&mut self) {
-        self.beside = None;
+        (self.beside, self.looked) = (None, false);
     }
 }
 
