@@ -15,6 +15,8 @@ pub const KIND: u32 = 5;
 /// Of the queues for inflating, deflating and reporting. Without the queues of statistics and hints, which are not
 /// offered, Linux counts the third one as we do.
 const SIZES: [u16; 3] = [128, 128, 128];
+/// The one for reports.
+const REPORTS: usize = 2;
 /// The unit of the device, whatever the host's and guest's pages are (VIRTIO_BALLOON_PFN_SHIFT).
 const PAGE: u64 = 4096;
 /// Pages of a MiB.
@@ -35,6 +37,8 @@ pub struct Balloon {
     target: u32,
     /// Pages that it has given, as it says.
     actual: [u8; 4],
+    /// It has reported free memory, as it does some seconds after its boot.
+    settled: bool,
     active: Option<Active>,
 }
 
@@ -60,6 +64,10 @@ impl Balloon {
 
     /// Serves a queue.
     fn serve(&mut self, index: usize) -> Result<(), DeviceError> {
+        if index == REPORTS && !std::mem::replace(&mut self.settled, true) {
+            // What a boot asks of the devices is not asked again.
+            sys::memory::unmap_program();
+        }
         let Some(Active { memory, rings, .. }) = &mut self.active else { return Ok(()) };
         let Some(ring) = rings.get_mut(index) else { return Ok(()) };
         let memory = memory.memory();
