@@ -141,10 +141,17 @@ def vm_run(host):
 
 
 def mappings(pid):
-    """Size and proportional set size of each mapping, in bytes."""
+    """Size and proportional set size of each mapping, in bytes; anonymous neighbours are one."""
     text = Path(f"/proc/{pid}/smaps").read_text()
-    sizes = re.findall(r"^Size: +(\d+) kB.*?^Pss: +(\d+) kB", text, re.MULTILINE | re.DOTALL)
-    return [(int(size) * 1024, int(pss) * 1024) for size, pss in sizes]
+    head = r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+).*?^Pss: +(\d+) kB"
+    found = []
+    for start, end, inode, pss in re.findall(head, text, re.MULTILINE | re.DOTALL):
+        start, end, pss, anonymous = int(start, 16), int(end, 16), int(pss) * 1024, inode == "0"
+        if anonymous and found and found[-1][3] and found[-1][1] == start:
+            start, _, before, _ = found.pop()
+            pss += before
+        found.append((start, end, pss, anonymous))
+    return [(end - start, pss) for start, end, pss, _ in found]
 
 
 def split(pid):

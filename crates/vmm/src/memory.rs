@@ -15,7 +15,7 @@ use vm_memory::{
 };
 
 /// The size of a huge page that the second level of page tables maps, on x86-64 and on aarch64 with pages of 4 KiB.
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// Maps memory of this size where the architecture has it. It lasts as long as the process.
 pub fn map(mib: u64) -> Result<GuestMemoryMmap, VmmError> {

@@ -81,12 +81,12 @@ impl Core<'_> {
     /// Puts a request off that wants a container which runs or does not run, or is not being changed; gives back any other.
     pub(super) fn postpone(&mut self, id: u64, client: &mut Connection, request: Request) -> Option<Request> {
         let starts = self.under_way().is_some_and(|s| s.keeps_waiting(&request));
-        if !(starts || is_change(&request) && self.is_changing()) {
-            return Some(request);
+        if starts || (is_change(&request) && self.is_changing()) {
+            self.postponed.push((id, request));
+            client.role = Role::Postponed;
+            return None;
         }
-        self.postponed.push((id, request));
-        client.role = Role::Postponed;
-        None
+        Some(request)
     }
 
     /// The hull may be ready, or time is up.

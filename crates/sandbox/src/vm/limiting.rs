@@ -2,6 +2,7 @@
 //! may be stopped.
 
 use super::{connect, limits};
+use crate::container::cgroup::Cgroup;
 use crate::container::running::Container;
 use crate::container::step::Step;
 use crate::container::wire::{Wire, Word};
@@ -31,8 +32,10 @@ impl Limiting {
         wanted: &oci::LinuxResources,
     ) -> Result<Self, HullError> {
         let (ours, theirs) = Wire::pair().step(|| "make a socket pair".into())?;
+        let mut keep = Cgroup::roots()?;
+        keep.push(theirs.as_fd());
         let child = sys::clone::spawn(0, None, || {
-            if sys::process::close_all_but(&[theirs.as_fd()]).is_err() {
+            if sys::process::close_all_but(&keep).is_err() {
                 return 1;
             }
             sys::process::reset_signals();
@@ -47,6 +50,7 @@ impl Limiting {
             i32::from(!told)
         })
         .step(|| "create a process for the new limits".into())?;
+        drop(keep);
         drop(theirs);
         let late = format!("the microVM did not take its new limits within {} s", WAIT.as_secs());
         let done = Awaited::new(ours, child.pidfd.as_fd(), End::Ready, WAIT, late);

@@ -2,12 +2,18 @@
 //!
 //! Inflating takes pages from the guest at the host's wish ([`Balloon::set_target`]); with free page reporting the guest
 //! gives what it has no use for by itself. A page that is given back reads as zeros when the guest touches it again.
+//!
+//! Of a huge page the guest gives parts, and the host's kernel would make it whole again in its own time (khugepaged, of whose
+//! parts by default all but one may be missing): such a page stays small until the guest has given all of it.
 
 use super::{IN, RING_FEATURES, Ring, Segments, read_config};
+use crate::memory::HUGE_PAGE;
 use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Interrupt, Memory};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use vm_memory::{
-    GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
+    GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    VolatileSlice,
 };
 
 /// Device type, VIRTIO 1.2, 5.5.1.
@@ -15,6 +21,10 @@ pub const KIND: u32 = 5;
 /// Of the queues for inflating, deflating and reporting. Without the queues of statistics and hints, which are not
 /// offered, Linux counts the third one as we do.
 const SIZES: [u16; 3] = [128, 128, 128];
+/// Most huge pages that stay small: each may split a mapping, of which a process has 65530 (vm.max_map_count).
+const MOST_SMALL: usize = 16 << 10;
+/// The one for reports.
+const REPORTS: usize = 2;
 /// The unit of the device, whatever the host's and guest's pages are (VIRTIO_BALLOON_PFN_SHIFT).
 const PAGE: u64 = 4096;
 /// Pages of a MiB.
@@ -35,6 +45,10 @@ pub struct Balloon {
     target: u32,
     /// Pages that it has given, as it says.
     actual: [u8; 4],
+    /// It has reported free memory, as it does some seconds after its boot.
+    settled: bool,
+    /// Where the huge pages of this process are that are to stay small.
+    small: BTreeSet<usize>,
     active: Option<Active>,
 }
 
@@ -60,16 +74,21 @@ impl Balloon {
 
     /// Serves a queue.
     fn serve(&mut self, index: usize) -> Result<(), DeviceError> {
+        if index == REPORTS && !std::mem::replace(&mut self.settled, true) {
+            // What a boot asks of the devices is not asked again.
+            sys::memory::unmap_program();
+        }
         let Some(Active { memory, rings, .. }) = &mut self.active else { return Ok(()) };
         let Some(ring) = rings.get_mut(index) else { return Ok(()) };
         let memory = memory.memory();
+        let small = &mut self.small;
         let mut turns = TURNS;
         while let Some(chain) = ring.next(&memory, &mut turns)? {
             match index {
-                0 => inflate(&memory, &chain.readable)?,
+                0 => inflate(&memory, small, &chain.readable)?,
                 // The host's kernel gives pages when the guest touches them.
                 1 => {}
-                _ => report(&memory, &chain.writable),
+                _ => report(&memory, small, &chain.writable),
             }
             ring.used(&memory, chain.head, 0)?;
         }
@@ -78,7 +97,11 @@ impl Balloon {
 }
 
 /// Gives the pages back whose numbers stand there.
-fn inflate(memory: &GuestMemoryMmap, numbers: &Segments) -> Result<(), DeviceError> {
+fn inflate(
+    memory: &GuestMemoryMmap,
+    small: &mut BTreeSet<usize>,
+    numbers: &Segments,
+) -> Result<(), DeviceError> {
     if numbers.len() > NUMBERS * 4 {
         return Err(DeviceError::Driver(format!("the balloon is given more than {NUMBERS} pages at a time")));
     }
@@ -92,29 +115,29 @@ fn inflate(memory: &GuestMemoryMmap, numbers: &Segments) -> Result<(), DeviceErr
             Some((first, count)) if page == first + count => Some((first, count + 1)),
             Some((first, count)) if page + 1 == first => Some((page, count + 1)),
             _ => {
-                run.into_iter().for_each(|run| discard_pages(memory, run));
+                run.into_iter().for_each(|run| discard_pages(memory, small, run));
                 Some((page, 1))
             }
         };
     }
-    run.into_iter().for_each(|run| discard_pages(memory, run));
+    run.into_iter().for_each(|run| discard_pages(memory, small, run));
     Ok(())
 }
 
 /// Pages outside of memory are none.
-fn discard_pages(memory: &GuestMemoryMmap, (first, count): (u64, u64)) {
+fn discard_pages(memory: &GuestMemoryMmap, small: &mut BTreeSet<usize>, (first, count): (u64, u64)) {
     // Page numbers have 32 bits.
     let slices = memory.get_slices(GuestAddress(first * PAGE), (count * PAGE) as usize);
-    slices.map_while(Result::ok).for_each(|slice| discard(memory, &slice));
+    slices.map_while(Result::ok).for_each(|slice| discard(memory, small, &slice));
 }
 
 /// Gives back what the guest reports as free.
-fn report(memory: &GuestMemoryMmap, free: &Segments) {
-    free.range(0, free.len()).for_each(|slice| discard(memory, &slice));
+fn report(memory: &GuestMemoryMmap, small: &mut BTreeSet<usize>, free: &Segments) {
+    free.range(0, free.len()).for_each(|slice| discard(memory, small, &slice));
 }
 
 /// Gives the whole pages of a piece of guest memory back to the host.
-fn discard(memory: &GuestMemoryMmap, slice: &VolatileSlice) {
+fn discard(memory: &GuestMemoryMmap, small: &mut BTreeSet<usize>, slice: &VolatileSlice) {
     let page = rustix::param::page_size();
     let start = slice.ptr_guard_mut().as_ptr() as usize;
     let Some(end) = start.checked_add(slice.len()).map(|end| end / page * page) else { return };
@@ -126,6 +149,34 @@ fn discard(memory: &GuestMemoryMmap, slice: &VolatileSlice) {
         // SAFETY: the range lies in guest memory, which is mapped as long as `memory` is borrowed and of which nobody
         // holds references. If the kernel refuses, the memory is not given back.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
+        if !shared {
+            size_pages(memory, small, start, end);
+        }
+    }
+}
+
+/// Keeps the huge pages small that a range covers a part of, and lets those be huge again that it covers.
+fn size_pages(memory: &GuestMemoryMmap, small: &mut BTreeSet<usize>, start: usize, end: usize) {
+    let bounds =
+        |region: &GuestRegionMmap| (region.as_ptr() as usize, region.as_ptr() as usize + region.size());
+    let Some((first, last)) = memory.iter().map(bounds).find(|(first, last)| *first <= start && end <= *last)
+    else {
+        return;
+    };
+    for page in (start / HUGE_PAGE * HUGE_PAGE..end).step_by(HUGE_PAGE) {
+        let (from, to) = (page.max(first), (page + HUGE_PAGE).min(last));
+        let whole = start <= from && to <= end;
+        if whole != small.contains(&page) || (!whole && small.len() >= MOST_SMALL) {
+            continue;
+        }
+        let advice = if whole { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        // SAFETY: the range lies in guest memory, as above, and its content stays what it is.
+        unsafe { libc::madvise(from as *mut libc::c_void, to - from, advice) };
+        if whole {
+            small.remove(&page)
+        } else {
+            small.insert(page)
+        };
     }
 }
 

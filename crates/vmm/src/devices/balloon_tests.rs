@@ -105,3 +105,20 @@ fn broken_queues_cost_the_device() {
     driver.chain(0, 0, &[(BUFFERS, 1 << 20, 0)]);
     assert!(matches!(serve(driver), Err(DeviceError::Driver(_))));
 }
+
+#[test]
+fn a_huge_page_stays_small_until_all_of_it_is_given() {
+    let memory = crate::memory::map(16).unwrap();
+    let base = memory.iter().next().unwrap().as_ptr() as usize;
+    let mut small = BTreeSet::new();
+    let mut give = |from: usize, to: usize| {
+        size_pages(&memory, &mut small, base + from, base + to);
+        small.iter().map(|page| (page - base) / HUGE_PAGE).collect::<Vec<_>>()
+    };
+    assert_eq!(give(0x1000, 0x2000), [0]);
+    assert_eq!(give(0x4000, 0x8000), [0]);
+    assert_eq!(give(HUGE_PAGE / 2, 2 * HUGE_PAGE + 0x1000), [0, 2]);
+    assert_eq!(give(0, HUGE_PAGE), [2]);
+    assert!(give(0, 16 << 20).is_empty());
+    assert!(give(16 << 20, 18 << 20).is_empty(), "that is outside");
+}

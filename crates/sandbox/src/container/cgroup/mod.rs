@@ -103,6 +103,13 @@ impl Cgroup {
         }
     }
 
+    /// What this process must not close to reach groups.
+    #[cfg(feature = "vm")]
+    pub fn roots() -> Result<Vec<BorrowedFd<'static>>, HullError> {
+        let host = Hierarchies::get()?;
+        Ok(host.v1.iter().chain(&host.v2).map(|hierarchy| hierarchy.root.as_fd()).collect())
+    }
+
     /// Changes limits at once; absent ones stay as they are.
     pub fn update(&mut self, resources: &LinuxResources) -> Result<(), HullError> {
         match &mut self.inner {
