@@ -21,7 +21,6 @@ pub mod netns;
 pub mod notices;
 pub mod process;
 pub mod root;
-pub mod sched;
 pub mod signals;
 pub mod tap;
 pub mod vsock;

@@ -229,25 +229,21 @@ impl Server {
     }
 
     fn datagrams(&mut self) {
-        self.answer_datagrams();
-        self.haste.leave();
-    }
-
-    fn answer_datagrams(&mut self) {
         let mut buffer = [0; QUESTION];
         let mut left = BUDGET;
         while let Some(udp) = self.udp.as_ref().filter(|_| left > 0) {
             match rustix::net::recvfrom(udp, &mut buffer[..], RecvFlags::TRUNC) {
                 Ok((_, length, from)) => {
                     left -= 1;
+                    let asked = Instant::now();
                     let Some(from) = from.and_then(|a| SocketAddr::try_from(a).ok()) else { continue };
                     // Cut off, it is no question.
                     if let Some(message) = buffer.get(..length) {
                         self.question(Client::Datagram(from), message);
                     }
-                    self.haste.answered(Instant::now());
+                    self.haste.answered(asked, Instant::now());
                 }
-                Err(Errno::AGAIN) if self.haste.goes_on(udp.as_fd()) => {}
+                Err(Errno::AGAIN) if self.haste.goes_on() => {}
                 Err(Errno::AGAIN) => return,
                 // Errors of a datagram socket are those of answers sent before.
                 Err(_) => left -= 1,
@@ -450,7 +446,6 @@ impl Server {
         let number = match client {
             Client::Datagram(to) => {
                 if let Some(udp) = &self.udp {
-                    let _behind = self.haste.is_beside(udp.as_fd()).then(sys::sched::Idle::now);
                     // Who does not read loses answers, as with any datagram.
                     let _ = rustix::net::sendto(udp, bytes, SendFlags::NOSIGNAL, to);
                 }
