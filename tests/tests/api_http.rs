@@ -317,6 +317,28 @@ fn streams_without_an_upgrade_and_sessions_that_are_over() {
             }
         }
     }
+    // In a later request the stream is the answer's body, and the connection ends with it: a client that leaves before it
+    // has read the end keeps no connection.
+    let mut later = UnixStream::connect(&server.socket).unwrap();
+    later.write_all(b"HEAD /_ping HTTP/1.1\r\nHost: d\r\n\r\n").unwrap();
+    let mut seen = Vec::new();
+    let mut read_head = |stream: &mut UnixStream| {
+        seen.clear();
+        while !seen.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            seen.push(byte[0]);
+        }
+        String::from_utf8_lossy(&seen).to_lowercase()
+    };
+    read_head(&mut later);
+    later
+        .write_all(
+            b"POST /containers/cat/attach?stream=1&stdout=1 HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n",
+        )
+        .unwrap();
+    let head = read_head(&mut later);
+    assert!(head.starts_with("http/1.1 200") && head.contains("connection: close"), "{head}");
     // A session of exec is known as long as its container is.
     let exec = json!({"Cmd": ["true"], "AttachStdout": true});
     let made =
@@ -329,6 +351,7 @@ fn streams_without_an_upgrade_and_sessions_that_are_over() {
         server.ask("GET", &format!("/exec/{made}/json"), None).json()["ExitCode"] == 0
     });
     store.ok(&["rm", "-f", "cat"]);
+    later.read_to_end(&mut Vec::new()).unwrap();
     assert_eq!(server.ask("GET", &format!("/exec/{made}/json"), None).status, 404);
     assert_eq!(std::fs::read_dir(store.run().join("execs")).unwrap().count(), 0);
 }

@@ -42,7 +42,9 @@ where
         let input = body_input(&mut ask);
         let (output, body) = answer_output();
         tokio::spawn(job(ask, input, Box::new(output)));
-        return head(kind).body(body).map_err(|e| Fault::internal(e.to_string()));
+        // It ends with its streams, as Docker's does: a client may have left without reading their end.
+        let answer = head(kind).header(CONNECTION, "close").body(body);
+        return answer.map_err(|e| Fault::internal(e.to_string()));
     };
     tokio::spawn(async move {
         if let Ok(upgraded) = upgrade.await {
