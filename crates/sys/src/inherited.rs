@@ -38,13 +38,3 @@ pub fn notify(state: &str) -> io::Result<()> {
     };
     socket.send_to_addr(state.as_bytes(), &address).map(drop)
 }
-
-/// Keeps the C library from giving each thread a heap of its own (`mallopt(3)`): a server with many threads that come and
-/// go would hold the memory of all of them.
-pub fn share_heaps() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: sets a number of the allocator's.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2);
-    }
-}

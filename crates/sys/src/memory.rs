@@ -1,4 +1,4 @@
-//! Memory that a process which waits for long need not have mapped.
+//! Memory that a process keeps: how much of its program, and how many heaps.
 
 /// Lets go of the pages of the program's own code and constants, most of which only its start needs. Those that are used
 /// again are mapped anew, from the page cache as a rule; others the kernel can have. A program's file does not change while
@@ -19,6 +19,19 @@ pub fn unmap_program() {
             libc::madvise(start.cast_mut().cast(), length, libc::MADV_DONTNEED);
         }
     }
+}
+
+/// Keeps the C library from giving each thread a heap of its own (`mallopt(3)`): threads share this many. A server whose threads
+/// come and go would hold the memory of all of them. For a process that may open nothing it must be one: before the library makes
+/// another one smaller it opens /proc/sys/vm/overcommit_memory, and before it makes the ninth it counts the processors.
+pub fn share_heaps(most: i32) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator's.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, most);
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = most;
 }
 
 #[cfg(test)]

@@ -77,6 +77,9 @@ const KVM_RUN: i64 = 0xae80;
 /// ioctl of a tap, when a driver says which offloads it takes: `_IOW('T', 208, unsigned int)`.
 const TUNSETOFFLOAD: i64 = 0x4004_54d0;
 
+/// Heaps: who has more of them opens files now and then, which the filters forbid.
+const ONE: i32 = 1;
+
 /// A compiled filter.
 #[derive(Clone)]
 pub struct Filter(BpfProgram);
@@ -89,7 +92,7 @@ impl Filter {
 
     /// For the process that serves files: memory, locks and time as all have them, locks of files, and these calls.
     pub fn file_server(calls: &[i64]) -> io::Result<Self> {
-        share_heap();
+        sys::memory::share_heaps(ONE);
         let rules = || -> Result<Self, seccompiler::Error> {
             let mut rules = common()?;
             rules.extend(calls.iter().map(|call| (*call, Vec::new())));
@@ -117,7 +120,7 @@ pub struct Filters {
 impl Filters {
     /// Compiles them, while the process has one thread.
     pub fn new() -> Result<Self, VmmError> {
-        share_heap();
+        sys::memory::share_heaps(ONE);
         let compiled = || -> Result<Self, seccompiler::Error> {
             Ok(Self {
                 main: compile(io_rules()?)?,
@@ -127,16 +130,6 @@ impl Filters {
         };
         compiled()
             .map_err(|e| VmmError::Jail { step: "compile its seccomp filters", source: io::Error::other(e) })
-    }
-}
-
-/// Keeps the C library from giving threads heaps of their own (`mallopt(3)`): before it makes one smaller it opens
-/// /proc/sys/vm/overcommit_memory, and before it makes the ninth it counts the processors, which kills who may open nothing.
-fn share_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: sets a number of the allocator's.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

@@ -29,14 +29,7 @@ pub async fn list(ask: Ask) -> Answer {
 
 pub async fn inspect(ask: Ask, id: &str) -> Answer {
     let (name, size, version) = (id.to_owned(), ask.query.flag("size"), ask.version);
-    let shown = ask
-        .run(move |engine| {
-            let mut shown = shapes::container(engine.inspect(&name, size)?, version)?;
-            // It is there, and null, as long as there is none.
-            shown["ExecIDs"] = shown["ExecIDs"].take();
-            Ok(shown)
-        })
-        .await?;
+    let shown = ask.run(move |engine| Ok(shapes::container(engine.inspect(&name, size)?, version)?)).await?;
     ask::json(StatusCode::OK, &shown)
 }
 

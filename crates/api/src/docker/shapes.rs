@@ -158,6 +158,7 @@ pub(super) fn container(mut found: ContainerInspectResponse, version: u32) -> se
 }
 
 fn complete(value: &mut Value, version: u32) {
+    fill(value, &json!({"ExecIDs": null}));
     config(&mut value["Config"]);
     let host = &mut value["HostConfig"];
     fill(host, &HOST);

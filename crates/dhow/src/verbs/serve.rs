@@ -42,7 +42,7 @@ impl Verb for Serve {
     fn run(self, cx: &Context, _: Vec<String>) -> Outcome {
         // First of all: they are numbers until they are owned.
         let inherited = sys::inherited::listen_fds();
-        sys::inherited::share_heaps();
+        sys::memory::share_heaps(2);
         let restrict = (!self.restrict.is_empty()).then(|| Restrict::parse(&self.restrict)).transpose();
         let policy = Policy { read_only: self.readonly, restrict: restrict.map_err(|e| e.to_string())? };
         // A store that cannot be opened is said now, and not to the first client.

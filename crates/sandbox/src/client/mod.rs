@@ -361,9 +361,7 @@ impl Waiting {
             }
         }
     }
-}
 
-impl Waiting {
     /// The exit code, if it is there in time.
     pub fn answer_until(&mut self, until: Instant) -> Result<Option<i32>, ClientError> {
         loop {
