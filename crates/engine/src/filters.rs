@@ -80,7 +80,7 @@ impl Engine {
     pub(crate) fn container_matches(
         &self,
         filters: &Filters,
-        c: &Listed,
+        c: &Listed<'_>,
         state: &RunState,
         places: &Places,
     ) -> Result<bool> {
@@ -99,16 +99,16 @@ impl Engine {
     fn one_matches(
         &self,
         (key, value): (&str, &str),
-        c: &Listed,
+        c: &Listed<'_>,
         state: &RunState,
         places: &Places,
     ) -> Result<bool> {
         let labels = c.config.labels.as_ref();
         Ok(match key {
-            "id" => c.id.as_str().starts_with(value),
+            "id" => c.id.starts_with(value),
             "name" => {
                 c.name.contains(value.trim_start_matches(['/', '^']).trim_end_matches('$'))
-                    && anchored(value, &c.name)
+                    && anchored(value, c.name)
             }
             "label" => label_matches(value, |k| labels.and_then(|l| l.get(k))),
             "exited" => {
@@ -135,9 +135,9 @@ impl Engine {
             "before" => c.created_ns < self.find(value)?.created_ns,
             "since" => c.created_ns > self.find(value)?.created_ns,
             "volume" => c.mounts.iter().any(|m| m.volume == value || m.target.to_str() == Some(value)),
-            "network" => places.is_on(&c.id, c.host.network_mode.as_deref(), value),
-            "publish" => ports_match(value, c.host.port_bindings.iter().flatten().map(|(p, _)| p)),
-            "expose" => ports_match(value, c.config.exposed_ports.iter().flatten().map(|(p, _)| p)),
+            "network" => places.is_on(c.id, c.network_mode(), value),
+            "publish" => ports_match(value, c.host.port_bindings.iter().flatten().map(|(p, _)| p.as_str())),
+            "expose" => ports_match(value, c.config.exposed_ports.iter().flatten().map(|(p, _)| p.as_str())),
             "health" => {
                 const KNOWN: &[&str] = &["starting", "healthy", "unhealthy", "none"];
                 if !KNOWN.contains(&value) {
@@ -156,7 +156,7 @@ fn anchored(pattern: &str, name: &str) -> bool {
     (!pattern.starts_with('^') || name.starts_with(bare)) && (!pattern.ends_with('$') || name.ends_with(bare))
 }
 
-fn ports_match<'a>(wanted: &str, mut ports: impl Iterator<Item = &'a String>) -> bool {
+fn ports_match<'a>(wanted: &str, mut ports: impl Iterator<Item = &'a str>) -> bool {
     let (range, protocol) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
     let (first, last) = range.split_once('-').unwrap_or((range, range));
     let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) else { return false };

@@ -38,7 +38,7 @@ impl Engine {
         };
         let mut places = self.places_on_networks(Some(&c.id))?;
         let mode = c.host.network_mode.as_deref();
-        let networks = self.shown_networks(&mut places, &c.id, mode, state.status.is_active());
+        let networks = self.shown_networks(&mut places, c.id.as_str(), mode, state.status.is_active());
         let bundle = self.read_bundle(&c.id).ok();
         let process = bundle.as_ref().and_then(|b| b.spec.process().as_ref());
         Ok(ContainerInspectResponse {
@@ -80,7 +80,7 @@ impl Engine {
                     String::new()
                 }),
                 ports: Some(port_map(&c, &state)),
-                networks: Some(networks),
+                networks: Some(networks.into_iter().map(|(name, network)| (name.into_owned(), network)).collect()),
             }),
             ..Default::default()
         })

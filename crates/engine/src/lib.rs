@@ -65,6 +65,8 @@ pub use feed::Feed;
 pub use footprint::Footprint;
 pub use info::{API_VERSION, BuildInfo, MIN_API_VERSION, version};
 pub use inside::inside;
+pub use list::Summary;
+pub use listed::{Text, Words};
 pub use logs::ContainerLog;
 pub use machine::{RUNTIME as VM_RUNTIME, is_vm};
 pub use network::{EGRESS, HOST_ACCESS, parse_egress};

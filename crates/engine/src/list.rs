@@ -1,32 +1,93 @@
 //! `ps`.
 
-use crate::listed::{self, Listed};
+use crate::listed::{self, Listed, Text, Words};
 use crate::network::Places;
 use crate::request::ListOptions;
 use crate::store::Container;
 use crate::{Engine, EngineError, Result, filters};
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use types::docker::{
     ContainerSummary, ContainerSummaryHealth, ContainerSummaryHealthStatusEnum as Health,
     ContainerSummaryHostConfig, ContainerSummaryNetworkSettings, ContainerSummaryStateEnum as State,
-    PortSummary, PortSummaryTypeEnum,
+    EndpointSettings, MountPoint, PortSummary, PortSummaryTypeEnum,
 };
 use types::units::human_duration;
 use types::{ContainerId, HealthStatus, PortBinding, Protocol, RunState, Status};
 
 const SECOND: i64 = 1_000_000_000;
 
+/// A container as lists tell of it: the members of [`ContainerSummary`], none of them copied.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "they are described there")]
+pub struct Summary<'a> {
+    pub id: &'a str,
+    /// Without the slash.
+    pub name: &'a str,
+    pub image: &'a str,
+    pub image_id: &'a str,
+    pub command: String,
+    pub created: i64,
+    pub ports: Vec<PortSummary>,
+    /// `SizeRw` and `SizeRootFs`.
+    pub sizes: Option<(i64, i64)>,
+    pub labels: Words<'a>,
+    pub state: State,
+    pub status: Cow<'static, str>,
+    pub health: Option<ContainerSummaryHealth>,
+    pub network_mode: Option<Text<'a>>,
+    pub annotations: Option<Words<'a>>,
+    pub networks: Vec<(Cow<'static, str>, EndpointSettings)>,
+    pub mounts: Vec<MountPoint>,
+}
+
+fn owned(words: Words<'_>) -> HashMap<String, String> {
+    words.into_iter().map(|(key, value)| (key.into_string(), value.into_string())).collect()
+}
+
+impl From<Summary<'_>> for ContainerSummary {
+    fn from(c: Summary<'_>) -> Self {
+        let networks = c.networks.into_iter().map(|(name, network)| (name.into_owned(), network)).collect();
+        Self {
+            id: Some(c.id.to_owned()),
+            names: Some(vec![format!("/{}", c.name)]),
+            image: Some(c.image.to_owned()),
+            image_id: Some(c.image_id.to_owned()),
+            command: Some(c.command),
+            created: Some(c.created),
+            ports: Some(c.ports),
+            size_rw: c.sizes.map(|(rw, _)| rw),
+            size_root_fs: c.sizes.map(|(_, all)| all),
+            labels: Some(owned(c.labels)),
+            state: Some(c.state),
+            status: Some(c.status.into_owned()),
+            health: c.health,
+            host_config: Some(ContainerSummaryHostConfig {
+                network_mode: c.network_mode.map(Text::into_string),
+                annotations: c.annotations.map(owned),
+            }),
+            network_settings: Some(ContainerSummaryNetworkSettings { networks: Some(networks) }),
+            mounts: Some(c.mounts),
+            ..Self::default()
+        }
+    }
+}
+
 impl Engine {
     /// The containers that match, latest first.
     pub fn list(&self, options: &ListOptions) -> Result<Vec<ContainerSummary>> {
         let mut out = Vec::new();
-        self.list_each(options, &mut |container| out.push(container))?;
+        self.list_each(options, &mut |container, _| out.push(container.into()))?;
         Ok(out)
     }
 
-    /// The same, one after the other: nobody needs to hold all of many.
-    pub fn list_each(&self, options: &ListOptions, each: &mut dyn FnMut(ContainerSummary)) -> Result<()> {
+    /// The same, one after the other: nobody needs to hold all of many. Beside each, how many may come after it.
+    pub fn list_each(
+        &self,
+        options: &ListOptions,
+        each: &mut dyn FnMut(Summary<'_>, usize),
+    ) -> Result<()> {
         filters::check(&options.filters, filters::CONTAINER)?;
         let asks_status = ["status", "exited"].iter().any(|k| options.filters.contains_key(*k));
         let all = options.all || options.limit.is_some() || asks_status;
@@ -35,8 +96,9 @@ impl Engine {
         let listed = listed::all(&self.db)?;
         let mut places = self.places_on_networks(None)?;
         let now = sys::host::now_ns();
+        let limit = options.limit.unwrap_or(usize::MAX);
         let mut told = 0;
-        for stored in listed {
+        for (stored, left) in listed.iter().zip((0..listed.len()).rev()) {
             let state = match self.listed_state(stored.id(), begun.as_ref()) {
                 Ok(state) => state,
                 // Gone while it was looked at.
@@ -48,10 +110,10 @@ impl Engine {
             }
             let container = stored.read()?;
             if self.container_matches(&options.filters, &container, &state, &places)? {
-                let sizes = if options.size { self.listed_sizes(&container.id)? } else { None };
-                each(self.summary(container, &state, &mut places, sizes, now));
+                let sizes = if options.size { self.listed_sizes(container.id)? } else { None };
                 told += 1;
-                if options.limit.is_some_and(|limit| told >= limit) {
+                each(self.summary(container, &state, &mut places, sizes, now), left.min(limit - told));
+                if told >= limit {
                     break;
                 }
             }
@@ -79,8 +141,8 @@ impl Engine {
         }
     }
 
-    fn listed_sizes(&self, id: &ContainerId) -> Result<Option<(i64, i64)>> {
-        match self.find(id.as_str()) {
+    fn listed_sizes(&self, id: &str) -> Result<Option<(i64, i64)>> {
+        match self.find(id) {
             Ok(container) => self.sizes(&container).map(Some),
             // Gone while it was looked at.
             Err(EngineError::NoSuchContainer(_)) => Ok(None),
@@ -88,34 +150,29 @@ impl Engine {
         }
     }
 
-    fn summary(
+    fn summary<'a>(
         &self,
-        c: Listed,
+        c: Listed<'a>,
         state: &RunState,
         places: &mut Places,
         sizes: Option<(i64, i64)>,
         now: i64,
-    ) -> ContainerSummary {
+    ) -> Summary<'a> {
         let active = state.status.is_active();
-        let networks = self.shown_networks(places, &c.id, c.host.network_mode.as_deref(), active);
-        ContainerSummary {
-            names: Some(vec![format!("/{}", c.name)]),
-            command: Some(c.command()),
-            created: Some(c.created_ns / SECOND),
-            ports: Some(ports(&c, state)),
-            size_rw: sizes.map(|(rw, _)| rw),
-            size_root_fs: sizes.map(|(_, all)| all),
-            state: Some(match state.status {
+        Summary {
+            command: c.command(),
+            created: c.created_ns / SECOND,
+            ports: ports(&c, state),
+            sizes,
+            state: match state.status {
                 Status::Created => State::CREATED,
                 Status::Running => State::RUNNING,
                 Status::Paused => State::PAUSED,
                 Status::Restarting => State::RESTARTING,
                 Status::Exited => State::EXITED,
                 Status::Dead => State::DEAD,
-            }),
-            status: Some(status_text(state, now)),
-            network_settings: Some(ContainerSummaryNetworkSettings { networks: Some(networks) }),
-            mounts: Some(c.mounts.iter().map(|m| m.point(&self.paths)).collect()),
+            },
+            status: status_text(state, now),
             health: state.health.as_ref().map(|h| ContainerSummaryHealth {
                 status: Some(match h.status {
                     HealthStatus::Starting => Health::STARTING,
@@ -124,15 +181,15 @@ impl Engine {
                 }),
                 failing_streak: Some(h.failing_streak.into()),
             }),
-            id: Some(c.id.into()),
-            image: Some(c.image),
-            image_id: Some(c.image_id),
-            labels: Some(c.config.labels.unwrap_or_default()),
-            host_config: Some(ContainerSummaryHostConfig {
-                network_mode: c.host.network_mode,
-                annotations: c.host.annotations,
-            }),
-            ..Default::default()
+            networks: self.shown_networks(places, c.id, c.network_mode(), active),
+            mounts: c.mounts.iter().map(|m| m.point(&self.paths)).collect(),
+            id: c.id,
+            name: c.name,
+            image: c.image,
+            image_id: c.image_id,
+            labels: c.config.labels.unwrap_or_default(),
+            network_mode: c.host.network_mode,
+            annotations: c.host.annotations,
         }
     }
 
@@ -151,11 +208,11 @@ impl Engine {
 }
 
 /// Docker's status column: `Up 5 minutes (healthy)`.
-pub(crate) fn status_text(state: &RunState, now: i64) -> String {
+pub(crate) fn status_text(state: &RunState, now: i64) -> Cow<'static, str> {
     let up = || human_duration((now - state.started_ns).max(0) / SECOND);
     let ago = || human_duration((now - state.finished_ns).max(0) / SECOND);
-    match state.status {
-        Status::Created => "Created".into(),
+    let told = match state.status {
+        Status::Created => return "Created".into(),
         Status::Running => match &state.health {
             Some(h) if h.status == HealthStatus::Starting => format!("Up {} (health: starting)", up()),
             Some(h) => format!("Up {} ({})", up(), h.status.as_str()),
@@ -164,13 +221,14 @@ pub(crate) fn status_text(state: &RunState, now: i64) -> String {
         Status::Paused => format!("Up {} (Paused)", up()),
         Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, ago()),
         // It never ran: its start failed.
-        Status::Exited if state.started_ns == 0 => "Created".into(),
+        Status::Exited if state.started_ns == 0 => return "Created".into(),
         Status::Exited => format!("Exited ({}) {} ago", state.exit_code, ago()),
-        Status::Dead => "Dead".into(),
-    }
+        Status::Dead => return "Dead".into(),
+    };
+    told.into()
 }
 
-fn ports(c: &Listed, state: &RunState) -> Vec<PortSummary> {
+fn ports(c: &Listed<'_>, state: &RunState) -> Vec<PortSummary> {
     let kind = |p: Protocol| {
         Some(match p {
             Protocol::Tcp => PortSummaryTypeEnum::TCP,
@@ -188,7 +246,7 @@ fn ports(c: &Listed, state: &RunState) -> Vec<PortSummary> {
         })
         .collect();
     for exposed in c.config.exposed_ports.iter().flat_map(|ports| ports.keys()) {
-        let Ok((port, protocol)) = crate::network::parse_port(exposed) else { continue };
+        let Ok((port, protocol)) = crate::network::parse_port(exposed.as_str()) else { continue };
         if state.status.is_active()
             && !published.iter().any(|p| (p.container_port, p.protocol) == (port, protocol))
         {

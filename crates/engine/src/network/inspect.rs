@@ -85,7 +85,7 @@ impl Engine {
         for endpoint in rows::of_network(&self.db, &n.id)? {
             let Ok(c) = self.find(&endpoint.container) else { continue };
             let active = self.state(&c).is_ok_and(|s| s.status.is_active());
-            let Some(a) = self.attached(&c.id, active).into_iter().find(|a| a.network == n.id) else {
+            let Some(a) = self.attached(c.id.as_str(), active).into_iter().find(|a| a.network == n.id) else {
                 continue;
             };
             containers.insert(

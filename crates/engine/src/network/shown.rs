@@ -4,6 +4,7 @@
 use crate::network::rows::{self, Endpoint};
 use crate::{Engine, Result};
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use types::docker::EndpointSettings;
 use types::{Attachment, ContainerId, NetworkPlan};
@@ -32,8 +33,9 @@ impl Engine {
     }
 
     /// The interfaces of a container that runs.
-    pub(crate) fn attached(&self, id: &ContainerId, active: bool) -> Vec<Attachment> {
-        let json = if active { std::fs::read(self.paths.bundle(id)).ok() } else { None };
+    pub(crate) fn attached(&self, id: &str, active: bool) -> Vec<Attachment> {
+        let id = if active { ContainerId::parse(id).ok() } else { None };
+        let json = id.and_then(|id| std::fs::read(self.paths.bundle(&id)).ok());
         let bundle = json.and_then(|json| serde_json::from_slice::<Attached>(&json).ok());
         bundle.map(|b| b.network.attachments().to_vec()).unwrap_or_default()
     }
@@ -42,20 +44,21 @@ impl Engine {
     pub(crate) fn shown_networks(
         &self,
         places: &mut Places,
-        id: &ContainerId,
+        id: &str,
         mode: Option<&str>,
         active: bool,
-    ) -> HashMap<String, EndpointSettings> {
+    ) -> Vec<(Cow<'static, str>, EndpointSettings)> {
         if let Some((name, network)) = places.special_of(mode) {
             let shown =
                 EndpointSettings { network_id: Some(network.clone()), ..shown(EndpointSettings::default()) };
-            return HashMap::from([((*name).to_owned(), shown)]);
+            return vec![(Cow::Borrowed(*name), shown)];
         }
-        let Some(endpoints) = places.endpoints.remove(id.as_str()) else { return HashMap::new() };
+        let Some(endpoints) = places.endpoints.remove(id) else { return Vec::new() };
         let attached = self.attached(id, active);
-        let each = endpoints.into_iter().map(|endpoint| {
+        let each = endpoints.into_iter().map(|mut endpoint| {
+            let name = std::mem::take(&mut endpoint.name);
             let attachment = attached.iter().find(|a| a.network == endpoint.network);
-            (endpoint.name.clone(), shown_endpoint(endpoint, attachment))
+            (Cow::Owned(name), shown_endpoint(endpoint, attachment))
         });
         each.collect()
     }
@@ -68,11 +71,11 @@ impl Places {
     }
 
     /// Whether a container is on a network that is named, or whose id begins so.
-    pub fn is_on(&self, id: &ContainerId, mode: Option<&str>, wanted: &str) -> bool {
+    pub fn is_on(&self, id: &str, mode: Option<&str>, wanted: &str) -> bool {
         let fits = |name: &str, id: &str| name == wanted || wanted.len() >= 4 && id.starts_with(wanted);
         match self.special_of(mode) {
             Some((name, id)) => fits(name, id),
-            None => self.endpoints.get(id.as_str()).into_iter().flatten().any(|e| fits(&e.name, &e.network)),
+            None => self.endpoints.get(id).into_iter().flatten().any(|e| fits(&e.name, &e.network)),
         }
     }
 }
