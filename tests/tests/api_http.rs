@@ -247,15 +247,29 @@ fn one_of_many_listens(store: &Store, left: &Server) {
 
 /// A request with these headers whose connection becomes a stream; the answer's head is read.
 fn attached(server: &Server, path: &str, headers: &str) -> BufReader<UnixStream> {
-    let mut stream = UnixStream::connect(&server.socket).unwrap();
-    write!(stream, "POST {path} HTTP/1.1\r\nHost: d\r\n{headers}\r\n").unwrap();
-    let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    while line != "\r\n" {
-        line.clear();
-        reader.read_line(&mut line).unwrap();
-    }
+    let mut reader = BufReader::new(UnixStream::connect(&server.socket).unwrap());
+    head_of(&mut reader, &format!("POST {path} HTTP/1.1\r\nHost: d\r\n{headers}\r\n"));
     reader
+}
+
+/// Sends this, and reads the head of the answer.
+fn head_of(stream: &mut BufReader<UnixStream>, request: &str) -> String {
+    stream.get_mut().write_all(request.as_bytes()).unwrap();
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(stream.read_line(&mut head).unwrap(), 0, "{head}");
+    }
+    head.to_lowercase()
+}
+
+/// Reads until this has come.
+fn read_to(stream: &mut impl Read, wanted: &[u8]) {
+    let mut seen = Vec::new();
+    while !seen.ends_with(wanted) {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        seen.push(byte[0]);
+    }
 }
 
 /// What was logged before and what comes now is told once, whole and in order.
@@ -309,36 +323,24 @@ fn streams_without_an_upgrade_and_sessions_that_are_over() {
             _ => chunked.get_mut().write_all(&[b"4\r\n", &speaks[..], b"\r\n"].concat()).unwrap(),
         }
         for stream in [&mut raw, &mut chunked] {
-            let mut seen = Vec::new();
-            while !seen.ends_with(speaks) {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                seen.push(byte[0]);
-            }
+            read_to(stream, speaks);
         }
     }
-    // In a later request the stream is the answer's body, and the connection ends with it: a client that leaves before it
-    // has read the end keeps no connection.
-    let mut later = UnixStream::connect(&server.socket).unwrap();
-    later.write_all(b"HEAD /_ping HTTP/1.1\r\nHost: d\r\n\r\n").unwrap();
-    let mut seen = Vec::new();
-    let mut read_head = |stream: &mut UnixStream| {
-        seen.clear();
-        while !seen.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).unwrap();
-            seen.push(byte[0]);
-        }
-        String::from_utf8_lossy(&seen).to_lowercase()
-    };
-    read_head(&mut later);
-    later
-        .write_all(
-            b"POST /containers/cat/attach?stream=1&stdout=1 HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n",
-        )
-        .unwrap();
-    let head = read_head(&mut later);
-    assert!(head.starts_with("http/1.1 200") && head.contains("connection: close"), "{head}");
+    // So has a later request of a connection, with what is sent behind it at once; and the connection ends with it.
+    let mut later = BufReader::new(UnixStream::connect(&server.socket).unwrap());
+    let none = "POST /containers/none/attach?stream=1 HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n";
+    let head = head_of(&mut later, none);
+    assert!(head.starts_with("http/1.1 404") && !head.contains("connection: close"), "{head}");
+    read_to(&mut later, b"}\n");
+    let head = head_of(
+        &mut later,
+        "POST /containers/cat/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\nthree\n",
+    );
+    assert!(head.starts_with("http/1.0 200") && head.contains("connection: close"), "{head}");
+    assert!(!head.contains("chunked") && !head.contains("content-length"), "{head}");
+    read_to(&mut later, b"three\n");
+    later.get_mut().write_all(b"four\n").unwrap();
+    read_to(&mut later, b"four\n");
     // A session of exec is known as long as its container is.
     let exec = json!({"Cmd": ["true"], "AttachStdout": true});
     let made =

@@ -36,6 +36,8 @@ pub enum Body {
     Whole(Option<Bytes>),
     /// Piece by piece. An error breaks the connection off, so that nobody takes a part for the whole.
     Pieces(mpsc::Receiver<io::Result<Bytes>>),
+    /// Of no known length, and nothing of it here: who takes the connection over sends it.
+    Elsewhere,
 }
 
 impl Body {
@@ -57,6 +59,7 @@ impl HttpBody for Body {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match &mut *self {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Elsewhere => Poll::Ready(None),
             Self::Pieces(pieces) => pieces.poll_recv(cx).map(|p| p.map(|p| p.map(Frame::data))),
         }
     }
@@ -70,7 +73,7 @@ impl HttpBody for Body {
             Self::Whole(bytes) => {
                 hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
             }
-            Self::Pieces(_) => hyper::body::SizeHint::default(),
+            Self::Pieces(_) | Self::Elsewhere => hyper::body::SizeHint::default(),
         }
     }
 }

@@ -1,17 +1,17 @@
 //! Connections: accepted, bounded, and served one request after the other (HTTP/1.1, as Docker's socket).
 
+use crate::client::{Handover, Place, Wire};
 use crate::docker;
 use crate::listen::Active;
-use crate::opening;
-use crate::server::Server;
+use crate::shared::Server;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::os::fd::{AsFd, OwnedFd};
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 
 /// Between two requests, and for the whole head of one.
 const HEAD: Duration = Duration::from_secs(600);
@@ -29,28 +29,6 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Told when the server ends: connections finish what they are at.
 pub(crate) static CLOSING: Notify = Notify::const_new();
 
-/// The socket below a connection, to see whether its other end has gone.
-#[derive(Clone, Debug)]
-pub(crate) struct Wire(Arc<OwnedFd>);
-
-impl Wire {
-    fn of(fd: impl AsFd) -> Option<Self> {
-        fd.as_fd().try_clone_to_owned().ok().map(|fd| Self(Arc::new(fd)))
-    }
-
-    /// Whether the client hung up altogether: one that only ended its input is still there.
-    pub fn is_cut(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = [PollFd::new(&*self.0, PollFlags::empty())];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
-            && fds.iter().any(|f| f.revents().intersects(PollFlags::HUP | PollFlags::ERR))
-    }
-}
-
-/// One of the places that there are for connections. Whoever takes a connection over takes its place, too.
-#[derive(Clone, Debug)]
-pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
-
 /// Takes connections for ever.
 pub(crate) async fn accept(server: Arc<Server>, listener: Active, places: Arc<Semaphore>) {
     loop {
@@ -60,7 +38,7 @@ pub(crate) async fn accept(server: Arc<Server>, listener: Active, places: Arc<Se
             Active::Unix(listener) => match listener.accept().await {
                 Ok((stream, _)) => {
                     let wire = Wire::of(&stream);
-                    tokio::spawn(serve(server, stream, wire, Place(Arc::new(place))));
+                    tokio::spawn(serve(server, stream, wire, Place::of(place)));
                 }
                 Err(_) => tokio::time::sleep(RETRY).await,
             },
@@ -72,7 +50,7 @@ pub(crate) async fn accept(server: Arc<Server>, listener: Active, places: Arc<Se
                         let wire = Wire::of(&stream);
                         if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await
                         {
-                            serve(server, stream, wire, Place(Arc::new(place))).await;
+                            serve(server, stream, wire, Place::of(place)).await;
                         }
                     });
                 }
@@ -92,41 +70,39 @@ fn watch(stream: &tokio::net::TcpStream) {
     let _ = sockopt::set_tcp_keepcnt(stream, 4);
 }
 
+/// Answers requests until the client or the server ends, or somebody takes the connection over.
 async fn serve(
     server: Arc<Server>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     wire: Option<Wire>,
     place: Place,
 ) {
+    let handover = Handover::default();
     let service = service_fn(|mut request| {
         if let Some(wire) = &wire {
             request.extensions_mut().insert(wire.clone());
         }
         request.extensions_mut().insert(place.clone());
+        request.extensions_mut().insert(handover.clone());
         let server = Arc::clone(&server);
-        async move { Ok::<_, std::convert::Infallible>(docker::answer(server, request).await) }
+        Box::pin(async move { Ok::<_, std::convert::Infallible>(docker::answer(server, request).await) })
     });
-    let stream = tokio::select! {
-        opened = tokio::time::timeout(HEAD, opening::open(stream)) => match opened {
-            Ok(opened) => opened,
-            Err(_) => return,
-        },
-        () = CLOSING.notified() => return,
-    };
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    tokio::pin!(connection);
-    // A client that breaks off is nobody's failure.
-    tokio::select! {
-        done = connection.as_mut() => drop(done),
+        .serve_connection(TokioIo::new(stream), service);
+    let ended = tokio::select! {
+        ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => ended,
         () = CLOSING.notified() => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
+            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|cx| connection.poll_without_shutdown(cx)).await
         }
+    };
+    // A client that breaks off is nobody's failure.
+    if ended.is_ok() {
+        let rest = connection.into_parts();
+        handover.conclude(rest.io.into_inner(), rest.read_buf).await;
     }
 }

@@ -1,7 +1,8 @@
 //! Everything of a request that this crate reads itself, for the fuzz target `api_request`: path, parameters, credentials,
 //! and what the rules of `--restrict` make of a container.
 
-use crate::docker::{ask, registry};
+use crate::ask;
+use crate::docker::registry;
 use crate::policy::Restrict;
 use crate::query::Query;
 use types::docker::{ContainerConfig, HostConfig};

@@ -12,18 +12,20 @@
 // One of Docker's documents has more members than a macro may otherwise take.
 #![recursion_limit = "256"]
 
+mod ask;
 mod body;
+mod client;
 mod connection;
 mod docker;
 mod fault;
 mod fuzz;
 mod listen;
-mod opening;
 mod policy;
 mod query;
 mod rendezvous;
 mod room;
 mod server;
+mod shared;
 mod stream;
 mod takeover;
 mod tls;
@@ -33,7 +35,8 @@ mod work;
 pub use fuzz::fuzz_request;
 pub use listen::{ListenError, Listener};
 pub use policy::{Policy, PolicyError, Restrict};
-pub use server::{ServeOptions, Settings, serve};
+pub use server::{ServeOptions, serve};
+pub use shared::Settings;
 
 /// The newest version of Docker's API that is spoken.
 pub const API_VERSION: &str = engine::API_VERSION;

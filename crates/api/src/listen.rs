@@ -32,13 +32,8 @@ pub enum ListenError {
         source: io::Error,
     },
     /// Keys or certificates do not fit.
-    #[error("cannot use {path}: {reason}")]
-    Tls {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
 }
 
 /// A socket that listens.

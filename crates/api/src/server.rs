@@ -1,10 +1,9 @@
-//! One server: its settings, and its life from the first connection to the last.
+//! The life of a server, from its first connection to its last.
 
 use crate::connection;
 use crate::listen::Listener;
-use crate::policy::Policy;
 use crate::rendezvous::Rendezvous;
-use engine::{BuildInfo, OpenOptions};
+use crate::shared::{Server, Settings};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,19 +21,6 @@ const KEEP: Duration = Duration::from_secs(5);
 /// How long requests on their way may take when the server is asked to end.
 const LAST_CALLS: Duration = Duration::from_secs(3);
 
-/// What a server is told.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The store.
-    pub store: OpenOptions,
-    /// What this program is.
-    pub build: BuildInfo,
-    /// What clients may do.
-    pub policy: Policy,
-    /// Workloads whose client names no runtime are microVMs.
-    pub vm_by_default: bool,
-}
-
 /// Where a server listens, and what it is told.
 #[derive(Debug)]
 pub struct ServeOptions {
@@ -42,13 +28,6 @@ pub struct ServeOptions {
     pub listeners: Vec<Listener>,
     /// Settings.
     pub settings: Settings,
-}
-
-/// What all connections share.
-#[derive(Debug)]
-pub(crate) struct Server {
-    pub settings: &'static Settings,
-    pub rendezvous: Rendezvous,
 }
 
 /// Serves until SIGTERM or SIGINT. Calls `ready` when every socket takes connections.

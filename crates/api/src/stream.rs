@@ -3,7 +3,7 @@
 //! Without a terminal output goes in frames (`stdcopy`: one byte of which stream, three of nothing, four of length, big
 //! endian); with one, as it is. A client that reads slowly slows the workload, as a pipe would: nothing is queued.
 
-use crate::connection::Wire;
+use crate::client::Wire;
 use engine::Feed;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox::client::{AttachOptions, ClientError, Filled, Stream};

@@ -1,15 +1,15 @@
-//! Connections that stop being HTTP: taken over as they are, or as a websocket; and the same over an answer that goes on,
-//! for clients that do not ask for the connection.
+//! Connections that stop being HTTP: taken over as they are, or as a websocket; and the same over a request and an answer that
+//! go on, for clients that send their input as a body.
 
+use crate::ask::{Answer, Ask};
 use crate::body::Body;
-use crate::docker::Ask;
-use crate::docker::ask::head;
+use crate::client::{Input, Output, Raw};
 use crate::fault::Fault;
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
-use hyper::{Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::http::response::Builder;
+use hyper::{Response, StatusCode, Version};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -23,59 +23,42 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 /// Bytes between a websocket and the streams.
 const PIPE: usize = 64 << 10;
 
-/// What a client sends, and what it is sent.
-pub type Input = Box<dyn AsyncRead + Send + Unpin>;
-/// The other direction.
-pub type Output = Box<dyn AsyncWrite + Send + Unpin>;
-
-/// Answers with streams of this type, which the job gets: those of the connection itself, where the client asks for it, else
-/// the answer's own, and what is left of the request's body.
+/// Answers with streams of this type, which the job gets: those of the connection itself, whether the client asks for it or not,
+/// as Docker's daemon does; but where it sends its input as the request's body, that body and the answer's.
 pub fn streams<J>(
     mut ask: Ask,
     kind: &str,
     job: impl FnOnce(Ask, Input, Output) -> J + Send + 'static,
-) -> Result<Response<Body>, Fault>
+) -> Answer
 where
     J: Future<Output = ()> + Send + 'static,
 {
-    let Some(upgrade) = ask.take_upgrade() else {
-        let input = body_input(&mut ask);
+    let answer = Response::builder().header(CONTENT_TYPE, kind);
+    let asked = ask.wants_upgrade;
+    let answer = if !asked && ask.has_body() {
+        let input = Box::new(BodyInput { body: ask.take_body()?, rest: Bytes::new() });
         let (output, body) = answer_output();
         tokio::spawn(job(ask, input, Box::new(output)));
-        // It ends with its streams, as Docker's does: a client may have left without reading their end.
-        let answer = head(kind).header(CONNECTION, "close").body(body);
-        return answer.map_err(|e| Fault::internal(e.to_string()));
-    };
-    tokio::spawn(async move {
-        if let Ok(upgraded) = upgrade.await {
-            let (input, output) = tokio::io::split(TokioIo::new(upgraded));
-            job(ask, Box::new(input), Box::new(output)).await;
+        // It ends with its streams: a client may have left without reading their end.
+        answer.header(CONNECTION, "close").body(body)
+    } else {
+        let connection = ask.take_connection()?;
+        tokio::spawn(async move {
+            if let Ok(Raw { input, output }) = connection.await {
+                job(ask, input, output).await;
+            }
+        });
+        match asked {
+            true => switched(answer, "tcp").body(Body::empty()),
+            // In this version of HTTP an answer without a length has all that follows as its body.
+            false => answer.version(Version::HTTP_10).header(CONNECTION, "close").body(Body::Elsewhere),
         }
-    });
-    Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(CONTENT_TYPE, kind)
-        .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, "tcp")
-        .body(Body::empty())
-        .map_err(|e| Fault::internal(e.to_string()))
+    };
+    answer.map_err(|e| Fault::internal(e.to_string()))
 }
 
-/// Who sends no body has not ended his input: he has none to send, and may look on as long as he likes.
-fn body_input(ask: &mut Ask) -> Input {
-    match ask.take_body().ok().filter(|body| !body.is_end_stream()) {
-        Some(body) => Box::new(BodyInput { body, rest: Bytes::new() }),
-        None => Box::new(Silence),
-    }
-}
-
-/// Input that neither comes nor ends.
-struct Silence;
-
-impl AsyncRead for Silence {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Poll::Pending
-    }
+fn switched(answer: Builder, protocol: &str) -> Builder {
+    answer.status(StatusCode::SWITCHING_PROTOCOLS).header(CONNECTION, "Upgrade").header(UPGRADE, protocol)
 }
 
 /// A request's body as input.
@@ -130,18 +113,17 @@ type Socket = Pin<Box<dyn Future<Output = Option<(DuplexStream, DuplexStream)>> 
 /// Makes a websocket of the connection.
 pub fn websocket(ask: &mut Ask) -> Result<(Response<Body>, Socket), Fault> {
     let key = ask.headers.get("Sec-WebSocket-Key").map(|k| derive_accept_key(k.as_bytes()));
-    let (Some(key), Some(upgrade)) = (key, ask.take_upgrade()) else {
+    let Some(key) = key.filter(|_| ask.wants_upgrade) else {
         return Err(Fault::invalid("a websocket is needed here: ask for the upgrade (RFC 6455)"));
     };
-    let answer = Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, "websocket")
+    let connection = ask.take_connection()?;
+    let answer = switched(Response::builder(), "websocket")
         .header("Sec-WebSocket-Accept", key)
         .body(Body::empty())
         .map_err(|e| Fault::internal(e.to_string()))?;
     let socket = async move {
-        let io = TokioIo::new(upgrade.await.ok()?);
+        let Raw { input, output } = connection.await.ok()?;
+        let io = tokio::io::join(input, output);
         let limits = WebSocketConfig::default().max_message_size(Some(1 << 20)).max_frame_size(Some(1 << 20));
         let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(limits)).await;
         let (input, to_workload) = tokio::io::duplex(PIPE);

@@ -1,16 +1,23 @@
 //! TLS of both sides: a client without a certificate that our authority signed does not get as far as HTTP.
 
-use crate::listen::ListenError;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
 
+/// Keys or certificates do not fit.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use {path}: {reason}")]
+pub struct TlsError {
+    path: PathBuf,
+    reason: String,
+}
+
 /// The configuration of `--tlsverify --tlscacert --tlscert --tlskey`.
-pub fn config(ca: &Path, cert: &Path, key: &Path) -> Result<ServerConfig, ListenError> {
-    let wrong = |path: &Path, reason: String| ListenError::Tls { path: path.to_owned(), reason };
+pub fn config(ca: &Path, cert: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    let wrong = |path: &Path, reason: String| TlsError { path: path.to_owned(), reason };
     let mut roots = RootCertStore::empty();
     for authority in certificates(ca)? {
         roots.add(authority).map_err(|e| wrong(ca, e.to_string()))?;
@@ -28,8 +35,8 @@ pub fn config(ca: &Path, cert: &Path, key: &Path) -> Result<ServerConfig, Listen
         .map_err(|e| wrong(cert, e.to_string()))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ListenError> {
-    let wrong = |reason: String| ListenError::Tls { path: path.to_owned(), reason };
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let wrong = |reason: String| TlsError { path: path.to_owned(), reason };
     let found: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(path).map_err(|e| wrong(e.to_string()))?.collect();
     match found {

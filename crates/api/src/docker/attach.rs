@@ -2,7 +2,7 @@
 
 use super::{Answer, Ask, logs};
 use crate::body::{Body, BodyWriter};
-use crate::connection::Wire;
+use crate::client::Wire;
 use crate::fault::Fault;
 use crate::rendezvous::{Awaited, End, Waiters};
 use crate::stream::{self, Options};
@@ -212,7 +212,7 @@ async fn replay(
         ..Default::default()
     };
     let look = logs::Look { tty: wanted.tty, timestamps: false, details: false };
-    let answer = work::follow(super::ask::head(""), move |out: &mut BodyWriter| {
+    let answer = work::follow(crate::ask::head(""), move |out: &mut BodyWriter| {
         out.begin();
         logs::write(&log, &options, &look, out)
     });

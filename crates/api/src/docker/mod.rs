@@ -6,7 +6,6 @@
 //! ```
 
 mod archive;
-pub(crate) mod ask;
 mod attach;
 mod containers;
 mod create;
@@ -22,19 +21,16 @@ mod system;
 mod volumes;
 mod wait;
 
-pub(crate) use ask::Ask;
+pub(crate) use crate::ask::{self, Answer, Ask};
 
 use crate::body::Body;
 use crate::fault::Fault;
 use crate::policy;
-use crate::server::Server;
+use crate::shared::Server;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::sync::Arc;
-
-/// An answer.
-type Answer = Result<Response<Body>, Fault>;
 
 /// Answers one request, whatever it is.
 pub(crate) async fn answer(server: Arc<Server>, request: Request<Incoming>) -> Response<Body> {

@@ -1,24 +1,25 @@
 //! One request, taken apart.
 
-use super::Answer;
 use crate::body::BodyWriter;
 use crate::body::{self, Body};
-use crate::connection::{Place, Wire};
+use crate::client::{Handover, Place, Raw, Wire};
 use crate::fault::Fault;
 use crate::query::Query;
-use crate::server::Server;
+use crate::shared::Server;
 use crate::work::{self, Late};
 use engine::Engine;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, UPGRADE};
 use hyper::http::response::Builder;
-use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::sync::Arc;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{SemaphorePermit, oneshot};
+
+/// An answer.
+pub(crate) type Answer = Result<Response<Body>, Fault>;
 
 /// A request.
 pub(crate) struct Ask {
@@ -34,13 +35,14 @@ pub(crate) struct Ask {
     /// Held as long as anybody is at work for this request.
     _place: Option<Place>,
     body: Option<Incoming>,
-    upgrade: Option<OnUpgrade>,
+    /// The client asks for the connection itself.
+    pub wants_upgrade: bool,
+    handover: Option<Handover>,
 }
 
 impl Ask {
     /// Takes a request apart. The version in its path must be one that is spoken.
-    pub fn new(server: Arc<Server>, mut request: Request<Incoming>) -> Result<Self, Fault> {
-        let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
+    pub fn new(server: Arc<Server>, request: Request<Incoming>) -> Result<Self, Fault> {
         let (parts, body) = request.into_parts();
         let decoded = percent_decode(parts.uri.path())?;
         let (version, path) = version(&decoded)?;
@@ -50,11 +52,12 @@ impl Ask {
             path: path.to_owned(),
             version,
             query: Query::parse(parts.uri.query().unwrap_or_default()),
+            wants_upgrade: wants_upgrade(&parts.headers),
             headers: parts.headers,
             wire: parts.extensions.get::<Wire>().cloned(),
             _place: parts.extensions.get::<Place>().cloned(),
+            handover: parts.extensions.get::<Handover>().cloned(),
             body: Some(body),
-            upgrade,
         })
     }
 
@@ -89,9 +92,18 @@ impl Ask {
         self.body.take().ok_or_else(|| Fault::internal("the request's body was taken twice"))
     }
 
-    /// The connection itself, if the client asks for it.
-    pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
-        self.upgrade.take()
+    /// Whether some of the body may still come.
+    pub fn has_body(&self) -> bool {
+        self.body.as_ref().is_some_and(|body| !body.is_end_stream())
+    }
+
+    /// The connection itself, once the answer is out; what the client may still send of a body is dropped.
+    pub fn take_connection(&mut self) -> Result<oneshot::Receiver<Raw>, Fault> {
+        self.body = None;
+        let handover = self.handover.take();
+        let handover =
+            handover.ok_or_else(|| Fault::internal("the request's connection was taken over already"))?;
+        Ok(handover.take())
     }
 
     /// The body as JSON; `None` where there is none. The second is to be kept until it has been worked through.
