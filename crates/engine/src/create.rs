@@ -1,5 +1,6 @@
 //! `create`: from a request to a row in the database.
 
+use crate::ids::new_id;
 use crate::mounts::{self, UserMount};
 use crate::request::{CreateRequest, Created, PullPolicy};
 use crate::spec::invalid;
@@ -8,7 +9,7 @@ use crate::{Engine, EngineError, Result, config, merge, names};
 use image::{Image, ImageError, Progress};
 use std::collections::HashMap;
 use types::docker::{ContainerConfig, HostConfig};
-use types::{ContainerId, ImageRef, RestartPolicy};
+use types::{ImageRef, RestartPolicy};
 
 /// Attempts at a made-up name before giving up.
 const NAME_ATTEMPTS: u32 = 50;
@@ -208,11 +209,6 @@ pub fn insecure_registries() -> Vec<String> {
 
 fn familiar(name: &str) -> String {
     ImageRef::parse(name).map_or_else(|_| name.to_owned(), |r| r.familiar())
-}
-
-pub(crate) fn new_id() -> Result<ContainerId> {
-    let bytes = sys::host::random().map_err(EngineError::io("getrandom", "".as_ref()))?;
-    Ok(ContainerId::from_random(bytes))
 }
 
 fn refuse_unsupported(host: &HostConfig) -> Result<()> {

@@ -50,7 +50,7 @@ impl Engine {
         };
         let id = match &request.id {
             Some(id) => id.clone(),
-            None => crate::create::new_id()?.to_string(),
+            None => crate::ids::new_id()?.to_string(),
         };
         let options = ExecOptions {
             id: id.clone(),

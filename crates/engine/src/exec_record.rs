@@ -50,7 +50,7 @@ impl Engine {
     pub fn create_exec(&self, name: &str, config: ExecConfig) -> Result<String> {
         let container = self.find(name)?;
         self.may_begin(&container)?;
-        let id = crate::create::new_id()?.to_string();
+        let id = crate::ids::new_id()?.to_string();
         let made = CreatedExec {
             id: id.clone(),
             container: container.id.to_string(),

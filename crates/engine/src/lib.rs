@@ -23,6 +23,7 @@ mod exec_record;
 mod feed;
 mod filters;
 mod footprint;
+mod ids;
 mod images;
 mod info;
 mod inside;

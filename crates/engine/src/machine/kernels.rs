@@ -108,7 +108,7 @@ impl Engine {
     /// Removes a kernel. Containers that name it cannot start before it is there again; running ones do not need it.
     pub fn remove_kernel(&self, name: &str) -> Result<()> {
         let (_, dir) = self.kernel(Some(name))?;
-        let aside = self.kernels_dir().join(format!("{HALF}{}", crate::create::new_id()?.short()));
+        let aside = self.kernels_dir().join(format!("{HALF}{}", crate::ids::new_id()?.short()));
         fs::rename(&dir, &aside).map_err(EngineError::io("cannot remove the kernel", &dir))?;
         crate::recover::remove_tree(&aside)
     }
@@ -188,7 +188,7 @@ impl Engine {
             fs::write(&json, store::json(&kernel)).map_err(EngineError::io("cannot write", &json))?;
             let dir = self.kernels_dir().join(name);
             if dir.exists() {
-                let old = self.kernels_dir().join(format!("{HALF}{}", crate::create::new_id()?.short()));
+                let old = self.kernels_dir().join(format!("{HALF}{}", crate::ids::new_id()?.short()));
                 fs::rename(&dir, &old).map_err(EngineError::io("cannot replace", &dir))?;
                 fs::rename(&half, &dir).map_err(EngineError::io("cannot make", &dir))?;
                 return crate::recover::remove_tree(&old);
@@ -215,7 +215,7 @@ impl Engine {
                 let _ = crate::recover::remove_tree(&entry.path());
             }
         }
-        let dir = base.join(format!("{HALF}{}", crate::create::new_id()?.short()));
+        let dir = base.join(format!("{HALF}{}", crate::ids::new_id()?.short()));
         fs::create_dir(&dir).map_err(EngineError::io("cannot make the directory", &dir))?;
         Ok(dir)
     }

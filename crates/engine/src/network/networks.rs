@@ -8,7 +8,7 @@ use crate::network::request::{self, Wanted};
 use crate::network::rows::{self, Config, Driver, Network, Pool};
 use crate::spec::invalid;
 use crate::store::{self, json};
-use crate::{Engine, EngineError, Result, create, filters};
+use crate::{Engine, EngineError, Result, filters};
 use state::rusqlite::params;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -44,7 +44,7 @@ impl Engine {
         if rows::find(&self.db, &wanted.name).is_ok_and(|n| n.name == wanted.name) {
             return Err(EngineError::Conflict(format!("network with name {} already exists", wanted.name)));
         }
-        let id = create::new_id()?.to_string();
+        let id = crate::ids::new_id()?.to_string();
         let others = rows::all(&self.db)?;
         let pools = self.choose_pools(&wanted, &others)?;
         let bridge_name = wanted.settings.bridge_name.clone();

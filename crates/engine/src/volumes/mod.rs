@@ -183,7 +183,7 @@ impl Engine {
         options::check(driver, &request.options)?;
         let name = match request.name.as_deref().filter(|n| !n.is_empty()) {
             Some(name) => crate::mounts::volume_name(name)?,
-            None => crate::create::new_id()?.as_str().to_owned(),
+            None => crate::ids::new_id()?.as_str().to_owned(),
         };
         let volume = VolumeInfo {
             name: name.clone(),

@@ -201,7 +201,7 @@ impl Engine {
     fn bring_in(&self, request: &CreateVolume, make: impl FnOnce(&Aside) -> Result<()>) -> Result<String> {
         let name = match request.name.as_deref().filter(|n| !n.is_empty()) {
             Some(name) => crate::mounts::volume_name(name)?,
-            None => crate::create::new_id()?.as_str().to_owned(),
+            None => crate::ids::new_id()?.as_str().to_owned(),
         };
         let volume = VolumeInfo {
             name: name.clone(),
