@@ -85,6 +85,10 @@ def containers():
     assert [a for a in seen if a in ("kill", "die", "stop")] == ["kill", "die", "stop"], seen
     image = box.commit("made", "1")
     assert image.tags == ["made:1"]
+    image = box.commit("made", "2", conf={"Cmd": ["other"], "Env": ["NEW=1"], "Labels": {"a": "b"}}, changes="WORKDIR /tmp")
+    config, before = image.attrs["Config"], box.attrs["Config"]
+    assert (config["Cmd"], config["Labels"]["a"], config["WorkingDir"]) == (["other"], "b", "/tmp"), config
+    assert config.get("Entrypoint") == before["Entrypoint"] and set(config["Env"]) == {"NEW=1", *(before["Env"] or [])}, config
     box.remove(v=True)
     assert c.containers.list(all=True) == []
 

@@ -100,6 +100,26 @@ fn a_flushed_firewall_is_mended_by_who_runs() {
 }
 
 #[test]
+fn what_a_lost_store_left_takes_no_port_from_the_host() {
+    private::network(&["nft"], || {
+        let Some(lost) = busybox::store() else { return };
+        start(&lost, "web", &["-p", "127.0.0.1::80"]);
+        let port = lost.ok(&["port", "web", "80"]);
+        let port = port.trim();
+        let pid = lost.ok(&["inspect", "-f", "{{.State.Pid}}", "web"]);
+        kill(lost.supervisor("web"));
+        kill(pid.trim().parse().unwrap());
+        std::fs::remove_dir_all(lost.root()).unwrap();
+        // The kernel may give this port to anybody now.
+        let _anybody = std::net::TcpListener::bind(port).unwrap();
+        assert!(std::net::TcpStream::connect(port).is_err(), "there was nothing to mend");
+        let Some(other) = busybox::store() else { return };
+        other.ok(&["network", "create", "new"]);
+        std::net::TcpStream::connect(port).unwrap();
+    });
+}
+
+#[test]
 fn containers_are_machines_of_the_lan() {
     private::network(&["tc"], || {
         let Some(store) = busybox::store() else { return };

@@ -1,5 +1,6 @@
 //! `commit`: a container's changes become a layer, and with its configuration an image.
 
+use crate::merge::merge;
 use crate::recover::Liveness;
 use crate::request::CommitOptions;
 use crate::store::Container;
@@ -74,6 +75,7 @@ impl Engine {
         pack: impl FnOnce(&mut dyn Write) -> Result<()> + Send,
     ) -> Result<Digest> {
         let base = self.images.resolve(&container.image_id, None)?;
+        let config = merge(options.config.clone(), &process_defaults(&container.config));
         let command =
             container.config.entrypoint.iter().flatten().chain(container.config.cmd.iter().flatten());
         let created_by = command.map(String::as_str).collect::<Vec<_>>().join(" ");
@@ -87,7 +89,7 @@ impl Engine {
             let id = self.images.commit(image::CommitRequest {
                 base: &base,
                 layer_tar: &mut reader as &mut (dyn std::io::Read + Send),
-                config: process_defaults(&container.config),
+                config: process_defaults(&config),
                 author: options.author.as_deref().unwrap_or(""),
                 created_by: &created_by,
                 comment: options.message.as_deref().unwrap_or(""),

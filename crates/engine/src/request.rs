@@ -118,7 +118,9 @@ pub struct EventOptions {
 pub struct CommitOptions {
     /// `repository[:tag]`.
     pub reference: Option<String>,
-    /// Dockerfile instructions.
+    /// What goes before the container's own configuration, field by field, as with `create` and an image's.
+    pub config: docker::ContainerConfig,
+    /// Dockerfile instructions, that go before both.
     pub changes: Vec<String>,
     /// Author.
     pub author: Option<String>,

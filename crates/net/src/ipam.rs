@@ -145,6 +145,15 @@ pub(crate) fn same6(a: Ipv6Addr, b: Ipv6Addr, prefix: u8) -> bool {
     (u128::from(a) ^ u128::from(b)).checked_shr(u32::from(128u8.saturating_sub(prefix))).unwrap_or(0) == 0
 }
 
+/// Whether two addresses are of one family and agree in their first `prefix` bits.
+pub(crate) fn same(a: IpAddr, b: IpAddr, prefix: u8) -> bool {
+    match (a, b) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => same4(a, b, prefix),
+        (IpAddr::V6(a), IpAddr::V6(b)) => same6(a, b, prefix),
+        _ => false,
+    }
+}
+
 /// The most addresses that are looked at for a free one.
 const LOOKED_AT: u128 = 1 << 24;
 

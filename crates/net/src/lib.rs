@@ -48,5 +48,5 @@ pub use ipam::{
 };
 pub use publish::{Published, publish};
 pub use repair::repair;
-pub use sweep::{Swept, sweep};
+pub use sweep::{Swept, sweep, sweep_forsaken};
 pub use watch::{Watch, restore};

@@ -1,10 +1,10 @@
 //! Removing what the dead left: after a crash, an interface or a published port may outlive its sandbox.
 
 use crate::firewall::{self, Family};
-use crate::{NetError, bandwidth, bridge, link};
+use crate::{NetError, bandwidth, bridge, ipam, link};
 use rustix::io::Errno;
 use std::collections::HashSet;
-use sys::netlink::Batch;
+use sys::netlink::{Batch, Socket};
 use types::{Attachment, BridgePlan};
 
 /// What [`sweep`] removed.
@@ -46,12 +46,7 @@ pub fn sweep<L: Into<Option<Vec<Attachment>>>>(
             Err(e) if firewall::is_missing(&e) => None,
             done => Some(done?),
         };
-        for family in [Family::V4, Family::V6] {
-            match firewall::published_in(rules, family) {
-                Err(e) if firewall::is_missing(&e) => {}
-                done => published.extend(done?),
-            }
-        }
+        published = all_published(rules)?;
     }
 
     let live: Vec<_> = live().into().ok_or(NetError::Unknown)?;
@@ -60,9 +55,7 @@ pub fn sweep<L: Into<Option<Vec<Attachment>>>>(
         live.iter().flat_map(|a| a.ports.iter().filter_map(|b| firewall::Published::of(b, a))).collect();
 
     let mut batch = Batch::new();
-    for dead in
-        links.iter().filter(|l| crate::ipam::is_host_ifname(&l.name) && !names.contains(l.name.as_str()))
-    {
+    for dead in links.iter().filter(|l| ipam::is_host_ifname(&l.name) && !names.contains(l.name.as_str())) {
         link::delete(&mut batch, &dead.name);
     }
     let mut swept = Swept { links: batch.len(), ..Swept::default() };
@@ -78,4 +71,44 @@ pub fn sweep<L: Into<Option<Vec<Attachment>>>>(
         }
     }
     Ok(swept)
+}
+
+/// Removes published ports that lead to nobody, whosever they were: no bridge with an interface on it has their target in
+/// its subnet. Answers how many.
+///
+/// [`sweep`] removes what a store's own dead left. A store whose files are gone has no command that would call it, and its rules
+/// would lead a port of this host astray that the kernel has long since given to another process.
+pub fn sweep_forsaken() -> Result<usize, NetError> {
+    let mut rules = match firewall::open() {
+        Err(e) if firewall::is_missing(&e) => return Ok(0),
+        opened => opened?,
+    };
+    // Read first: who publishes has put its interface on a bridge before.
+    let mut published = all_published(&mut rules)?;
+    if published.is_empty() {
+        return Ok(0);
+    }
+    let mut socket = link::open().map_err(NetError::system("open a netlink socket"))?;
+    let links = link::all(&mut socket).map_err(NetError::system("read the interfaces of this host"))?;
+    let inhabited: HashSet<u32> = links.iter().map(|l| l.master).filter(|m| *m != 0).collect();
+    let prefixes =
+        link::prefixes(&mut socket).map_err(NetError::system("read the addresses of this host"))?;
+    published.retain(|p| {
+        !prefixes.iter().any(|&(address, prefix, index)| {
+            inhabited.contains(&index) && ipam::same(p.target, address, prefix)
+        })
+    });
+    firewall::withdraw(&mut rules, &published)?;
+    Ok(published.len())
+}
+
+fn all_published(rules: &mut Socket) -> Result<Vec<firewall::Published>, NetError> {
+    let mut published = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        match firewall::published_in(rules, family) {
+            Err(e) if firewall::is_missing(&e) => {}
+            done => published.extend(done?),
+        }
+    }
+    Ok(published)
 }

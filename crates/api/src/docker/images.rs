@@ -87,10 +87,7 @@ pub async fn tag(ask: Ask, name: &str) -> Answer {
 
 /// `commit`.
 pub async fn commit(mut ask: Ask) -> Answer {
-    let config: types::docker::ContainerConfig = ask.shape().await?;
-    if config != types::docker::ContainerConfig::default() {
-        return Err(Fault::invalid("commit takes no configuration: say what is to change in changes"));
-    }
+    let config = ask.shape().await?;
     let name =
         ask.query.get("container").ok_or_else(|| Fault::invalid("missing parameter: container"))?.to_owned();
     let repository = ask.query.get("repo").map(str::to_owned);
@@ -99,6 +96,7 @@ pub async fn commit(mut ask: Ask) -> Answer {
             Some(tag) => format!("{r}:{tag}"),
             None => r,
         }),
+        config,
         changes: ask.query.all("changes").iter().flat_map(|c| c.lines()).map(str::to_owned).collect(),
         author: ask.query.get("author").map(str::to_owned),
         message: ask.query.get("comment").map(str::to_owned),

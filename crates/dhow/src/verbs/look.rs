@@ -133,6 +133,7 @@ impl Verb for Commit {
             author: self.author,
             message: self.message,
             pause: self.pause,
+            ..Default::default()
         };
         let id = cx.engine()?.commit(&words[0], &options)?;
         cx.out.line(&id.to_string())?;

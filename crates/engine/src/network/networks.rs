@@ -27,6 +27,7 @@ impl Engine {
         let wanted = request::read(request)?;
         let lock = lock_subnets()?;
         self.bury_bridges()?;
+        net::sweep_forsaken()?;
         let network = self.settle(wanted)?;
         self.db.write(|tx| network.insert(tx))?;
         if let Err(e) = self.ensure_network(&network) {
@@ -294,6 +295,7 @@ impl Engine {
         let repaired = net::repair(&plans, live);
         unknown.take().map_or(Ok(()), Err)?;
         repaired?;
+        net::sweep_forsaken()?;
         Ok(names)
     }
 
@@ -323,6 +325,8 @@ impl Engine {
         let taken = self.taken_subnets(&rows::all(&self.db)?)?;
         let taken: Vec<_> = taken.into_iter().map(|(_, c)| (c.address, c.prefix)).collect();
         let subnets = net::choose_subnets(seed, &taken, false, self.paths.number())?;
+        // Once for each store, and of all: a store whose files are gone mends nothing.
+        net::sweep_forsaken()?;
         let plan = BridgePlan {
             name: self.default_bridge_name(),
             gateway4: subnets.gateway4,

@@ -3,7 +3,7 @@
 use super::traffic::{answer, ask, ask_udp, tcp_server};
 use super::*;
 use crate::firewall::{self, Family};
-use crate::{NetError, detach, publish, remove_bridge, sweep};
+use crate::{NetError, detach, publish, remove_bridge, sweep, sweep_forsaken};
 use std::net::{TcpListener, UdpSocket};
 use types::{ErrorKind, Kinded};
 
@@ -140,6 +140,34 @@ fn a_sweep_removes_the_dead_and_only_them() {
         remove_bridge(&alive.bridge).unwrap();
         assert!(all_published().is_empty() && link::get(&mut socket, "dhow0").unwrap().is_none());
         assert!(sweep(&alive.bridge, Vec::new).is_ok());
+    });
+}
+
+#[test]
+fn what_leads_to_nobody_is_swept_by_whoever_comes() {
+    let Some(world) = World::new() else { return };
+    let dead =
+        attachment(2, vec![port("127.0.0.1", 8080, 80, Protocol::Tcp), port("::", 53, 53, Protocol::Udp)]);
+    let alive =
+        attachment(3, vec![port("127.0.0.1", 8081, 80, Protocol::Tcp), port("::", 54, 53, Protocol::Udp)]);
+    world.host.run(|| {
+        crate::ensure_bridge(&dead.bridge).unwrap();
+        std::mem::forget(publish(&dead).unwrap());
+        assert_eq!(all_published().len(), 2);
+        // The kernel gave its port to another process, to whom it belongs from now on.
+        assert_eq!(sweep_forsaken().unwrap(), 2);
+        assert!(all_published().is_empty());
+        assert_eq!(sweep_forsaken().unwrap(), 0);
+    });
+    let _one = world.sandbox(&alive);
+    world.host.run(|| {
+        let _held = publish(&alive).unwrap();
+        assert_eq!((sweep_forsaken().unwrap(), all_published().len()), (0, 2));
+        let mut socket = link::open().unwrap();
+        let mut batch = sys::netlink::Batch::new();
+        link::delete(&mut batch, &alive.bridge.name);
+        link::run(&mut socket, batch, &[]).unwrap();
+        assert_eq!(sweep_forsaken().unwrap(), 2, "the bridge is gone");
     });
 }
 
