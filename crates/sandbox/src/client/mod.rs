@@ -3,6 +3,7 @@
 //! Blocking; [`Stream`] offers what a caller needs to poll it beside other descriptors. Not here: raw terminals,
 //! detach keys, copying to and from the caller's own stdio.
 
+pub(crate) mod answer;
 mod launch;
 mod stream;
 
@@ -298,16 +299,8 @@ impl Client {
 
     fn answer(&mut self) -> Result<Response, ClientError> {
         loop {
-            match self.decoder.next_frame()? {
-                Some(Frame::Hello) => continue,
-                Some(Frame::Response(response)) => {
-                    return match *response {
-                        Response::Failed(failure) => Err(failure.into()),
-                        other => Ok(other),
-                    };
-                }
-                Some(_) => return Err(ClientError::Unexpected),
-                None => {}
+            if let Some(answer) = answer::next(&mut self.decoder)? {
+                return Ok(answer);
             }
             let mut piece = [0; 4096];
             let n = loop {
@@ -339,25 +332,15 @@ impl Waiting {
     /// The exit code, once it is there; never blocks.
     pub fn answer(&mut self) -> Result<Option<i32>, ClientError> {
         loop {
-            match self.client.decoder.next_frame()? {
-                Some(Frame::Hello) => continue,
-                Some(Frame::Response(response)) => {
-                    return match *response {
-                        Response::Exited { code } => Ok(Some(code)),
-                        Response::Failed(failure) => Err(failure.into()),
-                        _ => Err(ClientError::Unexpected),
-                    };
-                }
+            match answer::next(&mut self.client.decoder)? {
+                Some(Response::Exited { code }) => return Ok(Some(code)),
                 Some(_) => return Err(ClientError::Unexpected),
                 None => {}
             }
             let mut piece = [0; 4096];
-            match rustix::net::recv(&self.client.socket, &mut piece[..], rustix::net::RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return Err(ClientError::Gone),
-                Ok((n, _)) => self.client.decoder.input().extend(piece.get(..n).unwrap_or_default()),
-                Err(rustix::io::Errno::AGAIN) => return Ok(None),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(io::Error::from(e).into()),
+            match answer::receive(&self.client.socket, &mut piece)? {
+                Some(come) => self.client.decoder.input().extend(come),
+                None => return Ok(None),
             }
         }
     }

@@ -11,11 +11,10 @@
 
 use super::connect;
 use crate::boot::CONTROL_PORT;
-use crate::client::ClientError;
+use crate::client::{ClientError, answer};
 use crate::hull::{HullError, Pending};
 use crate::protocol::{Decoder, Frame, Request, Response};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{SendFlags, send};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -62,16 +61,15 @@ impl Question {
     /// Goes as far as what has come allows.
     fn proceed(&mut self) -> Result<Option<Response>, ClientError> {
         loop {
-            if let Some(response) = self.answer()? {
-                return Ok(Some(response));
+            match answer::next(&mut self.decoder)? {
+                Some(answer) if (self.fits)(&answer) => return Ok(Some(answer)),
+                Some(_) => return Err(ClientError::Unexpected),
+                None => {}
             }
             let mut piece = [0; 4096];
-            match recv(&self.socket, &mut piece[..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return Err(ClientError::Gone),
-                Ok((n, _)) => self.take(piece.get(..n).unwrap_or_default())?,
-                Err(Errno::AGAIN) => return Ok(None),
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(io::Error::from(e).into()),
+            match answer::receive(&self.socket, &mut piece)? {
+                Some(come) => self.take(come)?,
+                None => return Ok(None),
             }
         }
     }
@@ -100,23 +98,6 @@ impl Question {
             Ok(n) if n == frames.len() => Ok(()),
             Ok(_) => Err(io::Error::from(io::ErrorKind::WriteZero).into()),
             Err(e) => Err(io::Error::from(e).into()),
-        }
-    }
-
-    fn answer(&mut self) -> Result<Option<Response>, ClientError> {
-        loop {
-            match self.decoder.next_frame()? {
-                None => return Ok(None),
-                Some(Frame::Hello) => {}
-                Some(Frame::Response(response)) => {
-                    return match *response {
-                        Response::Failed(failure) => Err(failure.into()),
-                        other if (self.fits)(&other) => Ok(Some(other)),
-                        _ => Err(ClientError::Unexpected),
-                    };
-                }
-                Some(_) => return Err(ClientError::Unexpected),
-            }
         }
     }
 }
