@@ -100,13 +100,42 @@ impl Engine {
 
     /// Stops it, if it runs, and starts it.
     pub fn restart(&self, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let Some(mut restarted) = self.begin_restart(name, signal, timeout)? else { return Ok(()) };
+            match restarted.answer_until(None) {
+                Ok(_) => return Ok(()),
+                // The supervisor was killed, and the container goes on without it.
+                Err(ClientError::Gone) => {}
+                Err(e) => return Err(failed_start(e)),
+            }
+        }
+        Err(ClientError::Gone.into())
+    }
+
+    /// Asks for a restart, and returns what tells that it is done; none where it did not run, and was started. What runs its
+    /// supervisor restarts, whether the client stays or not. The answer may stay out when the supervisor dies: then ask
+    /// again.
+    pub fn begin_restart(
+        &self,
+        name: &str,
+        signal: Option<&str>,
+        timeout: Option<i64>,
+    ) -> Result<Option<sandbox::client::Waiting>> {
         let signal = signal.map(signals::parse).transpose()?;
         let container = self.find(name)?;
-        self.stop_container(&container, signal, timeout)?;
-        drop(self.ended(&container)?);
-        self.start_container(&container, None)?;
-        self.event(&container, "restart", &[]);
-        Ok(())
+        let asked = self.running(container.id.as_str()).and_then(|(_, _, client)| {
+            client.restarting(signal, timeout).map_err(|e| self.refused(&container, e))
+        });
+        match asked {
+            Ok(waiting) => Ok(Some(waiting)),
+            Err(EngineError::NotRunning(_)) => {
+                drop(self.ended(&container)?);
+                self.start_container(&container, None)?;
+                self.event(&container, "restart", &[]);
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Sends a signal to the main process. One that it cannot survive has ended it when this returns, as in Docker, or has
@@ -121,7 +150,7 @@ impl Engine {
             client.signal(signal).map_err(|e| self.refused(&container, e))?;
             if let Some(mut end) = end {
                 // What fails is that the supervisor ended with its container.
-                let _ = end.answer_until(Instant::now() + DEATH);
+                let _ = end.answer_until(Some(Instant::now() + DEATH));
             }
             Ok(())
         });
@@ -297,4 +326,14 @@ impl Engine {
 /// The fields that an update may change, by way of their common JSON names.
 fn as_host_config(change: &ContainerUpdateBody) -> Result<HostConfig> {
     serde_json::to_value(change).and_then(serde_json::from_value).map_err(invalid)
+}
+
+/// What a supervisor refused to start for, as the start of a container says it.
+pub fn failed_start(e: ClientError) -> EngineError {
+    match e {
+        ClientError::Refused(failure) => {
+            EngineError::Start { message: failure.message, code: failure.exit_code }
+        }
+        other => other.into(),
+    }
 }

@@ -49,12 +49,21 @@ impl Engine {
         };
         let default = ["-ef".to_owned()];
         let args = if ps_args.is_empty() { &default[..] } else { ps_args };
+        // Which processes are shown is never the client's to say: ps(1) has root's sight of the whole host, and refuses every
+        // other choice beside `-q`. That goes first: nothing that follows takes it for its own argument.
+        let listed: Vec<String> = pids.iter().map(i32::to_string).collect();
         let output = Command::new("ps")
+            .args(["-q", &listed.join(",")])
             .args(args)
             .output()
             .map_err(EngineError::io("cannot run the program (package procps)", "ps".as_ref()))?;
-        if !output.status.success() {
-            return Err(invalid(format!("ps: {}", String::from_utf8_lossy(&output.stderr).trim())));
+        // It fails as well where none of the processes is there any more.
+        if !output.status.success() && !output.stderr.is_empty() {
+            return Err(invalid(format!(
+                "ps {}: options that choose or sort processes, or draw a forest, cannot be used here: {}",
+                args.join(" "),
+                String::from_utf8_lossy(&output.stderr).lines().find(|l| !l.is_empty()).unwrap_or_default()
+            )));
         }
         parse_ps(&String::from_utf8_lossy(&output.stdout), &pids)
     }
