@@ -303,7 +303,7 @@ impl Engine {
         })?;
         let renamed = Container { name: new.to_owned(), ..container.clone() };
         self.tell_name(&renamed);
-        self.event(&renamed, "rename", &[("oldName", container.name)]);
+        self.event(&renamed, "rename", &[("oldName", format!("/{}", container.name))]);
         Ok(())
     }
 }

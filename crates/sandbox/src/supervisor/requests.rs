@@ -290,6 +290,7 @@ impl Core<'_> {
         timeout: Option<i64>,
     ) -> Result<Outcome, Failure> {
         self.mark_stopped(client);
+        self.stopping = true;
         if self.waiting.is_some() {
             self.end_wait();
             return Ok(Outcome::Later);
@@ -346,7 +347,6 @@ impl Core<'_> {
 
     fn mark_stopped(&mut self, client: &mut Connection) {
         client.role = Role::Waiting(WaitCondition::Removed);
-        self.stopping = true;
         self.state.stopped_by_user = true;
         self.state.start_again = false;
         self.save();
