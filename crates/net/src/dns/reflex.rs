@@ -56,7 +56,9 @@ impl Reflex {
     /// Takes note of a question; whether it was asked a moment ago, so that it may be worth while to have it answered by the
     /// kernel.
     pub(super) fn is_frequent(&mut self, question: &[u8], now: Instant) -> bool {
-        let Some(key) = key(question).filter(|_| !matches!(self.hook, Hook::Impossible)) else { return false };
+        let Some(key) = key(question).filter(|_| !matches!(self.hook, Hook::Impossible)) else {
+            return false;
+        };
         if let Some((_, at)) = self.recent.iter_mut().find(|(k, _)| *k == key) {
             let before = std::mem::replace(at, now);
             return now.saturating_duration_since(before) < SOON;
@@ -176,7 +178,8 @@ mod tests {
                 return;
             }
             // With its own id; from whatever address of the workload's.
-            for (id, from) in [([7, 9], "127.0.0.1:0"), ([0, 1], "0.0.0.0:0"), ([0xff, 0xfe], "127.9.9.9:0")] {
+            for (id, from) in [([7, 9], "127.0.0.1:0"), ([0, 1], "0.0.0.0:0"), ([0xff, 0xfe], "127.9.9.9:0")]
+            {
                 let asked = [&id, &question[2..]].concat();
                 let told = inside.run(|| ask(from, &asked, long)).expect("an answer");
                 assert_eq!((&told[..2], &told[2..]), (&id[..], &answer[2..]), "{length} {from}");
@@ -190,7 +193,8 @@ mod tests {
         for unknown in [&other[..], &longer, &question[..question.len() - 1], &huge] {
             assert_eq!(inside.run(|| ask("127.0.0.1:0", unknown, short)), None);
             let mut buffer = [0; 2000];
-            let (n, _) = rustix::net::recv(&entrance.udp, &mut buffer[..], rustix::net::RecvFlags::empty()).unwrap();
+            let (n, _) =
+                rustix::net::recv(&entrance.udp, &mut buffer[..], rustix::net::RecvFlags::empty()).unwrap();
             assert_eq!(&buffer[..n], unknown);
         }
         // Too long for an entry, an answer is not put there, and neither is one to an endless question.
