@@ -1,13 +1,13 @@
 //! Answers that the kernel gives. Who asks the same thing again and again, as programs do that remember no names, waits for
 //! two processes that take turns, one of which has most often to be woken on a processor that has halted. So what was answered
-//! and is asked again within [`SOON`] is put into a table, for as long as what was seen of the names holds for who asks in haste;
-//! a program on the sandbox's loopback interface ([`reflex_program`](super::reflex_program)) answers from there, before the
+//! and is asked [`OFTEN`] within [`SOON`] each time is put into a table, for as long as what was seen of the names holds for who
+//! asks in haste; a program on the sandbox's loopback interface ([`reflex_program`](super::reflex_program)) answers from there, before the
 //! question has left the call that sends it.
 //!
 //! ```text
-//! first questions ──────────────► Server ──► answer
-//! one soon after the last ──────► Server ──► answer, and into the table, for a moment
-//! those in that moment ─────────► the kernel answers from the table
+//! first questions ──────────────────► Server ──► answer
+//! one soon after many such ones ────► Server ──► answer, and into the table, for a moment
+//! those in that moment ─────────────► the kernel answers from the table
 //! ```
 //!
 //! It holds nothing by itself: entries end by the clock, and all of it with the supervisor. Where the kernel lacks what is
@@ -25,8 +25,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use sys::bpf::Map;
 
-/// Who asks again no later than this is answered by the kernel from then on.
+/// How soon the same question must come again, so often in a row. To attach the program and to let it go takes as long as
+/// readers of the kernel's lists do, some milliseconds, with all changes of networks waiting: a few answers are not worth that.
 const SOON: Duration = Duration::from_millis(5);
+const OFTEN: u32 = 16;
 /// So many questions are remembered, and have entries.
 const MOST: usize = 32;
 /// Of the loopback interface, in each network namespace.
@@ -38,9 +40,18 @@ type Key = [u8; KEY];
 /// What is remembered of questions.
 #[derive(Debug, Default)]
 pub(super) struct Reflex {
-    /// The last ones, and when they were asked.
-    recent: VecDeque<(Key, Instant)>,
+    /// The last ones.
+    recent: VecDeque<Recent>,
     hook: Hook,
+}
+
+/// One that was asked.
+#[derive(Debug)]
+struct Recent {
+    key: Key,
+    at: Instant,
+    /// How often in a row it came soon.
+    times: u32,
 }
 
 /// The kernel's half.
@@ -53,23 +64,24 @@ enum Hook {
 }
 
 impl Reflex {
-    /// Takes note of a question; whether it was asked a moment ago, so that it may be worth while to have it answered by the
-    /// kernel.
+    /// Takes note of a question; whether it comes so often that it may be worth while to have it answered by the kernel.
     pub(super) fn is_frequent(&mut self, question: &[u8], now: Instant) -> bool {
         let Some(key) = key(question).filter(|_| !matches!(self.hook, Hook::Impossible)) else {
             return false;
         };
-        if let Some((_, at)) = self.recent.iter_mut().find(|(k, _)| *k == key) {
-            let before = std::mem::replace(at, now);
-            return now.saturating_duration_since(before) < SOON;
+        if let Some(known) = self.recent.iter_mut().find(|known| known.key == key) {
+            let is_soon = now.saturating_duration_since(known.at) < SOON;
+            known.times = if is_soon { known.times.saturating_add(1) } else { 0 };
+            known.at = now;
+            return known.times >= OFTEN;
         }
         if self.recent.len() >= MOST
-            && let Some((old, _)) = self.recent.pop_front()
+            && let Some(old) = self.recent.pop_front()
             && let Hook::There(table) = &self.hook
         {
-            table.forget(&old);
+            table.forget(&old.key);
         }
-        self.recent.push_back((key, now));
+        self.recent.push_back(Recent { key, at: now, times: 0 });
         false
     }
 
@@ -211,15 +223,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_again_soon_is_frequent() {
+    fn what_is_asked_often_and_soon_is_frequent() {
         let mut reflex = Reflex::default();
         let (now, name) = (Instant::now(), |n: usize| query(&format!("name{n}"), 1, None));
-        assert!(!reflex.is_frequent(&name(1), now));
-        assert!(!reflex.is_frequent(&name(2), now));
         let mut again = name(1);
         again[0] ^= 1;
-        assert!(reflex.is_frequent(&again, now + SOON / 2));
+        for n in 0..OFTEN {
+            let either = if n % 2 == 0 { again.clone() } else { name(1) };
+            assert!(!reflex.is_frequent(&either, now + SOON / 2 * n), "{n}");
+            assert!(!reflex.is_frequent(&name(2), now + SOON * n));
+        }
+        let now = now + SOON / 2 * OFTEN;
+        assert!(reflex.is_frequent(&name(1), now) && reflex.is_frequent(&again, now + SOON / 2));
         assert!(!reflex.is_frequent(&again, now + 2 * SOON));
+        (1..OFTEN).for_each(|_| assert!(!reflex.is_frequent(&again, now + 2 * SOON)));
         assert!(reflex.is_frequent(&again, now + 2 * SOON));
         for n in 2..3 * MOST {
             reflex.is_frequent(&name(n), now);
