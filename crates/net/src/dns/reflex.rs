@@ -1,13 +1,13 @@
 //! Answers that the kernel gives. Who asks the same thing again and again, as programs do that remember no names, waits for
 //! two processes that take turns, one of which has most often to be woken on a processor that has halted. So what was answered
-//! and is asked [`OFTEN`] within [`SOON`] each time is put into a table, for as long as what was seen of the names holds for who
+//! and is asked again within [`SOON`] is put into a table, for as long as what was seen of the names holds for who
 //! asks in haste; a program on the sandbox's loopback interface ([`reflex_program`](super::reflex_program)) answers from there, before the
 //! question has left the call that sends it.
 //!
 //! ```text
-//! first questions ──────────────────► Server ──► answer
-//! one soon after many such ones ────► Server ──► answer, and into the table, for a moment
-//! those in that moment ─────────────► the kernel answers from the table
+//! first questions ──────────────► Server ──► answer
+//! one soon after the last ──────► Server ──► answer, and into the table, for a moment
+//! those in that moment ─────────► the kernel answers from the table
 //! ```
 //!
 //! It holds nothing by itself: entries end by the clock, and all of it with the supervisor. Where the kernel lacks what is
@@ -25,9 +25,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use sys::bpf::Map;
 
-/// How soon the same question must come again, so often in a row. To attach the program and to let it go takes as long as
-/// readers of the kernel's lists do, some milliseconds, with all changes of networks waiting: a few answers are not worth that.
+/// How soon the same question must come again.
 const SOON: Duration = Duration::from_millis(5);
+/// How often in a row before the program is attached: that takes as long as readers of the kernel's lists do, some milliseconds, in
+/// which all changes of networks wait, and so does letting it go. A few answers are not worth it.
 const OFTEN: u32 = 16;
 /// So many questions are remembered, and have entries.
 const MOST: usize = 32;
@@ -73,7 +74,7 @@ impl Reflex {
             let is_soon = now.saturating_duration_since(known.at) < SOON;
             known.times = if is_soon { known.times.saturating_add(1) } else { 0 };
             known.at = now;
-            return known.times >= OFTEN;
+            return known.times >= OFTEN || (is_soon && matches!(self.hook, Hook::There(_)));
         }
         if self.recent.len() >= MOST
             && let Some(old) = self.recent.pop_front()
