@@ -5,7 +5,9 @@ use crate::spec::invalid;
 use crate::store::{self, Container, json};
 use crate::{Engine, EngineError, Result, config, names, signals, spec};
 use sandbox::client::{AttachOptions, Client, ClientError, Stream, WaitCondition};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use sys::file::Lock;
 use types::docker::{ContainerUpdateBody, HostConfig};
 use types::{ErrorKind, Kinded, RunState, Status};
 
@@ -15,6 +17,17 @@ pub(crate) const ATTEMPTS: u32 = 5;
 const KILL: i32 = 9;
 /// How long a killed process may take to die: one that waits for a disk does so first.
 const DEATH: Duration = Duration::from_secs(10);
+
+/// A restart under way: as long as this lives, a container that is to go when it ends (`--rm`) stays.
+#[derive(Debug)]
+pub struct Again(#[expect(dead_code, reason = "held, not read")] Lock);
+
+impl Again {
+    /// Whether anybody restarts the container with this file.
+    pub(crate) fn is_held(path: &Path) -> bool {
+        path.exists() && Lock::try_exclusive(path).is_ok_and(|lock| lock.is_none())
+    }
+}
 
 impl Engine {
     pub(crate) fn find(&self, name: &str) -> Result<Container> {
@@ -98,10 +111,24 @@ impl Engine {
         }
     }
 
+    /// Says that it is stopped to be started again.
+    pub fn begin_restart(&self, name: &str) -> Result<Again> {
+        let container = self.find(name)?;
+        let dir = self.paths.sandbox_run(&container.id);
+        {
+            use std::os::unix::fs::DirBuilderExt;
+            let make = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            make.map_err(EngineError::io("cannot create the directory", &dir))?;
+        }
+        let path = self.paths.again(&container.id);
+        Lock::shared(&path).map(Again).map_err(EngineError::io("cannot lock", &path))
+    }
+
     /// Stops it, if it runs, and starts it.
     pub fn restart(&self, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
         let signal = signal.map(signals::parse).transpose()?;
         let container = self.find(name)?;
+        let _again = self.begin_restart(container.id.as_str())?;
         self.stop_container(&container, signal, timeout)?;
         drop(self.ended(&container)?);
         self.start_container(&container, None)?;
@@ -251,6 +278,23 @@ impl Engine {
         Ok(warnings)
     }
 
+    /// Has its bind mounts from below these directories found beneath them from its next start on, whoever made it.
+    pub fn confine(&self, name: &str, beneath: &[PathBuf]) -> Result<()> {
+        let container = self.find(name)?;
+        let mut mounts = container.mounts.clone();
+        mounts.iter_mut().for_each(|mount| mount.confine(beneath));
+        if mounts == container.mounts {
+            return Ok(());
+        }
+        self.db.write(|tx| {
+            tx.execute(
+                "UPDATE containers SET mounts = ?1 WHERE id = ?2",
+                [json(&mounts), container.id.to_string()],
+            )?;
+            Ok(())
+        })
+    }
+
     /// Gives it another name.
     pub fn rename(&self, name: &str, new: &str) -> Result<()> {
         let container = self.find(name)?;
@@ -274,7 +318,7 @@ impl Engine {
         })?;
         let renamed = Container { name: new.to_owned(), ..container.clone() };
         self.tell_name(&renamed);
-        self.event(&renamed, "rename", &[("oldName", container.name)]);
+        self.event(&renamed, "rename", &[("oldName", format!("/{}", container.name))]);
         Ok(())
     }
 }

@@ -10,6 +10,7 @@
 //! lost              free     –              clean up, note that it ended
 //! ```
 
+use crate::lifecycle::Again;
 use crate::remove::ASIDE;
 use crate::store::{self, Container};
 use crate::volumes::place;
@@ -244,6 +245,7 @@ impl Engine {
                     drop(lock);
                     if container.host.auto_remove.unwrap_or(false)
                         && state.finished_ns != 0
+                        && !Again::is_held(&self.paths.again(&container.id))
                         && let Err(e) = self.remove_ended(&container.id, true)
                     {
                         problems.push(e.to_string());

@@ -86,9 +86,9 @@ pub async fn act(mut ask: Ask, id: &str, verb: &str) -> Answer {
         "restart" => {
             let timeout = ask.query.number("t")?;
             let name = super::entered(&ask, &name).await?;
-            stop(&ask, &name, signal.clone(), timeout).await?;
-            ask.run(move |engine| Ok(engine.restart(&name, signal.as_deref(), timeout)?)).await?;
-            ask::empty(StatusCode::NO_CONTENT)
+            // A client that goes leaves no container stopped.
+            let done = tokio::spawn(restart(ask, name, signal, timeout)).await;
+            done.unwrap_or_else(|e| Err(Fault::internal(format!("the restart broke off: {e}"))))
         }
         "kill" => {
             ask.run(move |engine| Ok(engine.kill(&name, signal.as_deref())?)).await?;
@@ -126,6 +126,16 @@ pub async fn act(mut ask: Ask, id: &str, verb: &str) -> Answer {
         }
         _ => Err(Fault::not_found("page not found")),
     }
+}
+
+/// Ends it, and starts it again.
+async fn restart(ask: Ask, name: String, signal: Option<String>, timeout: Option<i64>) -> Answer {
+    let id = name.clone();
+    let again = ask.run(move |engine| Ok(engine.begin_restart(&id)?)).await?;
+    stop(&ask, &name, signal.clone(), timeout).await?;
+    ask.run(move |engine| Ok(engine.restart(&name, signal.as_deref(), timeout)?)).await?;
+    drop(again);
+    ask::empty(StatusCode::NO_CONTENT)
 }
 
 /// Ends it, and tells whether it ran. However long it takes, no thread waits for it, and a client that goes takes its
