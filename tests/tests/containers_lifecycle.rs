@@ -53,6 +53,29 @@ fn from_create_to_rm() {
     assert_eq!(status(&store, "second"), "exited 137");
     store.ok(&["restart", "second"]);
     assert_eq!(status(&store, "second"), "running 0");
+    // What goes with its end does not go with its restart.
+    store.ok(&[
+        "run",
+        "-d",
+        "--rm",
+        "-v",
+        "/data",
+        "--name",
+        "brief",
+        "busybox",
+        "sh",
+        "-c",
+        "touch /data/a /b; exec sleep 60",
+    ]);
+    until(&store, &["exec", "brief", "ls", "/b"], |t| t == "/b");
+    store.ok(&["exec", "brief", "touch", "/kept", "/data/kept"]);
+    store.ok(&["restart", "-t", "0", "brief"]);
+    assert_eq!(store.ok(&["exec", "brief", "ls", "/kept", "/data/kept"]).lines().count(), 2);
+    store.ok(&["stop", "-t", "0", "brief"]);
+    assert_eq!(
+        (store.ok(&["ps", "-aq", "-f", "name=brief"]), store.ok(&["volume", "ls", "-q"])),
+        Default::default()
+    );
     store.ok(&["kill", "-s", "KILL", "second"]);
     // Dead when it is said to be killed: Compose removes what it killed only if it sees that.
     assert_eq!(status(&store, "second"), "exited 137");
@@ -232,6 +255,16 @@ fn limits_hold_and_change_at_once() {
         store.ok(&["stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}", "live"]).contains("96MiB")
     );
     assert!(store.ok(&["top", "live"]).contains("sleep 60"));
+    // ps(1) sees the whole host: no option makes it tell of more than the container.
+    let pid = store.ok(&["inspect", "-f", "{{.State.Pid}}", "live"]);
+    let own = store.ok(&["top", "live", "axeww", "-o", "pid,args"]);
+    assert!(own.lines().skip(1).all(|l| !l.contains("/proc/self/fd/")) && own.contains(&pid), "{own}");
+    for more in [&["-p", "1"][..], &["1"], &["-q", "1", "-ef"], &["-e", "-C"], &["--ppid=1"]] {
+        let out = store.out(&[&["top", "live"], more].concat());
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(!out.status.success() && said.contains("cannot be used here"), "{more:?}: {said}");
+        assert!(out.stdout.is_empty());
+    }
 }
 
 #[test]

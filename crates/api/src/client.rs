@@ -64,7 +64,11 @@ impl Handover {
     }
 
     /// Hands over what is left of a connection, with what was read of it already; or ends it.
-    pub async fn conclude(&self, mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, early: Bytes) {
+    pub async fn conclude(
+        &self,
+        mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        early: Bytes,
+    ) {
         let taker = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         match taker {
             None => drop(stream.shutdown().await),

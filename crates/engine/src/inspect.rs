@@ -80,7 +80,9 @@ impl Engine {
                     String::new()
                 }),
                 ports: Some(port_map(&c, &state)),
-                networks: Some(networks.into_iter().map(|(name, network)| (name.into_owned(), network)).collect()),
+                networks: Some(
+                    networks.into_iter().map(|(name, network)| (name.into_owned(), network)).collect(),
+                ),
             }),
             ..Default::default()
         })

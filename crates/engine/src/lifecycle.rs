@@ -5,9 +5,8 @@ use crate::spec::invalid;
 use crate::store::{self, Container, json};
 use crate::{Engine, EngineError, Result, config, names, signals, spec};
 use sandbox::client::{AttachOptions, Client, ClientError, Stream, WaitCondition};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use sys::file::Lock;
 use types::docker::{ContainerUpdateBody, HostConfig};
 use types::{ErrorKind, Kinded, RunState, Status};
 
@@ -17,17 +16,6 @@ pub(crate) const ATTEMPTS: u32 = 5;
 const KILL: i32 = 9;
 /// How long a killed process may take to die: one that waits for a disk does so first.
 const DEATH: Duration = Duration::from_secs(10);
-
-/// A restart under way: as long as this lives, a container that is to go when it ends (`--rm`) stays.
-#[derive(Debug)]
-pub struct Again(#[expect(dead_code, reason = "held, not read")] Lock);
-
-impl Again {
-    /// Whether anybody restarts the container with this file.
-    pub(crate) fn is_held(path: &Path) -> bool {
-        path.exists() && Lock::try_exclusive(path).is_ok_and(|lock| lock.is_none())
-    }
-}
 
 impl Engine {
     pub(crate) fn find(&self, name: &str) -> Result<Container> {
@@ -111,29 +99,44 @@ impl Engine {
         }
     }
 
-    /// Says that it is stopped to be started again.
-    pub fn begin_restart(&self, name: &str) -> Result<Again> {
-        let container = self.find(name)?;
-        let dir = self.paths.sandbox_run(&container.id);
-        {
-            use std::os::unix::fs::DirBuilderExt;
-            let make = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-            make.map_err(EngineError::io("cannot create the directory", &dir))?;
-        }
-        let path = self.paths.again(&container.id);
-        Lock::shared(&path).map(Again).map_err(EngineError::io("cannot lock", &path))
-    }
-
     /// Stops it, if it runs, and starts it.
     pub fn restart(&self, name: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let Some(mut restarted) = self.begin_restart(name, signal, timeout)? else { return Ok(()) };
+            match restarted.answer_until(None) {
+                Ok(_) => return Ok(()),
+                // The supervisor was killed, and the container goes on without it.
+                Err(ClientError::Gone) => {}
+                Err(e) => return Err(failed_start(e)),
+            }
+        }
+        Err(ClientError::Gone.into())
+    }
+
+    /// Asks for a restart, and returns what tells that it is done; none where it did not run, and was started. What runs its
+    /// supervisor restarts, whether the client stays or not. The answer may stay out when the supervisor dies: then ask
+    /// again.
+    pub fn begin_restart(
+        &self,
+        name: &str,
+        signal: Option<&str>,
+        timeout: Option<i64>,
+    ) -> Result<Option<sandbox::client::Waiting>> {
         let signal = signal.map(signals::parse).transpose()?;
         let container = self.find(name)?;
-        let _again = self.begin_restart(container.id.as_str())?;
-        self.stop_container(&container, signal, timeout)?;
-        drop(self.ended(&container)?);
-        self.start_container(&container, None)?;
-        self.event(&container, "restart", &[]);
-        Ok(())
+        let asked = self.running(container.id.as_str()).and_then(|(_, _, client)| {
+            client.restarting(signal, timeout).map_err(|e| self.refused(&container, e))
+        });
+        match asked {
+            Ok(waiting) => Ok(Some(waiting)),
+            Err(EngineError::NotRunning(_)) => {
+                drop(self.ended(&container)?);
+                self.start_container(&container, None)?;
+                self.event(&container, "restart", &[]);
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Sends a signal to the main process. One that it cannot survive has ended it when this returns, as in Docker, or has
@@ -148,7 +151,7 @@ impl Engine {
             client.signal(signal).map_err(|e| self.refused(&container, e))?;
             if let Some(mut end) = end {
                 // What fails is that the supervisor ended with its container.
-                let _ = end.answer_until(Instant::now() + DEATH);
+                let _ = end.answer_until(Some(Instant::now() + DEATH));
             }
             Ok(())
         });
@@ -341,4 +344,14 @@ impl Engine {
 /// The fields that an update may change, by way of their common JSON names.
 fn as_host_config(change: &ContainerUpdateBody) -> Result<HostConfig> {
     serde_json::to_value(change).and_then(serde_json::from_value).map_err(invalid)
+}
+
+/// What a supervisor refused to start for, as the start of a container says it.
+pub fn failed_start(e: ClientError) -> EngineError {
+    match e {
+        ClientError::Refused(failure) => {
+            EngineError::Start { message: failure.message, code: failure.exit_code }
+        }
+        other => other.into(),
+    }
 }

@@ -83,11 +83,7 @@ impl Engine {
     }
 
     /// The same, one after the other: nobody needs to hold all of many. Beside each, how many may come after it.
-    pub fn list_each(
-        &self,
-        options: &ListOptions,
-        each: &mut dyn FnMut(Summary<'_>, usize),
-    ) -> Result<()> {
+    pub fn list_each(&self, options: &ListOptions, each: &mut dyn FnMut(Summary<'_>, usize)) -> Result<()> {
         filters::check(&options.filters, filters::CONTAINER)?;
         let asks_status = ["status", "exited"].iter().any(|k| options.filters.contains_key(*k));
         let all = options.all || options.limit.is_some() || asks_status;

@@ -130,8 +130,8 @@ impl Rows {
     pub fn iter(&self) -> impl Iterator<Item = Stored<'_>> {
         self.rows.iter().map(|Place { created_ns, begin, ends }| {
             let mut begin = *begin;
-            let columns = ends
-                .map(|end| self.text.get(std::mem::replace(&mut begin, end)..end).unwrap_or_default());
+            let columns =
+                ends.map(|end| self.text.get(std::mem::replace(&mut begin, end)..end).unwrap_or_default());
             Stored { created_ns: *created_ns, columns }
         })
     }
@@ -268,6 +268,9 @@ mod tests {
         assert_eq!(one.mounts, made.mounts);
         assert_eq!((two.command().as_str(), words(&two.config.labels), two.mounts.len()), ("", None, 0));
         db.conn().execute("UPDATE containers SET host = '{' WHERE name = 'two'", []).unwrap();
-        assert!(matches!(read(&all(&db).unwrap()), Err(EngineError::Stored { what: "host configuration", .. })));
+        assert!(matches!(
+            read(&all(&db).unwrap()),
+            Err(EngineError::Stored { what: "host configuration", .. })
+        ));
     }
 }

@@ -34,11 +34,6 @@ impl Paths {
         self.sandbox_run(id).join("lock")
     }
 
-    /// Locked by who stops a container to start it again.
-    pub(crate) fn again(&self, id: &ContainerId) -> PathBuf {
-        self.sandbox_run(id).join("again")
-    }
-
     /// What the supervisor knows of its container.
     pub fn state(&self, id: &ContainerId) -> PathBuf {
         self.sandbox(id).join("state.json")

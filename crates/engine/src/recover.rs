@@ -10,7 +10,6 @@
 //! lost              free     –              clean up, note that it ended
 //! ```
 
-use crate::lifecycle::Again;
 use crate::remove::ASIDE;
 use crate::store::{self, Container};
 use crate::volumes::place;
@@ -105,11 +104,12 @@ impl Engine {
         state.error = "its supervisor died with it".into();
         self.note_state(id, &state);
         self.event(container, "die", &[("exitCode", UNKNOWN.to_string())]);
-        if container.host.auto_remove.unwrap_or(false) {
+        if container.host.auto_remove.unwrap_or(false) && !state.start_again {
             self.remove_ended(id, true)?;
             return Err(EngineError::NoSuchContainer(container.name.clone()));
         }
         let again = match crate::config::restart_policy(&container.host)? {
+            _ if state.start_again => true,
             RestartPolicy::Always | RestartPolicy::UnlessStopped => !state.stopped_by_user,
             RestartPolicy::OnFailure(max) => max == 0 || state.restart_count < max,
             RestartPolicy::No => false,
@@ -245,7 +245,6 @@ impl Engine {
                     drop(lock);
                     if container.host.auto_remove.unwrap_or(false)
                         && state.finished_ns != 0
-                        && !Again::is_held(&self.paths.again(&container.id))
                         && let Err(e) = self.remove_ended(&container.id, true)
                     {
                         problems.push(e.to_string());

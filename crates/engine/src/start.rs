@@ -5,7 +5,7 @@ use crate::spec::{self, invalid};
 use crate::store::{self, Container};
 use crate::volumes::Marks;
 use crate::{Engine, EngineError, Result, config, signals};
-use sandbox::client::{AttachOptions, ClientError, Launch, Stream};
+use sandbox::client::{AttachOptions, Launch, Stream};
 use std::collections::HashMap;
 use sys::file::Lock;
 use types::{Bundle, ContainerId, LayerPlan, NetworkPlan, RootfsPlan};
@@ -60,10 +60,7 @@ impl Engine {
         crate::supervise::spawn(&self.paths, &container.id, socket, lock, false)?;
         match launch.started() {
             Ok((_pid, stream)) => Ok(stream),
-            Err(ClientError::Refused(failure)) => {
-                Err(EngineError::Start { message: failure.message, code: failure.exit_code })
-            }
-            Err(e) => Err(e.into()),
+            Err(e) => Err(crate::lifecycle::failed_start(e)),
         }
     }
 

@@ -1,6 +1,5 @@
 //! The supervisor's side of the engine: how its process is made, and what it does around each run of its container.
 
-use crate::lifecycle::Again;
 use crate::network::lock_subnets;
 use crate::paths::Paths;
 use crate::resolver::{At, NameService};
@@ -562,7 +561,7 @@ impl Hooks for EngineHooks {
     }
 
     fn finished(&mut self, bundle: &Bundle, _state: &RunState) {
-        if !bundle.auto_remove || Again::is_held(&self.paths.again(&bundle.id)) {
+        if !bundle.auto_remove {
             return;
         }
         // Should it fail, the next command finds an ended container that wants to be removed.

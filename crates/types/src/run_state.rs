@@ -68,6 +68,8 @@ pub struct RunState {
     pub restart_count: u32,
     /// A user asked it to stop: the restart policy `unless-stopped` heeds that.
     pub stopped_by_user: bool,
+    /// A user asked for a restart, and the next run has not begun.
+    pub start_again: bool,
     /// Where there is a health check.
     pub health: Option<HealthState>,
     /// Host ports that were handed out where 0 was asked for, in the order of the plan.

@@ -86,7 +86,7 @@ pub async fn act(mut ask: Ask, id: &str, verb: &str) -> Answer {
         "restart" => {
             let timeout = ask.query.number("t")?;
             let name = super::entered(&ask, &name).await?;
-            // A client that goes leaves no container stopped.
+            // A client that goes leaves nothing half done.
             let done = tokio::spawn(restart(ask, name, signal, timeout)).await;
             done.unwrap_or_else(|e| Err(Fault::internal(format!("the restart broke off: {e}"))))
         }
@@ -128,16 +128,6 @@ pub async fn act(mut ask: Ask, id: &str, verb: &str) -> Answer {
     }
 }
 
-/// Ends it, and starts it again.
-async fn restart(ask: Ask, name: String, signal: Option<String>, timeout: Option<i64>) -> Answer {
-    let id = name.clone();
-    let again = ask.run(move |engine| Ok(engine.begin_restart(&id)?)).await?;
-    stop(&ask, &name, signal.clone(), timeout).await?;
-    ask.run(move |engine| Ok(engine.restart(&name, signal.as_deref(), timeout)?)).await?;
-    drop(again);
-    ask::empty(StatusCode::NO_CONTENT)
-}
-
 /// Ends it, and tells whether it ran. However long it takes, no thread waits for it, and a client that goes takes its
 /// question along.
 async fn stop(ask: &Ask, name: &str, signal: Option<String>, timeout: Option<i64>) -> Result<bool, Fault> {
@@ -155,6 +145,21 @@ async fn stop(ask: &Ask, name: &str, signal: Option<String>, timeout: Option<i64
             }
             Err(fault) if ran && fault.status == 404 => return Ok(true),
             Err(fault) => return Err(fault),
+        }
+    }
+    Err(Fault::internal(format!("the supervisor of {name} was killed again and again")))
+}
+
+async fn restart(ask: Ask, name: String, signal: Option<String>, timeout: Option<i64>) -> Answer {
+    for _ in 0..ATTEMPTS {
+        let (id, signal) = (name.clone(), signal.clone());
+        let begun = ask.run(move |engine| Ok(engine.begin_restart(&id, signal.as_deref(), timeout)?)).await?;
+        let done = match begun {
+            Some(restarted) => super::wait::answered(restarted).await?.is_some(),
+            None => true,
+        };
+        if done {
+            return ask::empty(StatusCode::NO_CONTENT);
         }
     }
     Err(Fault::internal(format!("the supervisor of {name} was killed again and again")))

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::sync::LazyLock;
 use types::docker::{
-    ContainerInspectResponse, ContainerSummaryHealth, ContainerSummaryStateEnum, EndpointSettings, MountPoint,
-    PortSummary,
+    ContainerInspectResponse, ContainerSummaryHealth, ContainerSummaryStateEnum, EndpointSettings,
+    MountPoint, PortSummary,
 };
 
 /// The time that never was.

@@ -127,7 +127,7 @@ pub(super) async fn answered(mut answer: sandbox::client::Waiting) -> Result<Opt
             Ok(Some(code)) => return Ok(Some(code.into())),
             Ok(None) => signal.clear(Interest::READABLE),
             Err(sandbox::client::ClientError::Gone) => return Ok(None),
-            Err(e) => return Err(Fault::internal(e.to_string())),
+            Err(e) => return Err(engine::failed_start(e).into()),
         }
         signal.ready(Interest::READABLE).await.map_err(io)?;
     }

@@ -19,7 +19,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use types::{Attachment, ErrorKind, Kinded, RestartPolicy, RunState, oci};
 
 /// Name of the control socket in a sandbox's run directory.
@@ -235,6 +235,12 @@ impl Client {
         self.code(Request::Wait { condition })
     }
 
+    /// Asks it to end as [`Client::stop`] does and to start again, without waiting for either.
+    pub fn restarting(mut self, signal: Option<i32>, timeout: Option<i64>) -> Result<Waiting, ClientError> {
+        self.send(Request::Restart { signal, timeout })?;
+        Ok(Waiting { client: self })
+    }
+
     /// Asks for a [`Client::stop`] without waiting for its end.
     pub fn stopping(mut self, signal: Option<i32>, timeout: Option<i64>) -> Result<Waiting, ClientError> {
         self.send(Request::Stop { signal, timeout })?;
@@ -329,11 +335,12 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// The exit code, once it is there; never blocks.
+    /// The exit code, once it is there, or 0 once it is started again; never blocks.
     pub fn answer(&mut self) -> Result<Option<i32>, ClientError> {
         loop {
             match answer::next(&mut self.client.decoder)? {
                 Some(Response::Exited { code }) => return Ok(Some(code)),
+                Some(Response::Started { .. }) => return Ok(Some(0)),
                 Some(_) => return Err(ClientError::Unexpected),
                 None => {}
             }
@@ -345,15 +352,15 @@ impl Waiting {
         }
     }
 
-    /// The exit code, if it is there in time.
-    pub fn answer_until(&mut self, until: Instant) -> Result<Option<i32>, ClientError> {
+    /// The same, if it is there in time; without a time, whenever it comes.
+    pub fn answer_until(&mut self, until: Option<Instant>) -> Result<Option<i32>, ClientError> {
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             match self.answer()? {
-                None if !left.is_zero() => {}
+                None if left != Some(Duration::ZERO) => {}
                 answer => return Ok(answer),
             }
-            let left = rustix::event::Timespec::try_from(left).ok();
+            let left = left.and_then(|left| rustix::event::Timespec::try_from(left).ok());
             let mut socket = [PollFd::new(&self.client.socket, PollFlags::IN)];
             match rustix::event::poll(&mut socket, left.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}

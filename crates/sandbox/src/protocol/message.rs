@@ -94,6 +94,14 @@ pub enum Request {
         /// Seconds, instead of the container's own; -1 waits for ever.
         timeout: Option<i64>,
     },
+    /// The same, and a start, whether the client is still there or not; the answer is `Started`. One that is to be removed
+    /// when it ends stays.
+    Restart {
+        /// Instead of the container's own.
+        signal: Option<i32>,
+        /// Seconds, instead of the container's own; -1 waits for ever.
+        timeout: Option<i64>,
+    },
     /// Kills every process at once; answered when it has ended for good.
     KillAll,
     /// Freezes.

@@ -79,8 +79,8 @@ pub(super) struct Core<'a> {
     pub(super) postponed: Vec<(u64, Request)>,
     /// Terminals whose size a guest is being told, and the sizes to follow.
     pub(super) sizes: Vec<Size>,
-    /// Who gave the order to start and has no answer yet.
-    pub(super) ready: Option<u64>,
+    /// Who gave the order to start, or to start again, and has no answer yet.
+    pub(super) ready: Vec<u64>,
     /// See `hold_mounts`.
     pub(super) mounts: Option<File>,
     pub(super) waiting: Option<Waiting>,
@@ -142,7 +142,7 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         asked: Vec::new(),
         postponed: Vec::new(),
         sizes: Vec::new(),
-        ready: None,
+        ready: Vec::new(),
         mounts: None,
         waiting: None,
         back_off: BackOff::default(),
@@ -159,12 +159,13 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         buffer: Vec::new(),
         untidy: true,
     };
-    core.ready = ready.map(|mut client| {
+    if let Some(mut client) = ready {
         if let Some(Request::Start { attach: Some(options) }) = order {
             client.role = Role::Attached(options);
         }
-        core.add_client(client)
-    });
+        let id = core.add_client(client);
+        core.ready.push(id);
+    }
     if core.clients.values().any(|c| matches!(c.role, Role::Attached(_))) {
         core.event("attach", &[]);
     }
@@ -187,24 +188,27 @@ impl Core<'_> {
         if adopt { self.adopt() } else { self.first_start() }
     }
 
-    /// Tells the command that waits, if there is one, and ends what could not begin.
+    /// Tells the commands that wait, if there are any, and ends what could not begin.
     pub(super) fn report(&mut self, begun: Result<(), Failure>) {
-        let ready = self.ready.take();
+        let ready = std::mem::take(&mut self.ready);
         let failed = begun.is_err();
         let response = match begun {
             Ok(()) => Response::Started { pid: self.state.pid },
             Err(failure) => {
-                // It gets the reason, not a stream's end.
-                if let Some(client) = ready.and_then(|id| self.clients.get_mut(&id)) {
-                    client.role = Role::Idle;
+                // They get the reason, not a stream's end.
+                for client in ready.iter() {
+                    if let Some(client) = self.clients.get_mut(client) {
+                        client.role = Role::Idle;
+                    }
                 }
                 self.failed_start(&failure);
                 self.finish();
                 Response::Failed(failure)
             }
         };
-        if let Some(client) = ready.and_then(|id| self.clients.get_mut(&id)) {
-            client.answer(response);
+        for client in ready {
+            let Some(client) = self.clients.get_mut(&client) else { continue };
+            client.answer(response.clone());
             if failed || !matches!(client.role, Role::Attached(_)) {
                 client.closing = true;
             }
@@ -537,8 +541,7 @@ impl Core<'_> {
             self.check_health();
         }
         if self.waiting.as_ref().is_some_and(|w| w.until <= now) {
-            self.waiting = None;
-            if self.state.stopped_by_user { self.finish() } else { self.restart() }
+            self.wait_is_over();
         }
     }
 

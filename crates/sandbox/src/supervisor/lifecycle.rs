@@ -53,11 +53,12 @@ impl Core<'_> {
     pub(super) fn first_start(&mut self) -> Result<(), Failure> {
         self.state.restart_count = 0;
         self.state.stopped_by_user = false;
+        self.state.start_again = false;
         self.start()
     }
 
     /// Starts the container, or begins to, or undoes what was done.
-    fn start(&mut self) -> Result<(), Failure> {
+    pub(super) fn start(&mut self) -> Result<(), Failure> {
         self.state.supervisor = rustix::process::getpid().as_raw_nonzero().get();
         self.state.boot_id = sys::host::boot_id().unwrap_or_default();
         (self.state.pid, self.state.pid_start) = (0, 0);
@@ -113,8 +114,12 @@ impl Core<'_> {
         self.main = Some(Main { sandbox, io, started: Instant::now(), oom_kills, ended: None });
         self.health = self.bundle.health.as_ref().map(|h| Health::begin(h, Duration::ZERO));
         self.untidy = true;
+        let again = std::mem::take(&mut self.state.start_again);
         self.save();
         self.event("start", &[]);
+        if again {
+            self.event("restart", &[]);
+        }
     }
 
     /// Keeps the mount namespace until the clients are answered: who is the last in it takes its mounts apart, which
@@ -237,17 +242,10 @@ impl Core<'_> {
         self.state.error = failure.message.clone();
         self.state.exit_code = failure.exit_code;
         (self.state.pid, self.state.pid_start) = (0, 0);
+        self.state.start_again = false;
         if self.state.status != Status::Created {
             self.state.status = Status::Exited;
             self.state.finished_ns = sys::host::now_ns();
-        }
-    }
-
-    pub(super) fn restart(&mut self) {
-        self.state.restart_count += 1;
-        let begun = self.start();
-        if begun.is_err() {
-            self.report(begun);
         }
     }
 
@@ -320,13 +318,15 @@ impl Core<'_> {
         (state.pid, state.pid_start) = (0, 0);
         state.finished_ns = sys::host::now_ns();
         state.ports.clear();
-        let policy = self.bundle.restart;
-        let wait = self.back_off.next(policy, code, state.restart_count, state.stopped_by_user, ran);
-        state.status = if wait.is_some() { Status::Restarting } else { Status::Exited };
+        let wait = self.next_start(ran);
+        self.state.status = if wait.is_some() { Status::Restarting } else { Status::Exited };
         self.save();
         self.event("die", &[("exitCode", code.to_string())]);
         match wait {
             Some(wait) => {
+                if std::mem::take(&mut self.stopping) {
+                    self.event("stop", &[]);
+                }
                 self.mounts = None;
                 self.waiting = Some(Waiting { until: Instant::now() + wait });
                 self.untidy = true;

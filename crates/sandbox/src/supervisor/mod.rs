@@ -32,6 +32,7 @@ mod order;
 mod output;
 mod policy;
 mod requests;
+mod restart;
 mod starting;
 
 pub use crate::hull::HookError;

@@ -99,6 +99,10 @@ impl Core<'_> {
             Request::Exec(options) => self.exec_request(id, client, *options),
             Request::Signal { signal } => self.signal((id, client), signal),
             Request::Stop { signal, timeout } => self.stop(client, signal, timeout),
+            Request::Restart { signal, timeout } if TAKES_TIME => {
+                self.restart_for((id, client), signal, timeout)
+            }
+            Request::Restart { .. } => Err(self.not_running()),
             Request::KillAll => self.kill_all(client),
             Request::Pause => self.pause().map(Outcome::Now),
             Request::Hold => {
@@ -279,7 +283,7 @@ impl Core<'_> {
         }
     }
 
-    fn stop(
+    pub(super) fn stop(
         &mut self,
         client: &mut Connection,
         signal: Option<i32>,
@@ -344,6 +348,7 @@ impl Core<'_> {
         client.role = Role::Waiting(WaitCondition::Removed);
         self.stopping = true;
         self.state.stopped_by_user = true;
+        self.state.start_again = false;
         self.save();
     }
 

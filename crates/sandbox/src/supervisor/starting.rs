@@ -62,6 +62,7 @@ impl Starting {
     fn keeps_waiting(&self, request: &Request) -> bool {
         match request {
             Request::Signal { signal } => self.stage == Stage::Executing && *signal != SIGKILL,
+            Request::Restart { .. } => true,
             other => is_change(other),
         }
     }

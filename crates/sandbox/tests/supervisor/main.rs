@@ -277,6 +277,34 @@ fn stop_asks_then_kills() {
 }
 
 #[test]
+fn a_restart_is_the_supervisors_business() {
+    let mut rig = Rig::new("trap '' TERM; echo up; while true; do sleep 0.05; done");
+    rig.bundle.auto_remove = true;
+    rig.launch(None).unwrap();
+    let is_up = |rig: &Rig, runs: usize| until("a run", || rig.log().len() == runs * 3);
+    is_up(&rig, 1);
+    // Who asks goes before it is done.
+    let asks = rig.client().restarting(None, Some(1)).unwrap();
+    until("the stop", || rig.state().start_again);
+    drop(asks);
+    is_up(&rig, 2);
+    let state = rig.state();
+    assert!(!state.stopped_by_user && !state.start_again && state.restart_count == 0, "{state:?}");
+    assert_eq!(rig.client().restarting(None, Some(0)).unwrap().answer_until(None).unwrap(), Some(0));
+    is_up(&rig, 3);
+    // A stop is the last word.
+    let mut dropped = rig.client().restarting(None, Some(600)).unwrap();
+    until("the stop", || rig.state().start_again);
+    assert_eq!(rig.client().stop(None, Some(0)).unwrap(), 137);
+    assert!(dropped.answer_until(None).is_err());
+    rig.gone();
+    let run = ["kill signal=15", "kill signal=9", "(ended)", "die exitCode=137", "stop"];
+    let again = ["start", "restart"];
+    let expected = [&["start"], &run[..], &again, &run, &again, &["kill signal=15"], &run, &["(finished)"]];
+    assert_eq!(rig.events(), expected.concat());
+}
+
+#[test]
 fn a_lost_socket_and_a_lost_state_come_back() {
     let mut rig = Rig::new("exec sleep 60");
     let (pid, _) = rig.launch(None).unwrap();
@@ -485,7 +513,7 @@ fn an_idle_supervisor_holds_little() {
     println!("{anonymous} kB of its own");
 }
 
-/// Prints the rate; fails only where something is badly wrong (debug builds and busy machines are slow).
+/// Prints the rate.
 #[test]
 fn throughput() {
     const SIZE: usize = 100 << 20;
@@ -513,7 +541,6 @@ fn throughput() {
     let rate = n as f64 / begun.elapsed().as_secs_f64() / 1e6;
     println!("{rate:.0} MB/s through client and json-file log");
     assert_eq!(n, SIZE / line.len() * line.len());
-    assert!(rate > 20.0);
     rig.gone();
     assert_eq!(rig.log().len(), n);
 }
