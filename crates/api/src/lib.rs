@@ -28,6 +28,7 @@ mod room;
 mod server;
 mod shared;
 mod stream;
+mod subnet;
 mod takeover;
 mod tls;
 mod work;

@@ -5,12 +5,15 @@
 //! attach, copy, start) must keep to them too, whoever made it. Each refusal names its rule.
 
 use crate::fault::Fault;
+use crate::subnet;
 use serde_json::Value;
 use std::path::{Component, Path, PathBuf};
 use types::docker::{
     ContainerConfig, EndpointSettings, HostConfig, MountType, NetworkCreateRequest, VolumeCreateRequest,
 };
 
+/// The option that names a network's bridge.
+const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 /// Longer than any name of an image that a registry takes.
 const LONGEST_NAME: usize = 1024;
 
@@ -18,8 +21,11 @@ const LONGEST_NAME: usize = 1024;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PolicyError {
     /// No such rule.
-    #[error("unknown rule {0:?} of --restrict: give default, vm, bind=DIRECTORY, or image=PATTERN")]
+    #[error("unknown rule {0:?} of --restrict: give default, vm, bind=DIRECTORY, image=PATTERN, or ports=FIRST-LAST")]
     Unknown(String),
+    /// Not a range of ports.
+    #[error("--restrict ports={0}: give two ports, the smaller one first: 8000-8999")]
+    Ports(String),
     /// Not an absolute path.
     #[error("--restrict bind={0}: give an absolute path without '..'")]
     Path(String),
@@ -36,7 +42,7 @@ pub struct Policy {
 
 /// The rules of `--restrict`. That nothing is privileged, joins the host's namespaces, adds capabilities or devices, or takes
 /// a wall away, is always among them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restrict {
     /// Only microVMs.
     pub vm_only: bool,
@@ -44,6 +50,14 @@ pub struct Restrict {
     pub binds: Vec<PathBuf>,
     /// Images that may be used, with `*` for any text; none allows all.
     pub images: Vec<String>,
+    /// The first and the last port of the host that may be published.
+    pub ports: (u16, u16),
+}
+
+impl Default for Restrict {
+    fn default() -> Self {
+        Self { vm_only: false, binds: Vec::new(), images: Vec::new(), ports: (1024, u16::MAX) }
+    }
 }
 
 impl Restrict {
@@ -55,6 +69,7 @@ impl Restrict {
                 ("default", "") => {}
                 ("vm", "") => out.vm_only = true,
                 ("image", pattern) if !pattern.is_empty() => out.images.push(pattern.to_owned()),
+                ("ports", range) => out.ports = ports(range)?,
                 ("bind", dir) => {
                     let path = Path::new(dir);
                     if !is_plain(path) {
@@ -80,6 +95,7 @@ impl Restrict {
         namespaces(host)?;
         additions(host)?;
         self.mounts(host)?;
+        self.admit_ports(host)?;
         unknown(host)
     }
 
@@ -111,7 +127,15 @@ impl Restrict {
     /// not for the host's kernel to read.
     pub fn admit_volume(&self, request: &VolumeCreateRequest) -> Result<(), Fault> {
         let options = request.driver_opts.iter().flatten();
-        match options.into_iter().find(|(key, _)| !matches!(key.as_str(), "size" | "journal")) {
+        self.admit_volume_options(options.map(|(key, value)| (key.as_str(), value.as_str())))
+    }
+
+    /// Whether a volume with these options may be made or used.
+    pub fn admit_volume_options<'a>(
+        &self,
+        mut options: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Result<(), Fault> {
+        match options.find(|(key, _)| !matches!(*key, "size" | "journal")) {
             Some((key, value)) => {
                 Err(refused("bind", &format!("volumes with the option {key}={value} are not allowed")))
             }
@@ -119,15 +143,28 @@ impl Restrict {
         }
     }
 
-    /// Whether a network may be made.
+    /// Whether a network may be made. Addresses that are somebody else's would lead the host's own traffic astray.
     pub fn admit_network(&self, request: &NetworkCreateRequest) -> Result<(), Fault> {
-        if request.driver.as_deref().is_some_and(|d| !matches!(d, "" | "default" | "bridge")) {
+        let options = request.options.iter().flatten().map(|(key, _)| key.as_str());
+        self.admit_driver(request.driver.as_deref().unwrap_or_default(), options)?;
+        let pools = request.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten());
+        let mut subnets = pools.filter_map(|pool| pool.subnet.as_deref());
+        subnets.try_for_each(|subnet| subnet::admit(subnet).map_err(|why| refused("network", &why)))
+    }
+
+    /// Whether a network of this driver, with these options, may be made or used.
+    pub fn admit_driver<'a>(
+        &self,
+        driver: &str,
+        mut options: impl Iterator<Item = &'a str>,
+    ) -> Result<(), Fault> {
+        if !matches!(driver, "" | "default" | "bridge" | "null") {
             return Err(refused("network", "networks on the host's own interfaces are not allowed"));
         }
-        let reaches = |key: &String| matches!(key.as_str(), "host-access" | engine::HOST_ACCESS);
-        match request.options.iter().flatten().any(|(key, _)| reaches(key)) {
-            true => Err(refused("network", "networks that reach the host's own services are not allowed")),
-            false => Ok(()),
+        match options.find(|key| matches!(*key, "host-access" | engine::HOST_ACCESS | BRIDGE_NAME)) {
+            Some(BRIDGE_NAME) => Err(refused("network", "a bridge's name may not be chosen")),
+            Some(_) => Err(refused("network", "networks that reach the host's own services are not allowed")),
+            None => Ok(()),
         }
     }
 
@@ -137,6 +174,21 @@ impl Restrict {
             true => Err(refused("network", "workloads that reach the host's own services are not allowed")),
             false => Ok(()),
         }
+    }
+
+    /// Ports of the host that are its own services' are not for workloads.
+    fn admit_ports(&self, host: &HostConfig) -> Result<(), Fault> {
+        let bindings = host.port_bindings.iter().flat_map(|map| map.values().flatten().flatten());
+        for ports in bindings.filter_map(|binding| binding.host_port.as_deref()) {
+            // None, or 0, is one that is free; what is no port is the engine's to tell.
+            let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+            let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) else { continue };
+            if (first, last) != (0, 0) && (first < self.ports.0 || last > self.ports.1) {
+                let (least, most) = self.ports;
+                return Err(refused("ports", &format!("the port {ports} is not from {least} to {most}")));
+            }
+        }
+        Ok(())
     }
 
     fn mounts(&self, host: &HostConfig) -> Result<(), Fault> {
@@ -188,6 +240,11 @@ impl Restrict {
         let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
         Err(refused("bind", &format!("{source} is not below an allowed directory ({allowed})")))
     }
+}
+
+fn ports(range: &str) -> Result<(u16, u16), PolicyError> {
+    let both = range.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    both.filter(|(first, last)| first <= last).ok_or_else(|| PolicyError::Ports(range.to_owned()))
 }
 
 /// Mounts that a workload makes below a bind mount stay its own.

@@ -5,6 +5,7 @@ use crate::spec::invalid;
 use crate::store::{self, Container, json};
 use crate::{Engine, EngineError, Result, config, names, signals, spec};
 use sandbox::client::{AttachOptions, Client, ClientError, Stream, WaitCondition};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use types::docker::{ContainerUpdateBody, HostConfig};
 use types::{ErrorKind, Kinded, RunState, Status};
@@ -278,6 +279,23 @@ impl Engine {
             Ok(())
         })?;
         Ok(warnings)
+    }
+
+    /// Has its bind mounts from below these directories found beneath them from its next start on, whoever made it.
+    pub fn confine(&self, name: &str, beneath: &[PathBuf]) -> Result<()> {
+        let container = self.find(name)?;
+        let mut mounts = container.mounts.clone();
+        mounts.iter_mut().for_each(|mount| mount.confine(beneath));
+        if mounts == container.mounts {
+            return Ok(());
+        }
+        self.db.write(|tx| {
+            tx.execute(
+                "UPDATE containers SET mounts = ?1 WHERE id = ?2",
+                [json(&mounts), container.id.to_string()],
+            )?;
+            Ok(())
+        })
     }
 
     /// Gives it another name.

@@ -104,13 +104,18 @@ impl UserMount {
         }
     }
 
-    /// Has a bind mount from below one of these directories found beneath it, as a part of a volume is.
+    /// Has a bind mount from below one of these directories found beneath it, as a part of a volume is: beneath the outermost,
+    /// since what lies in that may have become a link. What is found beneath another directory already may move further in.
     pub(crate) fn confine(&mut self, beneath: &[PathBuf]) {
-        let found = beneath.iter().find_map(|dir| Some((dir, self.source.strip_prefix(dir).ok()?)));
-        if self.kind == Kind::Bind
-            && let Some((dir, rest)) = found
-            && let Some(rest) = rest.to_str().filter(|r| !r.is_empty())
-        {
+        if self.kind != Kind::Bind {
+            return;
+        }
+        let whole = if self.subpath.is_empty() { self.source.clone() } else { self.source.join(&self.subpath) };
+        let inside = beneath.iter().filter(|dir| dir.starts_with(&self.source) || self.subpath.is_empty());
+        let found = inside
+            .filter_map(|dir| Some((dir, whole.strip_prefix(dir).ok()?.to_str()?)))
+            .min_by_key(|(dir, _)| dir.components().count());
+        if let Some((dir, rest)) = found {
             (self.subpath, self.source) = (rest.to_owned(), dir.clone());
         }
     }

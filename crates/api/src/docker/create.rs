@@ -1,6 +1,6 @@
 //! `containers/create`.
 
-use super::{Answer, Ask, ask};
+use super::{Answer, Ask, admission, ask};
 use crate::fault::Fault;
 use crate::fold;
 use engine::{CreateRequest, PullPolicy};
@@ -38,8 +38,7 @@ pub async fn create(mut ask: Ask) -> Answer {
     };
     let created = ask.run(move |engine| {
         if let Some(rules) = restrict {
-            rules.admit(&request.config, &request.host)?;
-            request.networks.iter().try_for_each(|(_, settings)| rules.admit_endpoint(settings))?;
+            admission::admit_new(engine, &rules, &request)?;
         }
         Ok(engine.create(request, &image::Quiet)?)
     });

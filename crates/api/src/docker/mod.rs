@@ -5,6 +5,7 @@
 //! images  registry (pull, push)  networks  volumes  events  swarm                 paths of Docker's reference
 //! ```
 
+mod admission;
 mod archive;
 mod attach;
 mod containers;
@@ -22,6 +23,7 @@ mod volumes;
 mod wait;
 
 pub(crate) use crate::ask::{self, Answer, Ask};
+use admission::entered;
 
 use crate::body::Body;
 use crate::fault::Fault;
@@ -191,23 +193,4 @@ fn nothing_there() -> Fault {
 fn changes_nothing(method: &Method, parts: &[&str]) -> bool {
     matches!(*method, Method::GET | Method::HEAD) && !matches!(parts, ["containers", _, "attach", "ws"])
         || matches!(parts, ["containers", _, "wait"])
-}
-
-/// The full id of a container that a client may enter or start; all that follows goes by the id, since names move.
-async fn entered(ask: &Ask, name: &str) -> Result<String, Fault> {
-    let (name, restrict) = (name.to_owned(), ask.server.settings.policy.restrict.clone());
-    ask.run(move |engine| {
-        let id = engine.id(&name)?.to_string();
-        if let Some(rules) = restrict {
-            admit(engine, &id, &rules)?;
-        }
-        Ok(id)
-    })
-    .await
-}
-
-/// Whether a container that exists keeps to a server's rules: what is entered must be as harmless as what is made.
-fn admit(engine: &engine::Engine, name: &str, rules: &policy::Restrict) -> Result<(), Fault> {
-    let found = engine.inspect(name, false)?;
-    rules.admit(&found.config.unwrap_or_default(), &found.host_config.unwrap_or_default())
 }

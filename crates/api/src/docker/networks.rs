@@ -1,6 +1,6 @@
 //! Networks.
 
-use super::{Answer, Ask, ask, shapes};
+use super::{Answer, Ask, admission, ask, shapes};
 use crate::fault::Fault;
 use hyper::StatusCode;
 use serde_json::json;
@@ -50,10 +50,12 @@ pub async fn connect(mut ask: Ask, id: &str) -> Answer {
     let request: NetworkConnectRequest = ask.shape().await?;
     let network = id.to_owned();
     let container = super::entered(&ask, &request.container).await?;
-    if let Some(rules) = &ask.server.settings.policy.restrict {
-        request.endpoint_config.iter().try_for_each(|settings| rules.admit_endpoint(settings))?;
-    }
+    let restrict = ask.server.settings.policy.restrict.clone();
     ask.run(move |engine| {
+        if let Some(rules) = restrict {
+            request.endpoint_config.iter().try_for_each(|settings| rules.admit_endpoint(settings))?;
+            admission::networks(engine, &rules, [network.as_str()])?;
+        }
         let settings = request.endpoint_config.unwrap_or_default();
         engine.connect_network(&network, &container, settings).map_err(forbidden)
     })
