@@ -280,6 +280,42 @@ fn the_driver_local_mounts_what_its_options_name() {
 }
 
 #[test]
+fn what_is_lost_is_not_made_anew() {
+    let Some(store) = busybox::store() else { return };
+    store.ok(&["volume", "create", "-d", "disk", "-o", "size=16m", "disk"]);
+    for (volume, lies_in) in [("disk", "disk.img"), ("dir", "_data")] {
+        let mount = format!("{volume}:/v");
+        store.ok(&["run", "--rm", "--network", "none", "-v", &mount, "busybox", "touch", "/v/kept"]);
+        let there = store.root().join("volumes").join(volume).join(lies_in);
+        let elsewhere = store.root().join(volume);
+        std::fs::rename(&there, &elsewhere).unwrap();
+        for verb in [
+            &["run", "--rm", "--network", "none", "-v", &mount, "busybox", "ls", "/v"][..],
+            &["volume", "export", "-o", "/dev/null", volume],
+            &["volume", "clone", volume, "copy"],
+        ] {
+            let out = store.out(verb);
+            let said = String::from_utf8_lossy(&out.stderr);
+            assert!(!out.status.success() && said.contains("has lost its files"), "{verb:?}: {said}");
+            assert!(!there.exists(), "{verb:?}");
+        }
+        std::fs::rename(&elsewhere, &there).unwrap();
+        let run = ["run", "--rm", "--network", "none", "-v", &mount, "busybox", "ls", "/v/kept"];
+        assert_eq!(store.ok(&run), "/v/kept");
+        // What is lost for good can be removed, and made again.
+        let gone =
+            || if there.is_dir() { std::fs::remove_dir_all(&there) } else { std::fs::remove_file(&there) };
+        gone().unwrap();
+        store.ok(&["volume", "rm", volume]);
+    }
+    // And what a killed clone leaves is nobody's.
+    let left = store.root().join("volumes/.new-00112233445566778899aabbccddeeff");
+    std::fs::create_dir(&left).unwrap();
+    store.ok(&["volume", "prune", "-f"]);
+    assert!(!left.exists());
+}
+
+#[test]
 fn volumes_go_out_and_come_in() {
     let Some(store) = store_with_disks() else { return };
     ok(&run(

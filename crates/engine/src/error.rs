@@ -13,6 +13,16 @@ pub enum EngineError {
     /// No volume of that name.
     #[error("get {0}: no such volume")]
     NoSuchVolume(String),
+    /// A volume whose files are gone.
+    #[error(
+        "volume {name} has lost its files: {} is not there. Bring it back (is a disk not mounted?), or remove the volume", path.display()
+    )]
+    LostVolume {
+        /// Its name.
+        name: String,
+        /// What is missing.
+        path: PathBuf,
+    },
     /// No network of that name, id or prefix.
     #[error("network {0} not found")]
     NoSuchNetwork(String),
@@ -153,7 +163,7 @@ impl Kinded for EngineError {
             Self::Client(e) => e.kind(),
             Self::Log(e) => e.kind(),
             Self::Db(e) => e.kind(),
-            Self::Stored { .. } => ErrorKind::Corrupt,
+            Self::Stored { .. } | Self::LostVolume { .. } => ErrorKind::Corrupt,
             Self::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::PermissionDenied => ErrorKind::Denied,
                 std::io::ErrorKind::StorageFull => ErrorKind::Exhausted,

@@ -106,6 +106,7 @@ impl Engine {
         remove_tree(&paths.run.join("sandboxes"))?;
         remove_tree(&paths.run.join("execs"))?;
         remove_tree(&paths.run.join("volumes"))?;
+        remove_tree(&paths.run.join("networks"))?;
         remove_layer_mounts(&paths.layer_mounts())?;
         for name in ["events.jsonl", "events.jsonl.1", "layer-format"] {
             remove_file(&paths.run.join(name))?;

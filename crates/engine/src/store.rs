@@ -48,6 +48,7 @@ pub(crate) const SCHEMA: &[&str] = &[
 ",
     NETWORKS,
     VOLUME_DRIVERS,
+    VOLUMES_MADE,
 ];
 
 /// Networks, and the containers' places on them. What was a container's only place, on the default bridge, with its
@@ -99,6 +100,9 @@ const VOLUME_DRIVERS: &str = "
     ALTER TABLE volumes ADD COLUMN driver TEXT NOT NULL DEFAULT 'local';
     ALTER TABLE volumes ADD COLUMN options TEXT NOT NULL DEFAULT '{}';
 ";
+
+/// Which volumes have had files: they are not made a second time.
+const VOLUMES_MADE: &str = "ALTER TABLE volumes ADD COLUMN made INTEGER NOT NULL DEFAULT 0";
 
 /// One container as it was created.
 #[derive(Clone, Debug)]

@@ -40,7 +40,8 @@ pub(super) fn admit_new(engine: &Engine, rules: &Restrict, request: &CreateReque
     rules.admit(&request.config, host)?;
     request.networks.iter().try_for_each(|(_, settings)| rules.admit_endpoint(settings))?;
     let binds = host.binds.iter().flatten().filter_map(|bind| Some(bind.split_once(':')?.0));
-    let of_volumes = host.mounts.iter().flatten().filter(|mount| matches!(mount.typ, None | Some(MountType::VOLUME)));
+    let of_volumes =
+        host.mounts.iter().flatten().filter(|mount| matches!(mount.typ, None | Some(MountType::VOLUME)));
     let mounts = of_volumes.filter_map(|mount| mount.source.as_deref());
     volumes(engine, rules, binds.filter(|source| !source.starts_with('/')).chain(mounts))?;
     let named = request.networks.iter().map(|(name, _)| name.as_str());

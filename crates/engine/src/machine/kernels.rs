@@ -8,9 +8,11 @@
 
 use super::modules::Modules;
 use crate::{Engine, EngineError, Result, store};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -259,20 +261,50 @@ fn find(dir: &Path, fits: impl Fn(&str) -> bool) -> Option<PathBuf> {
 /// it has none; anything else is no kernel.
 fn version_of(image: &Path) -> Result<String> {
     let io = EngineError::io("cannot read", image);
+    let no_kernel = || {
+        invalid(format!("{} is no kernel: a bzImage (vmlinuz) or an ELF vmlinux is wanted", image.display()))
+    };
+    // A FIFO would keep waiting who opens it.
+    let file = fs::OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(image);
+    let mut file = file.map_err(EngineError::io("cannot open", image))?;
+    let length = match file.metadata().map_err(EngineError::io("cannot look at", image))? {
+        about if about.is_file() => about.len(),
+        _ => return Err(no_kernel()),
+    };
     let mut head = Vec::new();
-    fs::File::open(image).and_then(|f| f.take(64 << 10).read_to_end(&mut head)).map_err(io)?;
+    file.by_ref().take(64 << 10).read_to_end(&mut head).map_err(io)?;
     if head.starts_with(b"\x7fELF") {
+        if segments_end(&head).is_none_or(|end| end > length) {
+            return Err(invalid(format!(
+                "{} is no whole kernel: its program headers are broken, or point behind its end",
+                image.display()
+            )));
+        }
         return fs::File::open(image).and_then(banner_version).map_err(EngineError::io("cannot read", image));
     }
     if head.get(0x202..0x206) != Some(b"HdrS") {
-        return Err(invalid(format!(
-            "{} is no kernel: a bzImage (vmlinuz) or an ELF vmlinux is wanted",
-            image.display()
-        )));
+        return Err(no_kernel());
     }
     let word = |at: usize| head.get(at..at + 2).map_or(0, |b| usize::from(b[0]) | usize::from(b[1]) << 8);
     let text = head.get(word(0x20e) + 0x200..).unwrap_or_default();
     Ok(version_word(text).unwrap_or_default())
+}
+
+/// Where the last segment of an ELF file of 64 bits, little-endian, ends in the file (elf(5): `Elf64_Ehdr`, `Elf64_Phdr`);
+/// none where its headers are no such.
+fn segments_end(head: &[u8]) -> Option<u64> {
+    const HEADER: usize = 56;
+    let number = |at: usize, bytes: usize| {
+        let found = head.get(at..at.checked_add(bytes)?)?;
+        Some(found.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    let first = usize::try_from(number(0x20, 8)?).ok()?;
+    let count = usize::try_from(number(0x38, 2)?).ok()?;
+    let ends = (0..count).map(|n| {
+        let at = first.checked_add(n.checked_mul(HEADER)?)?;
+        number(at.checked_add(0x08)?, 8)?.checked_add(number(at.checked_add(0x20)?, 8)?)
+    });
+    ends.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
 /// Longest version that is believed.
@@ -323,15 +355,32 @@ fn size_of(dir: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, FileType, Mode};
 
     #[test]
     fn an_elf_file_tells_its_version_by_its_banner() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("vmlinux");
-        fs::write(&file, b"\x7fELF..Linux version %s (%s)\0..Linux version 6.1.2-dhow (a@b) #1\0").unwrap();
+        let elf = |text: &[u8]| {
+            let mut image = vec![0; 64 + 56];
+            image[..4].copy_from_slice(b"\x7fELF");
+            (image[0x20], image[0x38], image[64 + 0x08], image[64 + 0x20]) = (64, 1, 120, text.len() as u8);
+            image.extend(text);
+            image
+        };
+        let text = b"Linux version %s (%s)\0..Linux version 6.1.2-dhow (a@b) #1\0";
+        fs::write(&file, elf(text)).unwrap();
         assert_eq!(version_of(&file).unwrap(), "6.1.2-dhow");
-        fs::write(&file, b"\x7fELF..").unwrap();
+        fs::write(&file, elf(b"..")).unwrap();
         assert_eq!(version_of(&file).unwrap(), "");
+        let whole = elf(text);
+        for part in [&whole[..whole.len() - 1], &whole[..100], &whole[..6]] {
+            fs::write(&file, part).unwrap();
+            assert!(version_of(&file).unwrap_err().to_string().contains("no whole kernel"));
+        }
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(version_of(&fifo).unwrap_err().to_string().contains("is no kernel"));
         for before in [(1 << 20) - 20, (1 << 20) - 5, (1 << 20) + 5] {
             let image = [b"\x7fELF", &vec![b'.'; before][..], b"Linux version 6.2.3-x y"].concat();
             assert_eq!(banner_version(&image[..]).unwrap(), "6.2.3-x");

@@ -57,6 +57,8 @@ pub struct VolumeInfo {
     pub options: BTreeMap<String, String>,
     /// Of the user's.
     pub labels: BTreeMap<String, String>,
+    /// Its directory or file was made: where there is none, it is lost.
+    pub made: bool,
     /// Containers that use it, by full id.
     pub users: Vec<String>,
 }
@@ -74,7 +76,7 @@ pub struct CreateVolume {
     pub labels: BTreeMap<String, String>,
 }
 
-const COLUMNS: &str = "name, created_ns, anonymous, labels, driver, options";
+const COLUMNS: &str = "name, created_ns, anonymous, labels, driver, options, made";
 
 impl VolumeInfo {
     fn from_row(row: &Row<'_>) -> state::rusqlite::Result<Self> {
@@ -87,6 +89,7 @@ impl VolumeInfo {
             labels: map(row.get(3)?),
             driver: if driver == Driver::Disk.as_str() { Driver::Disk } else { Driver::Local },
             options: map(row.get(5)?),
+            made: row.get(6)?,
             users: Vec::new(),
         })
     }
@@ -122,7 +125,7 @@ pub(crate) fn find(conn: &state::rusqlite::Connection, name: &str) -> Result<Opt
 fn insert(volumes: &Path, tx: &Transaction<'_>, v: &VolumeInfo) -> Result<()> {
     // What a removal left that was cut short is none of the new one's; the next sweep deletes it.
     aside::put_aside(volumes, &v.name)?;
-    let sql = format!("INSERT INTO volumes({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
+    let sql = format!("INSERT INTO volumes({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
     tx.prepare_cached(&sql)?.execute(params![
         v.name,
         v.created_ns,
@@ -130,6 +133,7 @@ fn insert(volumes: &Path, tx: &Transaction<'_>, v: &VolumeInfo) -> Result<()> {
         json(&v.labels),
         v.driver.as_str(),
         json(&v.options),
+        v.made,
     ])?;
     Ok(())
 }
@@ -156,6 +160,7 @@ pub(crate) fn claim(engine: &Engine, tx: &Transaction<'_>, container: &Container
                     driver,
                     options: asked.options.clone(),
                     labels: asked.labels.clone(),
+                    made: false,
                     users: Vec::new(),
                 };
                 insert(&engine.volumes_dir(), tx, &volume)?;
@@ -193,6 +198,7 @@ impl Engine {
             driver,
             options: request.options.clone(),
             labels: request.labels.clone(),
+            made: false,
             users: Vec::new(),
         };
         let new = self.db.write(|tx| match find(tx, &name)? {
@@ -220,9 +226,21 @@ impl Engine {
         );
     }
 
-    /// Makes what a volume lies in, if it is missing.
+    /// Makes what a volume lies in, if it was never made. What is missing of one that was is an error: an empty one in its place
+    /// would be taken for it.
     pub(crate) fn make_volume(&self, volume: &VolumeInfo) -> Result<()> {
         let data = self.paths.volume(&volume.name);
+        let lies_in = match volume.driver {
+            Driver::Disk => self.disk_file(&volume.name),
+            Driver::Local if volume.is_directory() => data.clone(),
+            Driver::Local => return Ok(()),
+        };
+        if volume.made {
+            return match lies_in.try_exists().map_err(EngineError::io("cannot look at", &lies_in))? {
+                true => Ok(()),
+                false => Err(EngineError::LostVolume { name: volume.name.clone(), path: lies_in }),
+            };
+        }
         // Only the volume itself has a mode for its users: nobody but root gets there by the host's path.
         let parent = data.parent().unwrap_or(&data);
         std::fs::DirBuilder::new()
@@ -232,16 +250,19 @@ impl Engine {
             .map_err(EngineError::io("cannot create the directory", parent))?;
         if volume.driver == Driver::Disk {
             let size = options::size(&volume.options)?;
-            let (file, of) = (self.disk_file(&volume.name), options::kind(&volume.options)?);
-            return disk::ensure(&file, size, &self.paths.root.join("templates"), of);
-        }
-        if volume.is_directory() && !data.exists() {
+            let of = options::kind(&volume.options)?;
+            disk::ensure(&lies_in, size, &self.paths.root.join("templates"), of)?;
+        } else if !data.exists() {
             std::fs::DirBuilder::new()
                 .mode(0o755)
                 .create(&data)
                 .map_err(EngineError::io("cannot create the directory", &data))?;
         }
-        Ok(())
+        let made = "UPDATE volumes SET made = 1 WHERE name = ?1 AND created_ns = ?2";
+        self.db.write(|tx| {
+            tx.prepare_cached(made)?.execute(params![volume.name, volume.created_ns])?;
+            Ok(())
+        })
     }
 
     /// The file of a volume that is a disk.
@@ -382,6 +403,8 @@ impl Engine {
         filters::check(filter, &["all", "label", "label!"])?;
         let all = all || filter.get("all").is_some_and(|v| v.iter().any(|v| v == "true" || v == "1"));
         let mut out = Pruned::default();
+        // What nobody names: of those, too, that were killed as they made or removed one.
+        self.sweep_volumes()?;
         for volume in self.volumes()? {
             let has = |wanted: &String| filters::label_matches(wanted, |k| volume.label(k));
             let matches = filter.iter().all(|(key, values)| match key.as_str() {

@@ -210,6 +210,7 @@ impl Engine {
             driver: Driver::parse(&request.driver)?,
             options: request.options.clone(),
             labels: request.labels.clone(),
+            made: true,
             users: Vec::new(),
         };
         let free = |tx: &state::rusqlite::Connection| match super::find(tx, &name)? {
