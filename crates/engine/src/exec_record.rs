@@ -35,6 +35,9 @@ pub struct CreatedExec {
     /// It was started.
     #[serde(default)]
     pub started: bool,
+    /// In which run of its container: when that began, and its supervisor's pid.
+    #[serde(default)]
+    pub run: (i64, i32),
 }
 
 impl Engine {
@@ -57,6 +60,7 @@ impl Engine {
             config,
             failed: None,
             started: false,
+            run: (0, 0),
         };
         let dir = self.execs_of(&made.container);
         {
@@ -102,7 +106,14 @@ impl Engine {
         if again {
             return Err(EngineError::Conflict(format!("exec instance {} has already run", made.id)));
         }
-        self.write_exec(&CreatedExec { started: true, ..made.clone() })
+        let run = self.run_of(&made.container)?.1;
+        self.write_exec(&CreatedExec { started: true, run, ..made.clone() })
+    }
+
+    /// Whether a container runs, and which run of it that is.
+    fn run_of(&self, id: &str) -> Result<(bool, (i64, i32))> {
+        let state = self.state(&self.find(id)?)?;
+        Ok((state.status.is_active(), (state.started_ns, state.supervisor)))
     }
 
     fn may_begin(&self, container: &Container) -> Result<()> {
@@ -128,8 +139,9 @@ impl Engine {
         };
         let info = execs.into_iter().find(|e| e.id == made.id);
         let running = info.as_ref().is_some_and(|e| e.exit_code.is_none());
-        // Whose container ended was killed with it, as Docker has it.
-        let killed = made.started && info.is_none() && !self.status(&made.container)?.is_active();
+        // Whose run ended was killed with it, as Docker has it; how one ended whose supervisor died nobody knows.
+        let (active, run) = self.run_of(&made.container)?;
+        let killed = made.started && info.is_none() && (!active || run != made.run);
         let config = &made.config;
         let words = config.cmd.clone().unwrap_or_default();
         Ok(ExecInspectResponse {
