@@ -57,7 +57,12 @@ pub(crate) fn event_matches(filters: &Filters, event: &Event) -> bool {
                 // `health_status` stands for all of `health_status: …`.
                 "event" => event.action == *v || event.action.split(':').next() == Some(v),
                 "image" if event.kind.as_str() == "container" => {
-                    event.attributes.get("image").is_some_and(|i| i == v || i.split(':').next() == Some(v))
+                    event.attributes.get("image").is_some_and(|i| i == v || without_tag(i) == v)
+                }
+                "image" if event.kind.as_str() == "image" => {
+                    let names = [Some(&event.id), event.attributes.get("name")];
+                    names.into_iter().flatten().any(|name| name == v || without_tag(name) == v)
+                        || v.len() >= 4 && event.id.starts_with(v.as_str())
                 }
                 kind => {
                     event.kind.as_str() == kind
@@ -67,6 +72,14 @@ pub(crate) fn event_matches(filters: &Filters, event: &Event) -> bool {
                 }
             })
     })
+}
+
+/// A name of an image without its tag; a port of its registry's stays.
+fn without_tag(name: &str) -> &str {
+    match name.rsplit_once(':') {
+        Some((bare, tag)) if !tag.contains('/') => bare,
+        _ => name,
+    }
 }
 
 /// Keys of `ps --filter`.
@@ -190,6 +203,16 @@ mod tests {
             ("container", "db", false),
             ("image", "nginx", true),
             ("type", "image", false),
+        ] {
+            assert_eq!(event_matches(&of(key, value), &event), want, "{key}={value}");
+        }
+        let attributes = [("name".to_owned(), "host:5000/web:2".to_owned())].into();
+        let event = Event { kind: EventType::Image, action: "tag".into(), attributes, ..event };
+        for (key, value, want) in [
+            ("image", "host:5000/web:2", true),
+            ("image", "host:5000/web", true),
+            ("image", "host", false),
+            ("image", "abcd", true),
         ] {
             assert_eq!(event_matches(&of(key, value), &event), want, "{key}={value}");
         }
