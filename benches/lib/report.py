@@ -47,8 +47,9 @@ class Result:
         return cls(what, figures, f"at most {megabytes(limit)}", megabytes(seen[ours]), seen[ours] <= limit)
 
     @classmethod
-    def often(cls, what, seen, ours, theirs, times):
-        ratio = seen[ours] / seen[theirs]
+    def often(cls, what, seen, ours, theirs, times, share=None):
+        """`share` where turns were compared one by one."""
+        ratio = share or seen[ours] / seen[theirs]
         figures = {name: f"{value:.0f} a second" for name, value in seen.items()}
         return cls(what, figures, f"at least {times} x {theirs}", f"{ratio:.2f} x", ratio >= times)
 

@@ -15,12 +15,14 @@ pub fn text(bytes: &[u8]) -> String {
 }
 
 /// What it wrote, of one that must succeed.
+#[track_caller]
 pub fn ok(out: &Output) -> String {
     assert!(out.status.success(), "{:?} {} {}", out.status, text(&out.stdout), text(&out.stderr));
     text(&out.stdout)
 }
 
 /// What must fail, and say this, in one line but for what is said of a host without virtualisation.
+#[track_caller]
 pub fn refused(out: &Output, said: &str) {
     let errors = text(&out.stderr);
     assert!(!out.status.success() && errors.contains(said), "{:?} {errors}", out.status);

@@ -326,6 +326,12 @@ fn streams_without_an_upgrade_and_sessions_that_are_over() {
             read_to(stream, speaks);
         }
     }
+    // The server's limits are not the workload's.
+    let files = |shell: &mut std::process::Command| {
+        String::from_utf8(shell.args(["sh", "-c", "ulimit -Sn"]).output().unwrap().stdout).unwrap()
+    };
+    let ours = files(&mut std::process::Command::new("env"));
+    assert_eq!(files(&mut store.command(&["exec", "cat"])), ours);
     // So has a later request of a connection, with what is sent behind it at once; and the connection ends with it.
     let mut later = BufReader::new(UnixStream::connect(&server.socket).unwrap());
     let none = "POST /containers/none/attach?stream=1 HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n";
@@ -352,6 +358,32 @@ fn streams_without_an_upgrade_and_sessions_that_are_over() {
     until("the end of the session", || {
         server.ask("GET", &format!("/exec/{made}/json"), None).json()["ExitCode"] == 0
     });
+    // One whose end nobody saw has a code all the same: none would be read as success.
+    let lost = json!({"Cmd": ["sleep", "600"]});
+    for ends in ["restart", "supervisor"] {
+        let made =
+            server.ask("POST", "/containers/cat/exec", Some(&lost)).json()["Id"].as_str().unwrap().to_owned();
+        let path = format!("/exec/{made}/json");
+        let detached = json!({"Detach": true});
+        assert_eq!(server.ask("POST", &format!("/exec/{made}/start"), Some(&detached)).status, 200);
+        let told = server.ask("GET", &path, None).json();
+        assert!(told["Running"] == true && told["ExitCode"].is_null(), "{told}");
+        match ends {
+            "restart" => store.ok(&["restart", "-t", "0", "cat"]),
+            _ => {
+                let supervisor = store.supervisor("cat").to_string();
+                assert!(
+                    std::process::Command::new("kill").args(["-9", &supervisor]).status().unwrap().success()
+                );
+                String::new()
+            }
+        };
+        until("the end of the session", || {
+            let told = server.ask("GET", &path, None).json();
+            assert!(told["Running"] == true || told["ExitCode"] == 137, "{ends}: {told}");
+            told["Running"] == false
+        });
+    }
     store.ok(&["rm", "-f", "cat"]);
     later.read_to_end(&mut Vec::new()).unwrap();
     assert_eq!(server.ask("GET", &format!("/exec/{made}/json"), None).status, 404);

@@ -107,8 +107,13 @@ fn what_was_written_before_a_stop_is_there_after_it() {
     }
     // A paused guest hears nothing: it goes on, to be told.
     store.ok(&["pause", "diligent"]);
-    let refused = store.out(&["kill", "-s", "HUP", "diligent"]);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("unpause"), "{refused:?}");
+    for asked in [&["kill", "-s", "HUP", "diligent"][..], &["update", "--cpus", "1", "diligent"]] {
+        let refused = store.out(asked);
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("unpause"), "{refused:?}");
+    }
+    // What it costs its host is counted all the same.
+    let memory = store.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "diligent"]);
+    assert!(memory.contains("MiB") && !memory.starts_with("0"), "{memory}");
     store.ok(&["stop", "-t", "0", "diligent"]);
     assert_eq!(
         store.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "diligent"]),

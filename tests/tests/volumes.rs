@@ -93,7 +93,7 @@ fn a_disk_has_a_size_and_one_writer() {
                   dd if=/dev/zero of=/data/big bs=1M count=64 2>&1 | grep -o 'No space left'; rm /data/big";
     let out = run(&store, &["--rm", "-v", "db:/data"], script);
     assert_eq!(ok(&out), "from the image\n750 0\n3\nNo space left\n");
-    assert!(!is_mounted(&store));
+    until("nothing mounted", || !is_mounted(&store));
 
     let writer = ["-d", "--name", "writer", "-v", "db:/data"];
     ok(&run(&store, &writer, "sleep 1000"));
@@ -127,6 +127,7 @@ fn a_disk_has_a_size_and_one_writer() {
         let size: u32 = shown.split_whitespace().nth(8).unwrap().parse().unwrap();
         assert!(size > 50, "{shown}");
     } else {
+        eprintln!("SKIPPED: a disk in use grows: root has no CAP_SYS_RESOURCE here");
         refused(&store.out(&["volume", "resize", "db", "64m"]), "CAP_SYS_RESOURCE");
         assert_eq!(length(), 32 << 20);
     }
@@ -140,7 +141,7 @@ fn a_disk_has_a_size_and_one_writer() {
     fs::create_dir(&dir).unwrap();
     store.ok(&["cp", dir.to_str().unwrap(), "resting:/data/"]);
     store.ok(&["cp", local.to_str().unwrap(), "resting:/data/sub/copied"]);
-    assert!(!is_mounted(&store));
+    until("nothing mounted", || !is_mounted(&store));
     assert_eq!(store.ok(&["start", "-a", "resting"]), "copied");
     assert!(text(&store.out(&["cp", "resting:/data/kept", "-"]).stdout).contains("kept\n"));
     store.ok(&["rm", "resting"]);
@@ -169,7 +170,7 @@ fn a_disk_has_a_size_and_one_writer() {
     let before = fs::metadata(&file).unwrap().mtime_nsec();
     refused(&run(&store, &["--rm", "-v", "db:/data"], "true"), "the disk of volume db is damaged");
     assert_eq!(fs::metadata(&file).unwrap().mtime_nsec(), before);
-    assert!(!is_mounted(&store));
+    until("nothing mounted", || !is_mounted(&store));
 }
 
 #[test]
@@ -371,7 +372,8 @@ fn volumes_go_out_and_come_in() {
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .filter(|n| n.starts_with('.'))
         .collect();
-    assert!(left.is_empty() && !is_mounted(&store), "{left:?}");
+    assert!(left.is_empty(), "{left:?}");
+    until("nothing mounted", || !is_mounted(&store));
 }
 
 #[test]
@@ -381,13 +383,13 @@ fn a_containers_own_changes_can_have_a_size() {
         "dd if=/dev/zero of=/big bs=1M count=64 2>&1 | grep -o 'No space left'; rm /big; echo kept > /new";
     let flags = ["--name", "box", "--storage-opt", "size=32m"];
     assert_eq!(ok(&run(&store, &flags, script)), "No space left\n");
-    assert!(!is_mounted(&store));
+    until("nothing mounted", || !is_mounted(&store));
     assert_eq!(store.ok(&["diff", "box"]), "A /new");
     let out = store.out(&["cp", "box:/new", "-"]);
     assert!(text(&out.stdout).contains("kept"));
     store.ok(&["commit", "box", "made"]);
     assert_eq!(store.ok(&["run", "--rm", "made", "cat", "/new"]), "kept");
-    assert!(!is_mounted(&store));
+    until("nothing mounted", || !is_mounted(&store));
     ok(&run(&store, &["-d", "--name", "crashed", "--storage-opt", "size=32m"], "echo x > /f; sleep 1000"));
     let pid: i32 = store.ok(&["inspect", "-f", "{{.State.Pid}}", "crashed"]).parse().unwrap();
     for pid in [store.supervisor("crashed"), pid] {
@@ -395,7 +397,7 @@ fn a_containers_own_changes_can_have_a_size() {
     }
     store.ok(&["start", "crashed"]);
     store.ok(&["rm", "-f", "crashed", "box"]);
-    assert!(!is_mounted(&store));
+    until("nothing mounted", || !is_mounted(&store));
     refused(&run(&store, &["--rm", "--storage-opt", "size=1k"], "true"), "16 MiB to 16 TiB");
     refused(&run(&store, &["--rm", "--storage-opt", "colour=red"], "true"), "unknown storage option");
 }

@@ -4,6 +4,7 @@ use crate::body::BodyWriter;
 use crate::body::{self, Body};
 use crate::client::{Handover, Place, Raw, Wire};
 use crate::fault::Fault;
+use crate::fold;
 use crate::query::Query;
 use crate::shared::Server;
 use crate::work::{self, Late};
@@ -158,7 +159,7 @@ impl Drop for Ask {
 
 /// One of Docker's shapes out of JSON.
 pub(crate) fn shaped<T: DeserializeOwned>(value: Value) -> Result<T, Fault> {
-    serde_json::from_value(value).map_err(|e| Fault::invalid(format!("invalid JSON: {e}")))
+    fold::shaped(value).map_err(|e| Fault::invalid(format!("invalid JSON: {e}")))
 }
 
 /// An answer of JSON.

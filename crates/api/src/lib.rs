@@ -18,6 +18,7 @@ mod client;
 mod connection;
 mod docker;
 mod fault;
+mod fold;
 mod fuzz;
 mod listen;
 mod policy;

@@ -86,11 +86,7 @@ async fn run(server: Arc<Server>, listeners: Vec<Listener>, ready: impl FnOnce()
 
 /// Takes as many open files as the process may have, and tells how many connections that makes.
 fn most_connections() -> usize {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    // What is not granted is not counted on.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let files = sys::limits::raise_open_files().unwrap_or(u64::MAX);
     let places = files.saturating_sub(FILES_OF_OUR_OWN) / FILES_EACH;
     usize::try_from(places).unwrap_or(MOST_CONNECTIONS).clamp(16, MOST_CONNECTIONS)
 }

@@ -32,12 +32,9 @@ pub struct CreatedExec {
     /// Its exit code, where it never began.
     #[serde(default)]
     pub failed: Option<i64>,
-    /// It was started.
+    /// Where it was started: by which supervisor, in the run that began when.
     #[serde(default)]
-    pub started: bool,
-    /// In which run of its container: when that began, and its supervisor's pid.
-    #[serde(default)]
-    pub run: (i64, i32),
+    pub started: Option<(i32, i64)>,
 }
 
 impl Engine {
@@ -59,8 +56,7 @@ impl Engine {
             container: container.id.to_string(),
             config,
             failed: None,
-            started: false,
-            run: (0, 0),
+            started: None,
         };
         let dir = self.execs_of(&made.container);
         {
@@ -101,19 +97,14 @@ impl Engine {
 
     /// Remembers that a session begins now, where it may; it can do so once.
     pub fn begin_exec(&self, made: &CreatedExec) -> Result<()> {
-        self.may_begin(&self.find(&made.container)?)?;
-        let again = made.started || self.execs(&made.container)?.iter().any(|e| e.id == made.id);
+        let container = self.find(&made.container)?;
+        self.may_begin(&container)?;
+        let again = made.started.is_some() || self.execs(&made.container)?.iter().any(|e| e.id == made.id);
         if again {
             return Err(EngineError::Conflict(format!("exec instance {} has already run", made.id)));
         }
-        let run = self.run_of(&made.container)?.1;
-        self.write_exec(&CreatedExec { started: true, run, ..made.clone() })
-    }
-
-    /// Whether a container runs, and which run of it that is.
-    fn run_of(&self, id: &str) -> Result<(bool, (i64, i32))> {
-        let state = self.state(&self.find(id)?)?;
-        Ok((state.status.is_active(), (state.started_ns, state.supervisor)))
+        let state = self.read_state(&container.id);
+        self.write_exec(&CreatedExec { started: Some((state.supervisor, state.started_ns)), ..made.clone() })
     }
 
     fn may_begin(&self, container: &Container) -> Result<()> {
@@ -128,6 +119,14 @@ impl Engine {
         }
     }
 
+    /// Whether a session that its container's supervisor does not know is over: killed with its container, as Docker has it, or
+    /// its code lost with another supervisor. No code at all would be read as success.
+    fn is_lost(&self, made: &CreatedExec) -> Result<bool> {
+        let Some(run) = made.started else { return Ok(false) };
+        let state = self.state(&self.find(&made.container)?)?;
+        Ok(!state.status.is_active() || (state.supervisor, state.started_ns) != run)
+    }
+
     /// A session in Docker's shape.
     pub fn inspect_exec(&self, id: &str) -> Result<ExecInspectResponse> {
         let made = self.created_exec(id)?;
@@ -139,9 +138,7 @@ impl Engine {
         };
         let info = execs.into_iter().find(|e| e.id == made.id);
         let running = info.as_ref().is_some_and(|e| e.exit_code.is_none());
-        // Whose run ended was killed with it, as Docker has it; how one ended whose supervisor died nobody knows.
-        let (active, run) = self.run_of(&made.container)?;
-        let killed = made.started && info.is_none() && (!active || run != made.run);
+        let killed = info.is_none() && self.is_lost(&made)?;
         let config = &made.config;
         let words = config.cmd.clone().unwrap_or_default();
         Ok(ExecInspectResponse {
@@ -183,7 +180,8 @@ fn forget_old(dir: &Path, known: &HashSet<String>, now: SystemTime) {
             continue;
         }
         // What cannot be read can be had by nobody.
-        let has_begun = read(&entry.path()).is_none_or(|made| made.started || made.failed.is_some());
+        let has_begun =
+            read(&entry.path()).is_none_or(|made| made.started.is_some() || made.failed.is_some());
         if has_begun || age > UNSTARTED {
             let _ = std::fs::remove_file(entry.path());
         }
@@ -204,7 +202,7 @@ mod tests {
                 container: "c".into(),
                 config: ExecConfig::default(),
                 failed,
-                started,
+                started: Option::from((1, 1)).filter(|_| started),
             };
             std::fs::write(dir.path().join(&id), serde_json::to_vec(&made).unwrap()).unwrap();
             id

@@ -2,10 +2,11 @@
 
 use crate::listed::Listed;
 use crate::network::Places;
+use crate::pattern::Patterns;
 use crate::request::Filters;
 use crate::spec::invalid;
 use crate::{Engine, Result};
-use types::{Event, RunState, Status};
+use types::{Event, EventType, RunState, Status};
 
 /// Refuses keys that nobody knows.
 pub(crate) fn check(filters: &Filters, known: &[&str]) -> Result<()> {
@@ -56,13 +57,14 @@ pub(crate) fn event_matches(filters: &Filters, event: &Event) -> bool {
                 "type" | "scope" | "daemon" => key != "type" || event.kind.as_str() == v,
                 // `health_status` stands for all of `health_status: …`.
                 "event" => event.action == *v || event.action.split(':').next() == Some(v),
-                "image" if event.kind.as_str() == "container" => {
-                    event.attributes.get("image").is_some_and(|i| i == v || without_tag(i) == v)
-                }
-                "image" if event.kind.as_str() == "image" => {
-                    let names = [Some(&event.id), event.attributes.get("name")];
-                    names.into_iter().flatten().any(|name| name == v || without_tag(name) == v)
-                        || v.len() >= 4 && event.id.starts_with(v.as_str())
+                "image" => {
+                    let key = match event.kind {
+                        EventType::Container => "image",
+                        EventType::Image => "name",
+                        _ => return false,
+                    };
+                    let name = event.attributes.get(key);
+                    event.id == *v || name.is_some_and(|name| name == v || without_tag(name) == v)
                 }
                 kind => {
                     event.kind.as_str() == kind
@@ -72,14 +74,6 @@ pub(crate) fn event_matches(filters: &Filters, event: &Event) -> bool {
                 }
             })
     })
-}
-
-/// A name of an image without its tag; a port of its registry's stays.
-fn without_tag(name: &str) -> &str {
-    match name.rsplit_once(':') {
-        Some((bare, tag)) if !tag.contains('/') => bare,
-        _ => name,
-    }
 }
 
 /// Keys of `ps --filter`.
@@ -96,11 +90,12 @@ impl Engine {
         c: &Listed<'_>,
         state: &RunState,
         places: &Places,
+        patterns: &Patterns,
     ) -> Result<bool> {
         for (key, values) in filters {
             let mut tally = Tally::of(key);
             for value in values {
-                tally.add(self.one_matches((key, value), c, state, places)?);
+                tally.add(self.one_matches((key, value), c, state, places, patterns)?);
             }
             if !tally.holds() {
                 return Ok(false);
@@ -115,14 +110,13 @@ impl Engine {
         c: &Listed<'_>,
         state: &RunState,
         places: &Places,
+        patterns: &Patterns,
     ) -> Result<bool> {
         let labels = c.config.labels.as_ref();
         Ok(match key {
-            "id" => c.id.starts_with(value),
-            "name" => {
-                c.name.contains(value.trim_start_matches(['/', '^']).trim_end_matches('$'))
-                    && anchored(value, c.name)
-            }
+            "id" => patterns.finds(value, c.id),
+            // Docker's own names begin with a slash.
+            "name" => patterns.finds(value, c.name) || patterns.finds(value, &format!("/{}", c.name)),
             "label" => label_matches(value, |k| labels.and_then(|l| l.get(k))),
             "exited" => {
                 let code: i32 =
@@ -164,9 +158,13 @@ impl Engine {
     }
 }
 
-fn anchored(pattern: &str, name: &str) -> bool {
-    let bare = pattern.trim_start_matches(['^', '/']).trim_end_matches('$');
-    (!pattern.starts_with('^') || name.starts_with(bare)) && (!pattern.ends_with('$') || name.ends_with(bare))
+/// The name of an image without its tag.
+fn without_tag(image: &str) -> &str {
+    match image.rsplit_once(':') {
+        // What is behind the colon of a registry's port has a slash.
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => image,
+    }
 }
 
 fn ports_match<'a>(wanted: &str, mut ports: impl Iterator<Item = &'a str>) -> bool {
@@ -182,7 +180,6 @@ fn ports_match<'a>(wanted: &str, mut ports: impl Iterator<Item = &'a str>) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use types::EventType;
 
     #[test]
     fn events_match_by_key() {
@@ -202,21 +199,28 @@ mod tests {
             ("container", "abcd", true),
             ("container", "db", false),
             ("image", "nginx", true),
+            ("image", "ngin", false),
             ("type", "image", false),
         ] {
             assert_eq!(event_matches(&of(key, value), &event), want, "{key}={value}");
         }
-        let attributes = [("name".to_owned(), "host:5000/web:2".to_owned())].into();
-        let event = Event { kind: EventType::Image, action: "tag".into(), attributes, ..event };
-        for (key, value, want) in [
-            ("image", "host:5000/web:2", true),
-            ("image", "host:5000/web", true),
-            ("image", "host", false),
-            ("image", "abcd", true),
-        ] {
-            assert_eq!(event_matches(&of(key, value), &event), want, "{key}={value}");
-        }
         assert!(check(&of("colour", "red"), CONTAINER).is_err());
+        let tagged = Event {
+            kind: EventType::Image,
+            action: "tag".into(),
+            id: "sha256:1".into(),
+            attributes: [("name".to_owned(), "host:5000/cc:2".to_owned())].into(),
+            time_ns: 0,
+        };
+        for (image, want) in [
+            ("host:5000/cc", true),
+            ("host:5000/cc:2", true),
+            ("host", false),
+            ("sha256:1", true),
+            ("cc", false),
+        ] {
+            assert_eq!(event_matches(&of("image", image), &tagged), want, "{image}");
+        }
     }
 
     #[test]

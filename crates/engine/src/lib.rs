@@ -39,6 +39,7 @@ mod mounts;
 mod names;
 mod network;
 mod paths;
+mod pattern;
 mod prune;
 mod reach;
 mod record;

@@ -2,6 +2,7 @@
 
 use crate::listed::{self, Listed, Text, Words};
 use crate::network::Places;
+use crate::pattern::Patterns;
 use crate::request::ListOptions;
 use crate::store::Container;
 use crate::{Engine, EngineError, Result, filters};
@@ -92,6 +93,7 @@ impl Engine {
         let listed = listed::all(&self.db)?;
         let mut places = self.places_on_networks(None)?;
         let now = sys::host::now_ns();
+        let patterns = Patterns::of(&options.filters);
         let limit = options.limit.unwrap_or(usize::MAX);
         let mut told = 0;
         for (stored, left) in listed.iter().zip((0..listed.len()).rev()) {
@@ -105,7 +107,7 @@ impl Engine {
                 continue;
             }
             let container = stored.read()?;
-            if self.container_matches(&options.filters, &container, &state, &places)? {
+            if self.container_matches(&options.filters, &container, &state, &places, &patterns)? {
                 let sizes = if options.size { self.listed_sizes(container.id)? } else { None };
                 told += 1;
                 each(self.summary(container, &state, &mut places, sizes, now), left.min(limit - told));

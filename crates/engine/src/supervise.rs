@@ -41,6 +41,8 @@ pub(crate) fn spawn(paths: &Paths, id: &ContainerId, ready: OwnedFd, lock: Lock,
         .arg(VERB)
         .args([&paths.root, &paths.run])
         .args([id.as_str(), if adopt { "adopt" } else { "start" }])
+        // A server's own limit is not the workload's.
+        .args(sys::limits::open_files_before().map(|files| files.to_string()))
         .env_clear()
         .stdin(Stdio::from(ready))
         .stdout(Stdio::from(OwnedFd::from(lock)))
@@ -53,9 +55,12 @@ pub(crate) fn spawn(paths: &Paths, id: &ContainerId, ready: OwnedFd, lock: Lock,
         .map_err(EngineError::io("cannot start the supervisor", program.as_ref()))
 }
 
-/// The supervisor's `main`: `supervise ROOT RUN ID start|adopt`. Returns the exit code of the process.
+/// The supervisor's `main`: `supervise ROOT RUN ID start|adopt [OPEN-FILES]`. Returns the exit code of the process.
 pub fn supervise(args: &[std::ffi::OsString], hello: &'static [u8]) -> i32 {
-    let [root, run, id, how] = args else { return 125 };
+    let [root, run, id, how, files @ ..] = args else { return 125 };
+    if let Some(files) = files.first() {
+        sys::limits::set_open_files(files.to_str().and_then(|n| n.parse().ok()));
+    }
     let Some(Ok(id)) = id.to_str().map(ContainerId::parse) else { return 125 };
     let paths = Paths { root: root.into(), run: run.into() };
     match prepare(paths, &id, how == "adopt", hello) {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use types::{ErrorKind, Kinded};
 
+/// What the index of a log that is not unusually long takes, and some.
+const INDEX: u64 = 128 << 10;
 /// How long a command waits for another one's transaction.
 const BUSY: Duration = Duration::from_secs(30);
 
@@ -45,7 +47,7 @@ pub enum DbError {
         known: i64,
     },
     /// The disk is full.
-    #[error("no space left on the disk of the state database {}", .0.display())]
+    #[error("no space left on the disk of the state database {}: make room there", .0.display())]
     Full(PathBuf),
     /// It cannot be opened or written.
     #[error("the state database {}: {source}", path.display())]
@@ -95,6 +97,11 @@ impl Db {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         private(path)?;
+        if rustix::fs::statfs(path)
+            .is_ok_and(|fs| lacks_index(fs.f_type as u64, fs.f_bsize as u64, fs.f_bfree))
+        {
+            return Err(DbError::Full(path.to_owned()));
+        }
         let conn = Connection::open_with_flags(path, flags).map_err(|e| named(e, path))?;
         let db = Self { conn, path: path.to_owned() };
         db.prepare().map_err(|e| named(e, path))?;
@@ -211,6 +218,15 @@ fn private(path: &Path) -> Result<(), DbError> {
     }
 }
 
+/// Whether a store to SQLite's index of the log, which is mapped, may find no block on this filesystem: that is SIGBUS, and not an
+/// error. SQLite writes a byte of each 4 KiB (`unixShmMap`), which is all of them where blocks are as large and stay in
+/// place.
+fn lacks_index(kind: u64, block: u64, free: u64) -> bool {
+    // Btrfs, ZFS and bcachefs write each block to a new place.
+    let moves = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e].contains(&kind);
+    (moves || block < 4096) && free.saturating_mul(block) < INDEX
+}
+
 /// Pages in the log of the database at `path`, without opening it: `mxFrame` of the index that lies beside it (SQLite,
 /// "WAL-mode File Format", section 2.1). The first command to open the database reads them all, so a long log makes
 /// every command slow.
@@ -264,6 +280,15 @@ mod tests {
         for file in files {
             assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
         }
+    }
+
+    #[test]
+    fn an_index_that_may_lack_blocks_is_not_mapped() {
+        let (ext4, btrfs) = (0xef53, 0x9123_683e);
+        assert!(lacks_index(ext4, 1024, 100) && lacks_index(btrfs, 4096, 0));
+        assert!(
+            !lacks_index(ext4, 1024, 128) && !lacks_index(btrfs, 4096, 32) && !lacks_index(ext4, 4096, 0)
+        );
     }
 
     #[test]

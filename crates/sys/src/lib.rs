@@ -12,6 +12,7 @@ pub mod fsids;
 pub mod host;
 pub mod inherited;
 pub mod inspect;
+pub mod limits;
 pub mod loopdev;
 pub mod memory;
 pub mod mount;

@@ -2,6 +2,7 @@
 
 use super::{Answer, Ask, admission, ask};
 use crate::fault::Fault;
+use crate::fold;
 use engine::{CreateRequest, PullPolicy};
 use hyper::StatusCode;
 use serde_json::{Value, json};
@@ -12,8 +13,8 @@ pub async fn create(mut ask: Ask) -> Answer {
     let Some((mut body, _turn)) = ask.document().await? else {
         return Err(Fault::invalid("config cannot be empty in order to create a container"));
     };
-    let mut host = body.get_mut("HostConfig").map(Value::take).unwrap_or(Value::Null);
-    let networks = body.get_mut("NetworkingConfig").map(Value::take).unwrap_or(Value::Null);
+    let mut host = fold::take(&mut body, "HostConfig").unwrap_or(Value::Null);
+    let networks = fold::take(&mut body, "NetworkingConfig").unwrap_or(Value::Null);
     let hull = isolation(&mut host)?;
     let config: ContainerConfig = ask::shaped(body)?;
     let mut host: HostConfig = if host.is_null() { HostConfig::default() } else { ask::shaped(host)? };
@@ -45,24 +46,33 @@ pub async fn create(mut ask: Ask) -> Answer {
     ask::json(StatusCode::CREATED, &json!({"Id": created.id.as_str(), "Warnings": created.warnings}))
 }
 
-fn endpoints(networks: Value) -> Result<Vec<(String, EndpointSettings)>, Fault> {
-    let Some(Value::Object(map)) = networks.get("EndpointsConfig") else { return Ok(Vec::new()) };
-    map.iter()
-        .map(|(name, settings)| {
-            let settings =
-                if settings.is_null() { EndpointSettings::default() } else { ask::shaped(settings.clone())? };
-            Ok((name.clone(), settings))
-        })
-        .collect()
+fn endpoints(mut networks: Value) -> Result<Vec<(String, EndpointSettings)>, Fault> {
+    let wrong = |what: &str| Fault::invalid(format!("invalid JSON: {what} is not an object"));
+    if !networks.is_null() && !networks.is_object() {
+        return Err(wrong("NetworkingConfig"));
+    }
+    let map = match fold::take(&mut networks, "EndpointsConfig").unwrap_or(Value::Null) {
+        Value::Null => return Ok(Vec::new()),
+        Value::Object(map) => map,
+        _ => return Err(wrong("NetworkingConfig.EndpointsConfig")),
+    };
+    let read = |(name, settings)| match settings {
+        Value::Null => Ok((name, EndpointSettings::default())),
+        settings => Ok((name, ask::shaped(settings)?)),
+    };
+    map.into_iter().map(read).collect()
 }
 
 /// Which hull `HostConfig.Isolation` asks for. The word is taken out: Docker's type knows Windows' only.
 fn isolation(host: &mut Value) -> Result<Option<bool>, Fault> {
-    let Some(word) = host.get_mut("Isolation").map(Value::take) else { return Ok(None) };
-    if let Some(map) = host.as_object_mut() {
-        map.remove("Isolation");
-    }
-    match word.as_str().unwrap_or_default() {
+    let word = match fold::take(host, "Isolation").unwrap_or(Value::Null) {
+        Value::Null => return Ok(None),
+        Value::String(word) => word,
+        other => {
+            return Err(Fault::invalid(format!("invalid isolation {other}: give \"vm\" or \"container\"")));
+        }
+    };
+    match word.as_str() {
         "" | "default" => Ok(None),
         "vm" | "hyperv" => Ok(Some(true)),
         "container" | "process" => Ok(Some(false)),
@@ -101,6 +111,22 @@ mod tests {
         assert_eq!(runtime(json!({}), true), vm);
         assert_eq!(runtime(json!({"Isolation": "container"}), true), None);
         assert_eq!(runtime(json!({"Runtime": "runc", "Isolation": "vm"}), true), Some("runc".into()));
-        assert!(isolation(&mut json!({"Isolation": "maybe"})).is_err());
+        assert_eq!(runtime(json!({"isolation": "vm"}), false), vm);
+        for bad in [json!("maybe"), json!(["vm"]), json!(5)] {
+            assert!(isolation(&mut json!({"Isolation": bad})).is_err());
+        }
+    }
+
+    #[test]
+    fn networks_are_objects() {
+        let networks =
+            endpoints(json!({"endpointsConfig": {"one": null, "two": {"aliases": ["a"]}}})).unwrap();
+        assert_eq!(networks[0], ("one".to_owned(), EndpointSettings::default()));
+        assert_eq!(networks[1].1.aliases, Some(vec!["a".to_owned()]));
+        assert!(endpoints(Value::Null).unwrap().is_empty() && endpoints(json!({})).unwrap().is_empty());
+        for bad in [json!("x"), json!({"EndpointsConfig": ["none"]}), json!({"EndpointsConfig": {"one": 1}})]
+        {
+            assert!(endpoints(bad).is_err());
+        }
     }
 }

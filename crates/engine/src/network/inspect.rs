@@ -2,6 +2,7 @@
 
 use crate::filters;
 use crate::network::rows::{self, Driver, Network, Pool};
+use crate::pattern::Patterns;
 use crate::request::Filters;
 use crate::spec::invalid;
 use crate::{Engine, Result};
@@ -18,21 +19,22 @@ impl Engine {
     pub fn networks(&self, filter: &Filters) -> Result<Vec<NetworkSummary>> {
         filters::check(filter, KNOWN)?;
         let mut out = Vec::new();
+        let patterns = Patterns::of(filter);
         for network in rows::all(&self.db)? {
-            if self.network_matches(filter, &network)? {
+            if self.network_matches(filter, &network, &patterns)? {
                 out.push(self.summary_of(&network)?);
             }
         }
         Ok(out)
     }
 
-    fn network_matches(&self, filter: &Filters, n: &Network) -> Result<bool> {
+    fn network_matches(&self, filter: &Filters, n: &Network, patterns: &Patterns) -> Result<bool> {
         for (key, values) in filter {
             let mut tally = filters::Tally::of(key);
             for value in values {
                 tally.add(match key.as_str() {
-                    "id" => n.id.starts_with(value.as_str()),
-                    "name" => n.name.contains(value.as_str()),
+                    "id" => patterns.finds(value, &n.id),
+                    "name" => patterns.finds(value, &n.name),
                     "driver" => n.config.driver.as_str() == value,
                     "scope" => value == "local",
                     "label" => filters::label_matches(value, |k| n.config.labels.get(k)),

@@ -27,6 +27,7 @@ pub use options::Driver;
 pub use transfer::Format as VolumeFormat;
 
 use crate::mounts::Kind;
+use crate::pattern::Patterns;
 use crate::recover::remove_tree;
 use crate::request::{Filters, Pruned};
 use crate::spec::invalid;
@@ -316,11 +317,12 @@ impl Engine {
                 return Err(invalid(format!("invalid filter 'dangling={value}': use true or false")));
             }
         }
+        let patterns = Patterns::of(filter);
         let matches = |v: &VolumeInfo| {
             filter.iter().all(|(key, values)| match key.as_str() {
                 // Of labels all, as Docker has it.
                 "label" => values.iter().all(|w| filters::label_matches(w, |k| v.label(k))),
-                "name" => values.iter().any(|n| v.name.contains(n.as_str())),
+                "name" => values.iter().any(|n| patterns.finds(n, &v.name)),
                 "driver" => values.iter().any(|d| v.driver.as_str() == d),
                 _ => values.iter().any(|d| matches!(d.as_str(), "true" | "1") == v.users.is_empty()),
             })

@@ -19,6 +19,8 @@ mod haste;
 mod message;
 mod outside;
 mod redirect;
+mod reflex;
+mod reflex_program;
 mod registry;
 pub mod relay;
 mod server;

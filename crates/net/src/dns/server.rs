@@ -4,6 +4,7 @@ use super::decide::{self, Verdict, decide};
 use super::haste::Haste;
 use super::message::{self, Answer, NoQuery, Query, Rcode, Record, kind};
 use super::outside::{Outcome, Outside};
+use super::reflex::Reflex;
 use super::registry::View;
 use super::relay::{self, Frame, Transport};
 use super::stream::Stream;
@@ -143,6 +144,7 @@ pub struct Server {
     /// Whose turn it is, of both families: a client that asks for both gets each in turn.
     turns: [usize; 2],
     haste: Haste,
+    reflex: Reflex,
     /// Until when addresses are permitted, by network, place of the rule, and address.
     permitted: HashMap<(String, usize, IpAddr), Instant>,
 }
@@ -185,6 +187,7 @@ impl Server {
             outside,
             turns: [0; 2],
             haste: Haste::default(),
+            reflex: Reflex::default(),
             permitted: HashMap::new(),
         })
     }
@@ -311,8 +314,7 @@ impl Server {
 
     /// What changed before a question was asked is seen by it; but who asks in haste is not told later, each time, for what
     /// may have changed just now.
-    fn look(&mut self) {
-        let now = Instant::now();
+    fn look(&mut self, now: Instant) {
         let is_fresh = self.looked.is_some_and(|looked| now.duration_since(looked) < LOOK);
         if !(is_fresh && self.haste.is_awake()) {
             self.view.refresh();
@@ -321,7 +323,13 @@ impl Server {
     }
 
     fn question(&mut self, client: Client, bytes: &[u8]) {
-        self.look();
+        let now = Instant::now();
+        // Also those that the kernel answers meanwhile are in haste, and what is seen now holds for them.
+        let is_frequent = matches!(client, Client::Datagram(_)) && self.reflex.is_frequent(bytes, now);
+        if is_frequent {
+            self.looked = None;
+        }
+        self.look(now);
         let query = match Query::parse(bytes) {
             Ok(query) => query,
             Err(NoQuery::Silence) => return,
@@ -345,9 +353,19 @@ impl Server {
                     Record::Name(_) => None,
                 });
                 let addresses: Vec<_> = addresses.collect();
-                match self.permit(query.name.as_deref(), &addresses) {
-                    Ok(()) => tell(self, Rcode::NoError, &records),
-                    Err(_) => tell(self, Rcode::ServerFailure, &[]),
+                if self.permit(query.name.as_deref(), &addresses).is_err() {
+                    return tell(self, Rcode::ServerFailure, &[]);
+                }
+                let answer = query.answer(Rcode::NoError, TTL, &records, limit);
+                self.deliver(&client, &answer);
+                // Several addresses take turns, and what a policy permits is permitted at each answer.
+                let is_ruled = query.name.as_deref().is_none_or(|name| self.is_ruled(name));
+                if is_frequent
+                    && records.len() < 2
+                    && !is_ruled
+                    && let Some(udp) = &self.udp
+                {
+                    self.reflex.learn(udp.as_fd(), bytes, &answer, now + LOOK);
                 }
             }
             Verdict::Nobody => tell(self, Rcode::NoSuchName, &[]),

@@ -128,6 +128,55 @@ fn a_workload_finds_its_neighbours_and_may_serve_names_itself() {
 }
 
 #[test]
+fn who_asks_in_haste_sees_changes_too() {
+    let Some(inside) = inside() else { return };
+    let run = tempfile::tempdir().unwrap();
+    let both = [3, 4].map(|n| place(n, &["both"]));
+    both.iter().for_each(|place| announce(run.path(), place).unwrap());
+    let ruled = Attachment {
+        egress: Egress::Only(vec![EgressRule {
+            to: EgressTo::Name("ruled".into()),
+            port: Some(443),
+            protocol: None,
+        }]),
+        ..place(2, &[])
+    };
+    announce(run.path(), &place(6, &["ruled"])).unwrap();
+    // What cannot be permitted is tried anew at each question, so that those that come here can be counted.
+    static PERMITTED: AtomicUsize = AtomicUsize::new(0);
+    let mut names = names(run.path(), &ruled, &[]);
+    names.permit = |_, _, _| {
+        PERMITTED.fetch_add(1, Ordering::SeqCst);
+        Err(NetError::system("permit")(std::io::ErrorKind::Other.into()))
+    };
+    let mut server = Server::inside(names, inside.fd()).unwrap();
+    let work = || {
+        inside.run(|| {
+            let (db, both, ruled) =
+                (query("db", kind::A, None), query("both", kind::A, None), query("ruled", kind::A, None));
+            for round in 0..5u8 {
+                let now = place(5 + 10 * round, &["db"]);
+                announce(run.path(), &Attachment { id: "db".repeat(32), ..now.clone() }).unwrap();
+                // Longer than an answer holds that was given before.
+                std::thread::sleep(Duration::from_millis(3));
+                for _ in 0..100 {
+                    let told = addresses(&db, &ask(&db));
+                    assert!(told.contains(&now.ipv4.into()), "{round}: {told:?}");
+                }
+            }
+            let firsts: std::collections::BTreeSet<_> =
+                (0..100).map(|_| addresses(&both, &ask(&both))[0]).collect();
+            assert_eq!(firsts.len(), 2, "they took no turns");
+            for _ in 0..100 {
+                assert_eq!(rcode(&ask(&ruled)), 2);
+            }
+            assert_eq!(PERMITTED.load(Ordering::SeqCst), 100);
+        });
+    };
+    serving(&mut server, work);
+}
+
+#[test]
 fn a_hundred_names_come_by_tcp_when_a_datagram_is_too_small() {
     let Some(inside) = inside() else { return };
     let run = tempfile::tempdir().unwrap();

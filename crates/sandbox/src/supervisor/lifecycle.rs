@@ -368,7 +368,11 @@ impl Core<'_> {
         let (code, oom) = (self.state.exit_code, self.state.oom_killed);
         for client in self.clients.values_mut() {
             match client.role {
-                Role::Attached(_) => client.finish(code, oom),
+                Role::Attached(_) => {
+                    client.finish(code, oom);
+                    // Its going is not the end of the next run's input.
+                    client.detached = true;
+                }
                 Role::Waiting(WaitCondition::Removed) if !for_good => {}
                 Role::Waiting(_) => {
                     client.answer(Response::Exited { code });

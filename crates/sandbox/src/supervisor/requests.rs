@@ -114,6 +114,7 @@ impl Core<'_> {
                 client.holds = false;
                 self.resume().map(Outcome::Now)
             }
+            Request::Update { .. } if TAKES_TIME && self.is_deaf() => Err(self.not_running()),
             Request::Update { resources, restart } => {
                 let next = self.update(resources, restart);
                 self.ask_for((id, client), next)
@@ -165,6 +166,10 @@ impl Core<'_> {
     }
 
     fn stats(&mut self, client: (u64, &mut Connection)) -> Result<Outcome, Failure> {
+        if TAKES_TIME && self.is_deaf() {
+            let stats = self.with_sandbox(|s| Ok(Response::Stats(Box::new(s.stats()?))));
+            return stats.map(Outcome::Now);
+        }
         if !self.hears() {
             return Err(self.not_running());
         }
@@ -290,6 +295,7 @@ impl Core<'_> {
         timeout: Option<i64>,
     ) -> Result<Outcome, Failure> {
         self.mark_stopped(client);
+        self.stopping = true;
         if self.waiting.is_some() {
             self.end_wait();
             return Ok(Outcome::Later);
@@ -346,7 +352,6 @@ impl Core<'_> {
 
     fn mark_stopped(&mut self, client: &mut Connection) {
         client.role = Role::Waiting(WaitCondition::Removed);
-        self.stopping = true;
         self.state.stopped_by_user = true;
         self.state.start_again = false;
         self.save();

@@ -305,6 +305,22 @@ fn a_restart_is_the_supervisors_business() {
 }
 
 #[test]
+fn who_fed_one_run_does_not_end_the_input_of_the_next() {
+    let mut rig = Rig::new("echo up; cat");
+    (rig.bundle.open_stdin, rig.bundle.stdin_once) = (true, true);
+    let fed = AttachOptions { stdin: true, ..BOTH };
+    let (_, stream) = rig.launch(Some(fed)).unwrap();
+    until("the first run", || rig.log() == b"up\n");
+    rig.client().restarting(None, Some(0)).unwrap().answer_until(None).unwrap();
+    drop(stream);
+    until("the second run", || rig.log() == b"up\nup\n");
+    let again = rig.client().attach(fed).unwrap();
+    again.write_stdin(b"still here\n").unwrap();
+    again.end_stdin().unwrap();
+    assert_eq!(collect(again), (b"still here\n".to_vec(), Vec::new(), Some(0)));
+}
+
+#[test]
 fn a_lost_socket_and_a_lost_state_come_back() {
     let mut rig = Rig::new("exec sleep 60");
     let (pid, _) = rig.launch(None).unwrap();
