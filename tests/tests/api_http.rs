@@ -578,7 +578,8 @@ fn top_shows_nobody_else(server: &Server, name: &str) {
     let shown = server.ask("GET", &format!("/containers/{name}/top?ps_args=axo%20pid,args"), None);
     let processes = shown.json()["Processes"].clone();
     assert_eq!(processes.as_array().map(Vec::len), Some(1), "{processes}");
-    let renamed = server.ask("GET", &format!("/containers/{name}/top?ps_args=axeww%20-o%20vsz=PID,pid=P,args"), None);
+    let renamed =
+        server.ask("GET", &format!("/containers/{name}/top?ps_args=axeww%20-o%20vsz=PID,pid=P,args"), None);
     let processes = renamed.json()["Processes"].clone();
     assert!(processes.as_array().is_none_or(|all| all.len() <= 1), "{processes}");
     let chosen = server.ask("GET", &format!("/containers/{name}/top?ps_args=-p%201"), None);
@@ -645,6 +646,12 @@ fn rules_hold_and_are_named() {
 
     let quiet = Server::at(&store, store.run().join("quiet.sock"), &["--readonly"]);
     assert_eq!(quiet.ask("GET", "/containers/json", None).json().as_array().unwrap().len(), 1);
+    store.ok(&["create", "--name", "ended", "--network", "none", "busybox", "true"]);
+    for path in ["archive?path=/etc", "export", "changes"] {
+        assert_eq!(quiet.ask("GET", &format!("/containers/ended/{path}"), None).status, 403);
+    }
+    store.ok(&["rm", "ended"]);
+    assert_eq!(quiet.ask("GET", "/containers/strong/archive?path=/etc", None).status, 200);
     let refused = quiet.ask("DELETE", "/containers/strong?force=1", None);
     assert!(refused.status == 403 && refused.json()["message"].as_str().unwrap().contains("readonly"));
     store.ok(&["rm", "-f", "strong"]);

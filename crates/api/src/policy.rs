@@ -23,7 +23,9 @@ const LONGEST_NAME: usize = 1024;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PolicyError {
     /// No such rule.
-    #[error("unknown rule {0:?} of --restrict: give default, vm, bind=DIRECTORY, image=PATTERN, or ports=FIRST-LAST")]
+    #[error(
+        "unknown rule {0:?} of --restrict: give default, vm, bind=DIRECTORY, image=PATTERN, or ports=FIRST-LAST"
+    )]
     Unknown(String),
     /// Not a range of ports.
     #[error("--restrict ports={0}: give two ports, the smaller one first: 8000-8999")]

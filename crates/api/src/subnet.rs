@@ -14,7 +14,8 @@ const PRIVATE: [(IpAddr, u8); 4] = [
 /// Whether a network may have this subnet, or why not. What is none is the engine's to tell.
 pub fn admit(subnet: &str) -> Result<(), String> {
     let servers = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let servers = servers.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok());
+    let servers =
+        servers.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok());
     check(subnet, servers)
 }
 
@@ -49,12 +50,23 @@ mod tests {
     fn addresses_of_others_are_not_taken() {
         let servers = ["10.9.0.53".parse().unwrap(), "fd00::53".parse().unwrap()];
         let of = |subnet: &str| check(subnet, servers.into_iter()).is_ok();
-        for subnet in ["10.8.0.0/16", "172.31.4.0/24", "192.168.7.0/28", "fd12:3456::/48", "nonsense", "1.1.1.1"] {
+        for subnet in
+            ["10.8.0.0/16", "172.31.4.0/24", "192.168.7.0/28", "fd12:3456::/48", "nonsense", "1.1.1.1"]
+        {
             assert!(of(subnet), "{subnet}");
         }
         for subnet in [
-            "1.1.1.0/24", "8.0.0.0/8", "10.0.0.0/7", "172.0.0.0/8", "10.9.0.0/16", "2001:db8::/64", "fd00::/64",
-            "0.0.0.0/0", "::/0", "169.254.0.0/16", "10.9.0.53/32",
+            "1.1.1.0/24",
+            "8.0.0.0/8",
+            "10.0.0.0/7",
+            "172.0.0.0/8",
+            "10.9.0.0/16",
+            "2001:db8::/64",
+            "fd00::/64",
+            "0.0.0.0/0",
+            "::/0",
+            "169.254.0.0/16",
+            "10.9.0.53/32",
         ] {
             assert!(!of(subnet), "{subnet}");
         }

@@ -92,7 +92,8 @@ pub async fn stream(
     job: impl FnOnce(&Engine, &mut BodyWriter) -> Result<(), Fault> + Send + 'static,
 ) -> Result<Response<Body>, Fault> {
     let (writer, begun, body) = BodyWriter::pair(Some(DOWNLOAD_PATIENCE));
-    let done = apart(&STREAMS, move || with(options, |engine| conclude(writer, late, |out| job(engine, out))))?;
+    let done =
+        apart(&STREAMS, move || with(options, |engine| conclude(writer, late, |out| job(engine, out))))?;
     answer(head, begun, body, done).await
 }
 

@@ -19,7 +19,8 @@ pub(crate) fn event_attributes(
     image: &str,
     labels: impl Iterator<Item = (String, String)>,
 ) -> BTreeMap<String, String> {
-    let mut out: BTreeMap<String, String> = labels.filter(|(_, value)| value.len() <= LONGEST_LABEL).collect();
+    let mut out: BTreeMap<String, String> =
+        labels.filter(|(_, value)| value.len() <= LONGEST_LABEL).collect();
     out.insert("name".into(), name.to_owned());
     out.insert("image".into(), image.to_owned());
     out

@@ -110,7 +110,8 @@ impl UserMount {
         if self.kind != Kind::Bind {
             return;
         }
-        let whole = if self.subpath.is_empty() { self.source.clone() } else { self.source.join(&self.subpath) };
+        let whole =
+            if self.subpath.is_empty() { self.source.clone() } else { self.source.join(&self.subpath) };
         let inside = beneath.iter().filter(|dir| dir.starts_with(&self.source) || self.subpath.is_empty());
         let found = inside
             .filter_map(|dir| Some((dir, whole.strip_prefix(dir).ok()?.to_str()?)))

@@ -20,6 +20,20 @@ pub(super) async fn entered(ask: &Ask, name: &str) -> Result<String, Fault> {
     .await
 }
 
+/// The same for a look at a container's files. Those of one that does not run are prepared for it, which makes what is missing
+/// of its mounts, and boots a microVM.
+pub(super) async fn looked_into(ask: &Ask, name: &str) -> Result<String, Fault> {
+    let id = entered(ask, name).await?;
+    if !ask.server.settings.policy.read_only {
+        return Ok(id);
+    }
+    let of = id.clone();
+    match ask.run(move |engine| Ok(engine.status(&of)?.is_active())).await? {
+        true => Ok(id),
+        false => Err(refused("readonly", "only the files of what runs are looked at")),
+    }
+}
+
 /// The same for a restart, which the supervisor does by what the run began with.
 pub(super) async fn restarted(ask: &Ask, name: &str) -> Result<String, Fault> {
     let id = entered(ask, name).await?;
@@ -28,7 +42,10 @@ pub(super) async fn restarted(ask: &Ask, name: &str) -> Result<String, Fault> {
     }
     let of = id.clone();
     match ask.run(move |engine| Ok(engine.runs_unconfined(&of)?)).await? {
-        true => Err(refused("bind", "it runs with binds that were not found beneath their directory: stop it, and start it")),
+        true => Err(refused(
+            "bind",
+            "it runs with binds that were not found beneath their directory: stop it, and start it",
+        )),
         false => Ok(id),
     }
 }
@@ -53,7 +70,8 @@ pub(super) fn admit_new(engine: &Engine, rules: &Restrict, request: &CreateReque
     rules.admit(&request.config, host)?;
     request.networks.iter().try_for_each(|(_, settings)| rules.admit_endpoint(settings))?;
     let binds = host.binds.iter().flatten().filter_map(|bind| Some(bind.split_once(':')?.0));
-    let of_volumes = host.mounts.iter().flatten().filter(|mount| matches!(mount.typ, None | Some(MountType::VOLUME)));
+    let of_volumes =
+        host.mounts.iter().flatten().filter(|mount| matches!(mount.typ, None | Some(MountType::VOLUME)));
     let mounts = of_volumes.filter_map(|mount| mount.source.as_deref());
     volumes(engine, rules, binds.filter(|source| !source.starts_with('/')).chain(mounts))?;
     let named = request.networks.iter().map(|(name, _)| name.as_str());

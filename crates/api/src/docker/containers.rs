@@ -49,7 +49,7 @@ pub async fn top(ask: Ask, id: &str) -> Answer {
 }
 
 pub async fn changes(ask: Ask, id: &str) -> Answer {
-    let name = id.to_owned();
+    let name = super::admission::looked_into(&ask, id).await?;
     let mut found = ask.run(move |engine| Ok(serde_json::to_value(engine.changes(&name)?)?)).await?;
     shapes::null_if_empty(&mut found);
     ask::json(StatusCode::OK, &found)
