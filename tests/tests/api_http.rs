@@ -433,6 +433,9 @@ fn who_goes_or_dawdles_takes_nothing_from_others() {
     let served = server.send(&format!("{head}{large}"));
     assert_eq!(served.status, 201, "{}", String::from_utf8_lossy(&served.body));
     drop(slow);
+    let nonsense = "POST /images/create?fromSrc=-&repo=none HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 8\r\n\r\nnonsense";
+    let refused = server.send(nonsense);
+    assert_eq!(refused.status, 400, "{}", String::from_utf8_lossy(&refused.body));
     // What is kept of a container is bounded: each who lists it gets it.
     let kept = json!({"Image": "busybox", "Labels": {"large": "x".repeat(600_000)}});
     let refused = create(&server, "large", kept);
