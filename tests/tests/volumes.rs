@@ -164,7 +164,8 @@ fn a_disk_has_a_size_and_one_writer() {
         ok(&out).split_once('\n').map(|(k, s)| (k.to_owned(), s.trim().parse::<u32>().unwrap())).unwrap();
     assert!(kept == "kept" && size > 80, "{size}");
 
-    // Damage is said, and nothing changes.
+    // Damage is said, and nothing changes. Who unmounts it writes its superblock.
+    until("nothing mounted", || !is_mounted(&store));
     let disk = fs::File::options().write(true).open(&file).unwrap();
     disk.write_all_at(b"?", 1024 + 0x70).unwrap();
     let before = fs::metadata(&file).unwrap().mtime_nsec();
@@ -191,7 +192,10 @@ fn a_disk_is_free_and_whole_after_kills() {
     refused(&run(&store, &["--rm", "-v", "db:/data"], "true"), "in use by container first");
     store.ok(&["system", "recover"]);
     refused(&run(&store, &["--rm", "-v", "db:/data"], "true"), "in use by container first");
-    assert_eq!(store.ok(&["exec", "first", "cat", "/data/f"]), "synced");
+    // Who was killed answers nobody, and is there until it is gone.
+    until("another supervisor", || {
+        text(&store.out(&["exec", "first", "cat", "/data/f"]).stdout).trim() == "synced"
+    });
 
     // Both at once: what is left over goes with the next use.
     let pid = store.ok(&["inspect", "-f", "{{.State.Pid}}", "first"]).parse().unwrap();
