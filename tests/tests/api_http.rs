@@ -417,8 +417,7 @@ fn who_goes_or_dawdles_takes_nothing_from_others() {
     until("the end of the pull", || streams_of(&server) == 0);
     assert!(!store.out(&["image", "inspect", &liar.image()]).status.success());
 
-    let large =
-        json!({"Image": "busybox", "Cmd": ["true"], "Labels": {"large": "x".repeat(3_900_000)}}).to_string();
+    let large = json!({"Image": "busybox", "Cmd": ["true"], "Unknown": "x".repeat(3_900_000)}).to_string();
     let head = format!(
         "POST /containers/create HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         large.len()
@@ -434,6 +433,13 @@ fn who_goes_or_dawdles_takes_nothing_from_others() {
     let served = server.send(&format!("{head}{large}"));
     assert_eq!(served.status, 201, "{}", String::from_utf8_lossy(&served.body));
     drop(slow);
+    let nonsense = "POST /images/create?fromSrc=-&repo=none HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 8\r\n\r\nnonsense";
+    let refused = server.send(nonsense);
+    assert_eq!(refused.status, 400, "{}", String::from_utf8_lossy(&refused.body));
+    // What is kept of a container is bounded: each who lists it gets it.
+    let kept = json!({"Image": "busybox", "Labels": {"large": "x".repeat(600_000)}});
+    let refused = create(&server, "large", kept);
+    assert!(refused.status == 400 && refused.message().contains("524288"), "{}", refused.message());
 }
 
 /// Whatever a workload makes of the directory that it was given, nobody is led out of it.
@@ -451,6 +457,18 @@ fn binds_stay_beneath_their_directory() {
     assert_eq!(server.ask("POST", "/containers/inside/start", None).status, 204);
     assert_eq!(server.ask("POST", "/containers/inside/wait", None).json()["StatusCode"], 0);
     assert_eq!(store.ok(&["logs", "inside"]), "seen");
+    // What others made is found beneath it, too, once it has passed.
+    let bind = format!("{}/sub:/m", allowed.display());
+    store.ok(&["create", "--name", "theirs", "--network", "none", "-v", &bind, "busybox", "ls", "/m"]);
+    assert_eq!(server.ask("POST", "/containers/theirs/start", None).status, 204);
+    assert_eq!(server.ask("POST", "/containers/theirs/wait", None).json()["StatusCode"], 0);
+    // But one that runs goes on as it began.
+    store.ok(&["run", "-d", "--name", "runs", "--network", "none", "-v", &bind, "busybox", "sleep", "600"]);
+    for _ in 0..2 {
+        let answer = server.ask("POST", "/containers/runs/restart?t=0", None);
+        assert!(answer.status == 403 && answer.message().contains("stop it"), "{}", answer.message());
+    }
+    store.ok(&["rm", "-f", "runs"]);
     std::fs::rename(allowed.join("sub"), allowed.join("was")).unwrap();
     std::os::unix::fs::symlink("/etc", allowed.join("sub")).unwrap();
     for verb in ["start", "restart?t=0"] {
@@ -458,10 +476,12 @@ fn binds_stay_beneath_their_directory() {
         assert_eq!(answer.status, 403, "{verb}: {}", String::from_utf8_lossy(&answer.body));
     }
     // Nor by who is under no rule and looks at none.
-    store.out(&["start", "inside"]);
-    store.ok(&["wait", "inside"]);
-    assert_eq!(store.ok(&["logs", "inside"]), "seen");
-    store.ok(&["rm", "inside"]);
+    for name in ["inside", "theirs"] {
+        store.out(&["start", name]);
+        store.ok(&["wait", name]);
+        assert_eq!(store.ok(&["logs", name]), "seen");
+    }
+    store.ok(&["rm", "inside", "theirs"]);
 }
 
 /// Stops that never end keep neither threads nor the supervisor from others.
@@ -495,11 +515,84 @@ fn stops_that_never_end_stop_nobody() {
     let mut rest = String::new();
     waits.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("\"StatusCode\":137"), "{rest}");
+    a_restart_outlives_its_client(&store, &server);
+}
+
+/// Nor does it take a container away that is to go when it ends.
+fn a_restart_outlives_its_client(store: &Store, server: &Server) {
+    let again = json!({"Image": "busybox", "Cmd": ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"], "HostConfig": {"NetworkMode": "none", "AutoRemove": true}});
+    assert_eq!(create(server, "again", again).status, 201);
+    assert_eq!(server.ask("POST", "/containers/again/start", None).status, 204);
+    let started = || server.ask("GET", "/containers/again/json", None).json()["State"]["StartedAt"].clone();
+    let before = started();
+    let session = json!({"Cmd": ["sleep", "600"]});
+    let session = server.ask("POST", "/containers/again/exec", Some(&session)).json()["Id"].clone();
+    let session = session.as_str().unwrap();
+    let begun = server.ask("POST", &format!("/exec/{session}/start"), Some(&json!({"Detach": true})));
+    assert_eq!(begun.status, 200);
+    let mut client = UnixStream::connect(&server.socket).unwrap();
+    let request = b"POST /containers/again/restart?t=1 HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n";
+    client.write_all(request).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    drop(client);
+    until("the start after the stop", || {
+        let state = server.ask("GET", "/containers/again/json", None).json()["State"].clone();
+        state["Running"] == true && state["StartedAt"] != before
+    });
+    // What ran in the run before was killed with that.
+    assert_eq!(server.ask("GET", &format!("/exec/{session}/json"), None).json()["ExitCode"], 137);
+    store.ok(&["rm", "-f", "again"]);
+}
+
+/// What others made is used only as far as the rules would have let it be made.
+fn what_others_made_is_looked_at(store: &Store, server: &Server) {
+    store.ok(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", "device=/etc", "etc"]);
+    store.ok(&["network", "create", "-o", "host-access=true", "near"]);
+    let refused = |answer: dhow_tests::server::Answer, rule: &str| {
+        let message = answer.message();
+        assert!(answer.status == 403 && message.contains(&format!("rule \"{rule}\"")), "{message}");
+    };
+    for (host, rule) in [
+        (json!({"Binds": ["etc:/m"]}), "bind"),
+        (json!({"Mounts": [{"Type": "volume", "Source": "etc", "Target": "/m"}]}), "bind"),
+        (json!({"NetworkMode": "near"}), "network"),
+        (json!({"PortBindings": {"80/tcp": [{"HostPort": "22"}]}}), "ports"),
+        (json!({"PortBindings": {"80/tcp": [{"HostPort": "1020-1030"}]}}), "ports"),
+    ] {
+        refused(create(server, "x", json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": host})), rule);
+    }
+    store.ok(&["create", "--name", "theirs", "--network", "near", "busybox", "true"]);
+    store.ok(&["create", "--name", "etc", "--network", "none", "-v", "etc:/m", "busybox", "true"]);
+    refused(server.ask("POST", "/containers/theirs/start", None), "network");
+    refused(server.ask("POST", "/containers/etc/start", None), "bind");
+    for subnet in ["1.1.1.0/24", "8.0.0.0/8"] {
+        let network = json!({"Name": "dns", "IPAM": {"Config": [{"Subnet": subnet}]}});
+        refused(server.ask("POST", "/networks/create", Some(&network)), "network");
+    }
+    let named = json!({"Name": "named", "Options": {"com.docker.network.bridge.name": "eth9"}});
+    refused(server.ask("POST", "/networks/create", Some(&named)), "network");
+    store.ok(&["rm", "theirs", "etc"]);
+    store.ok(&["network", "rm", "near"]);
+    store.ok(&["volume", "rm", "etc"]);
+}
+
+/// `ps` runs as root, and shows of the host what belongs to the container.
+fn top_shows_nobody_else(server: &Server, name: &str) {
+    let shown = server.ask("GET", &format!("/containers/{name}/top?ps_args=axo%20pid,args"), None);
+    let processes = shown.json()["Processes"].clone();
+    assert_eq!(processes.as_array().map(Vec::len), Some(1), "{processes}");
+    let renamed =
+        server.ask("GET", &format!("/containers/{name}/top?ps_args=axeww%20-o%20vsz=PID,pid=P,args"), None);
+    let processes = renamed.json()["Processes"].clone();
+    assert!(processes.as_array().is_none_or(|all| all.len() <= 1), "{processes}");
+    let chosen = server.ask("GET", &format!("/containers/{name}/top?ps_args=-p%201"), None);
+    assert_eq!(chosen.status, 400, "{}", chosen.message());
 }
 
 #[test]
 fn rules_hold_and_are_named() {
     let Some((store, server)) = served(&["--restrict", "image=busybox*"]) else { return };
+    what_others_made_is_looked_at(&store, &server);
     store.ok(&[
         "run",
         "-d",
@@ -535,6 +628,7 @@ fn rules_hold_and_are_named() {
         assert!(answer.status == 403 && message.contains(&format!("rule \"{rule}\"")), "{message}");
     }
     assert_eq!(create(&server, "x", json!({"Image": "hello"})).status, 403);
+    assert_eq!(create(&server, "x", json!({"Image": "busybox.attacker.example/x"})).status, 403);
     // What is stronger than the rules allow is not entered either.
     let body = json!({"Cmd": ["id"]});
     assert_eq!(server.ask("POST", "/containers/strong/exec", Some(&body)).status, 403);
@@ -550,10 +644,17 @@ fn rules_hold_and_are_named() {
     let made = create(&server, "xx", sleeper());
     assert_eq!(made.status, 201, "{}", String::from_utf8_lossy(&made.body));
     assert_eq!(server.ask("POST", "/containers/xx/start", None).status, 204);
+    top_shows_nobody_else(&server, "xx");
     store.ok(&["rm", "-f", "xx"]);
 
     let quiet = Server::at(&store, store.run().join("quiet.sock"), &["--readonly"]);
     assert_eq!(quiet.ask("GET", "/containers/json", None).json().as_array().unwrap().len(), 1);
+    store.ok(&["create", "--name", "ended", "--network", "none", "busybox", "true"]);
+    for path in ["archive?path=/etc", "export", "changes"] {
+        assert_eq!(quiet.ask("GET", &format!("/containers/ended/{path}"), None).status, 403);
+    }
+    store.ok(&["rm", "ended"]);
+    assert_eq!(quiet.ask("GET", "/containers/strong/archive?path=/etc", None).status, 200);
     let refused = quiet.ask("DELETE", "/containers/strong?force=1", None);
     assert!(refused.status == 403 && refused.json()["message"].as_str().unwrap().contains("readonly"));
     store.ok(&["rm", "-f", "strong"]);

@@ -70,6 +70,15 @@ impl Ask {
         work::run(&self.server.settings.store, job).await
     }
 
+    /// Calls the engine for what nobody keeps waiting, neither a workload nor another client: there are threads left for it
+    /// when all others wait.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Engine) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        work::look(&self.server.settings.store, job).await
+    }
+
     /// Calls the engine for what depends on what the client sends meanwhile.
     pub async fn run_apart<T: Send + 'static>(
         &self,

@@ -6,8 +6,9 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming};
 use std::io::{self, Read, Write};
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 
 /// Most bytes of a request that is a document; Docker's clients send some kilobytes.
@@ -22,8 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Most bytes that are read of a body that nobody wants, and how long its next piece may take.
 const UNWANTED: usize = 1 << 20;
 const UNWANTED_PATIENCE: Duration = Duration::from_secs(2);
-/// How long an upload may stand still.
+/// How long an upload may stand still, and a download that nobody takes.
 const UPLOAD_PATIENCE: Duration = Duration::from_secs(600);
+pub const DOWNLOAD_PATIENCE: Duration = Duration::from_secs(600);
 /// Pieces on their way: as many as keep both sides busy.
 const PIECES: usize = 4;
 /// What is collected before it is sent.
@@ -85,14 +87,17 @@ pub struct BodyWriter {
     pieces: mpsc::Sender<io::Result<Bytes>>,
     begun: Option<oneshot::Sender<()>>,
     buffer: Vec<u8>,
+    patience: Option<Duration>,
 }
 
 impl BodyWriter {
-    /// A writer, what tells of its beginning, and what it writes to.
-    pub fn pair() -> (Self, oneshot::Receiver<()>, Body) {
+    /// A writer, what tells of its beginning, and what it writes to. Fails where nobody takes a piece for so long, if that is
+    /// said.
+    pub fn pair(patience: Option<Duration>) -> (Self, oneshot::Receiver<()>, Body) {
         let (pieces, receiver) = mpsc::channel(PIECES);
         let (begun, has_begun) = oneshot::channel();
-        (Self { pieces, begun: Some(begun), buffer: Vec::new() }, has_begun, Body::Pieces(receiver))
+        let writer = Self { pieces, begun: Some(begun), buffer: Vec::new(), patience };
+        (writer, has_begun, Body::Pieces(receiver))
     }
 
     /// Lets the answer's head go out, though there is nothing to say yet.
@@ -115,7 +120,15 @@ impl BodyWriter {
     /// Ends the answer as one that is not whole.
     pub fn abort(&mut self, why: &Fault) {
         self.begin();
-        let _ = self.pieces.blocking_send(Err(io::Error::other(why.message.clone())));
+        let _ = self.give(Err(io::Error::other(why.message.clone())));
+    }
+
+    fn give(&self, piece: io::Result<Bytes>) -> io::Result<()> {
+        let given = match self.patience {
+            None => self.pieces.blocking_send(piece),
+            Some(patience) => wait_for(self.pieces.send(piece), patience).ok_or(io::ErrorKind::TimedOut)?,
+        };
+        given.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
     fn send(&mut self) -> io::Result<()> {
@@ -124,7 +137,31 @@ impl BodyWriter {
             return Ok(());
         }
         let piece = Bytes::from(std::mem::take(&mut self.buffer));
-        self.pieces.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.give(Ok(piece))
+    }
+}
+
+/// What comes of this, on a thread that may block; none if it takes too long. It needs no timer of the runtime, which may
+/// have ended before.
+fn wait_for<F: Future>(future: F, patience: Duration) -> Option<F::Output> {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = std::pin::pin!(future);
+    let until = Instant::now() + patience;
+    loop {
+        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return Some(done);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        std::thread::park_timeout(left);
     }
 }
 
@@ -258,5 +295,19 @@ impl Read for BodyReader {
             out.copy_from_slice(&piece);
         }
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_download_that_nobody_takes_ends() {
+        let (mut writer, _begun, body) = BodyWriter::pair(Some(Duration::from_millis(20)));
+        let failed = (0..=PIECES).map(|_| writer.write_all(&[0; PIECE])).find_map(Result::err);
+        assert_eq!(failed.map(|e| e.kind()), Some(io::ErrorKind::TimedOut));
+        drop(body);
+        assert_eq!(writer.write_all(&[0; PIECE]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

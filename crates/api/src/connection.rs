@@ -19,6 +19,8 @@ const HEAD: Duration = Duration::from_secs(600);
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// For a handshake of TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// At once.
+static HANDSHAKES: Semaphore = Semaphore::const_new(64);
 /// Most bytes of a request's head.
 const HEAD_BYTES: usize = 64 << 10;
 /// Most headers of a request.
@@ -32,11 +34,11 @@ pub(crate) static CLOSING: Notify = Notify::const_new();
 /// Takes connections for ever.
 pub(crate) async fn accept(server: Arc<Server>, listener: Active, places: Arc<Semaphore>) {
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let server = Arc::clone(&server);
         match &listener {
             Active::Unix(listener) => match listener.accept().await {
                 Ok((stream, _)) => {
+                    let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
                     let wire = Wire::of(&stream);
                     tokio::spawn(serve(server, stream, wire, Place::of(place)));
                 }
@@ -45,11 +47,15 @@ pub(crate) async fn accept(server: Arc<Server>, listener: Active, places: Arc<Se
             Active::Tls(listener, acceptor) => match listener.accept().await {
                 Ok((stream, _)) => {
                     watch(&stream);
-                    let acceptor = acceptor.clone();
+                    let (acceptor, places) = (acceptor.clone(), Arc::clone(&places));
+                    // Nobody knows yet who that is: it takes no place from those who are known.
+                    let Ok(turn) = HANDSHAKES.acquire().await else { return };
                     tokio::spawn(async move {
                         let wire = Wire::of(&stream);
-                        if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await
-                        {
+                        let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+                        let place = places.try_acquire_owned();
+                        drop(turn);
+                        if let (Ok(Ok(stream)), Ok(place)) = (shaken, place) {
                             serve(server, stream, wire, Place::of(place)).await;
                         }
                     });

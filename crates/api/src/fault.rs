@@ -78,6 +78,14 @@ impl From<ImageError> for Fault {
 }
 
 impl Fault {
+    /// Of an archive that a client sent: what is wrong with that is no fault of the server's.
+    pub fn of_what_was_sent(e: ImageError) -> Self {
+        match Self::from_image(&e) {
+            fault if e.kind() == ErrorKind::Corrupt => Self { status: 400, ..fault },
+            fault => fault,
+        }
+    }
+
     fn from_image(e: &ImageError) -> Self {
         match e {
             ImageError::NotFound(name) => Self::not_found(format!("No such image: {name}")),

@@ -12,6 +12,8 @@ use types::docker::{
     ContainerConfig, EndpointSettings, HostConfig, MountType, NetworkCreateRequest, VolumeCreateRequest,
 };
 
+/// The registry of names without one.
+const HUB: &str = "docker.io";
 /// The option that names a network's bridge.
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 /// Longer than any name of an image that a registry takes.
@@ -50,7 +52,7 @@ pub struct Restrict {
     pub vm_only: bool,
     /// Directories below which a bind mount may lie; none allows no bind mount.
     pub binds: Vec<PathBuf>,
-    /// Images that may be used, with `*` for any text; none allows all.
+    /// Images that may be used, with `*` for any part of a name between slashes; none allows all.
     pub images: Vec<String>,
     /// The first and the last port of the host that may be published.
     pub ports: (u16, u16),
@@ -107,11 +109,11 @@ impl Restrict {
             return Ok(());
         }
         let is_id = image.strip_prefix("sha256:").unwrap_or(image).bytes().all(|b| b.is_ascii_hexdigit());
-        let full = match types::ImageRef::parse(image) {
-            Ok(reference) if image.len() <= LONGEST_NAME => reference.familiar(),
+        let named = match types::ImageRef::parse(image) {
+            Ok(reference) if image.len() <= LONGEST_NAME => reference,
             _ => return Err(Fault::invalid("invalid reference format: that is no name of an image")),
         };
-        if !is_id && self.images.iter().any(|p| matches(p, image) || matches(p, &full)) {
+        if !is_id && self.images.iter().any(|pattern| is_named(pattern, &named)) {
             return Ok(());
         }
         Err(refused("image", &format!("the image {image} is not on the list ({})", self.images.join(", "))))
@@ -370,6 +372,37 @@ fn says_nothing(value: &Value) -> bool {
     }
 }
 
+/// Whether a pattern names an image: by its full name, with or without its tag where that is the default one. One without a
+/// registry is of Docker Hub, as a name is.
+fn is_named(pattern: &str, image: &types::ImageRef) -> bool {
+    let pattern = match pattern.split_once('/') {
+        _ if pattern == "**" => pattern.to_owned(),
+        Some((registry, _)) if registry.contains(['.', ':']) || registry == "localhost" => pattern.to_owned(),
+        Some(_) => format!("{HUB}/{pattern}"),
+        None => format!("{HUB}/library/{pattern}"),
+    };
+    let name = image.name();
+    let tagged = |tag: &str| parts_match(&pattern, &format!("{name}:{tag}"));
+    match (image.digest(), image.tag()) {
+        (Some(digest), _) => parts_match(&pattern, &format!("{name}@{digest}")),
+        (None, None | Some("latest")) => tagged("latest") || parts_match(&pattern, &name),
+        (None, Some(tag)) => tagged(tag),
+    }
+}
+
+/// `*` stands for any text between two slashes, `**` in the end for all that may follow.
+fn parts_match(pattern: &str, name: &str) -> bool {
+    let mut names = name.split('/');
+    for part in pattern.split('/') {
+        match (part, names.next()) {
+            ("**", Some(_)) if pattern.ends_with("**") && pattern.matches("**").count() == 1 => return true,
+            (part, Some(name)) if matches(part, name) => {}
+            _ => return false,
+        }
+    }
+    names.next().is_none()
+}
+
 /// `*` stands for any text. Takes no more steps than both are long together times two, whatever they are.
 fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
@@ -416,6 +449,23 @@ mod tests {
             rule(HostConfig { security_opt: list("no-new-privileges"), ..Default::default() }, &r),
             Ok(())
         );
+        let published = |ports: &str| {
+            let bindings = json!({"80/tcp": [{"HostPort": ports}]});
+            HostConfig { port_bindings: serde_json::from_value(bindings).unwrap(), ..Default::default() }
+        };
+        let some = Restrict::parse(&["ports=80-8999"]).unwrap();
+        for (ports, by_default, by_some) in [
+            ("", true, true),
+            ("0", true, true),
+            ("80", false, true),
+            ("9000", true, false),
+            ("8990-9010", true, false),
+            ("1000-1100", false, true),
+        ] {
+            assert_eq!(rule(published(ports), &r).is_ok(), by_default, "{ports}");
+            assert_eq!(rule(published(ports), &some).is_ok(), by_some, "{ports}");
+        }
+        assert!(Restrict::parse(&["ports=9-8"]).is_err() && Restrict::parse(&["ports=x"]).is_err());
         assert!(rule(HostConfig::default(), &Restrict { vm_only: true, ..r }).is_err());
     }
 
@@ -509,6 +559,22 @@ mod tests {
         let r = Restrict::parse(&["vm,image=registry.example/*", "image=hello"]).unwrap();
         assert!(r.vm_only && r.admit_image("hello").is_ok() && r.admit_image("registry.example/a:1").is_ok());
         assert!(r.admit_image("evil").is_err() && r.admit_archive().is_err());
+        for (pattern, image, fits) in [
+            ("busybox*", "busybox:1.36", true),
+            ("busybox", "docker.io/library/busybox", true),
+            ("busybox", "busybox:2", false),
+            ("busybox*", "busybox.attacker.example/x", false),
+            ("busybox*", "busybox.attacker.example/library/busybox", false),
+            ("team/*", "team/app:3", true),
+            ("team/*", "team.example/app:3", false),
+            ("r.example:5000/a/*", "r.example:5000/a/b/c", false),
+            ("r.example:5000/a/**", "r.example:5000/a/b/c", true),
+            ("**", "r.example/x", true),
+            ("**/x", "r.example/x", false),
+        ] {
+            let rules = Restrict::parse(&[format!("image={pattern}")]).unwrap();
+            assert_eq!(rules.admit_image(image).is_ok(), fits, "{pattern} {image}");
+        }
         assert!(r.admit_image("0123456789ab").is_err(), "an id says nothing of the image");
         let slow = Restrict::parse(&["image=r.example/*/ci-*:v1"]).unwrap();
         assert!(

@@ -8,14 +8,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 
 /// Connections at once; more wait in the listening socket's queue. Fewer where the process may open fewer files: a
 /// connection costs up to four, and the engine needs some.
 const MOST_CONNECTIONS: usize = 4096;
 const FILES_EACH: u64 = 4;
 const FILES_OF_OUR_OWN: u64 = 256;
-/// Calls of the engine at once.
-const MOST_CALLS: usize = 256;
+/// Threads that may block, for calls of the engine.
+const MOST_THREADS: usize = 256;
 /// How long a thread without work is kept.
 const KEEP: Duration = Duration::from_secs(5);
 /// How long requests on their way may take when the server is asked to end.
@@ -37,7 +38,7 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> io::Result<()> {
     let server = Arc::new(Server { settings, rendezvous: Rendezvous::default() });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(MOST_CALLS)
+        .max_blocking_threads(MOST_THREADS)
         .thread_keep_alive(KEEP)
         .thread_stack_size(1 << 20)
         .enable_all()
@@ -51,13 +52,17 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> io::Result<()> {
 async fn run(server: Arc<Server>, listeners: Vec<Listener>, ready: impl FnOnce()) -> io::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let most = most_connections();
-    let places = Arc::new(tokio::sync::Semaphore::new(most));
+    // Each listener has its own: who fills those of one leaves those of the others.
+    let each = most / listeners.len().max(1);
+    let mut all_places = Vec::new();
     let mut tasks = Vec::new();
     let mut removers = Vec::new();
     for listener in listeners {
         let (listener, remover) = listener.activate()?;
         removers.extend(remover);
-        tasks.push(tokio::spawn(connection::accept(Arc::clone(&server), listener, Arc::clone(&places))));
+        let places = Arc::new(Semaphore::new(each));
+        all_places.push(Arc::clone(&places));
+        tasks.push(tokio::spawn(connection::accept(Arc::clone(&server), listener, places)));
     }
     ready();
     tokio::select! {
@@ -68,9 +73,14 @@ async fn run(server: Arc<Server>, listeners: Vec<Listener>, ready: impl FnOnce()
         task.abort();
     }
     drop(removers);
-    let all = u32::try_from(most).unwrap_or(u32::MAX);
+    let all = u32::try_from(each).unwrap_or(u32::MAX);
     connection::CLOSING.notify_waiters();
-    let _ = tokio::time::timeout(LAST_CALLS, places.acquire_many(all)).await;
+    let ended = async {
+        for places in &all_places {
+            let _ = places.acquire_many(all).await;
+        }
+    };
+    let _ = tokio::time::timeout(LAST_CALLS, ended).await;
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use hyper::{Response, StatusCode, Version};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
@@ -20,6 +21,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+/// How long a websocket's last word may take.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Bytes between a websocket and the streams.
 const PIPE: usize = 64 << 10;
 
@@ -141,21 +144,22 @@ async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     from: DuplexStream,
 ) {
     use futures_util::StreamExt;
-    let (sink, messages) = socket.split();
+    let (mut sink, messages) = socket.split();
     tokio::select! {
-        () = outward(sink, from) => {}
+        () = outward(&mut sink, from) => {}
         () = inward(messages, to) => {}
     }
+    // Whoever ends it, both sides say so.
+    let _ = tokio::time::timeout(FAREWELL, futures_util::SinkExt::close(&mut sink)).await;
 }
 
-async fn outward<K: futures_util::Sink<Message> + Unpin>(mut sink: K, mut from: DuplexStream) {
+async fn outward<K: futures_util::Sink<Message> + Unpin>(sink: &mut K, mut from: DuplexStream) {
     use futures_util::SinkExt;
     let mut buffer = vec![0; 16 << 10];
     loop {
         let n = from.read(&mut buffer).await.unwrap_or(0);
         let piece = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
         if piece.is_empty() {
-            let _ = sink.close().await;
             return;
         }
         if sink.send(Message::Binary(piece)).await.is_err() {

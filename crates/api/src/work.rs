@@ -1,6 +1,6 @@
 //! The engine on threads that may block. It is not for sharing, so each thread opens its own and keeps it.
 
-use crate::body::{Body, BodyWriter};
+use crate::body::{Body, BodyWriter, DOWNLOAD_PATIENCE};
 use crate::fault::Fault;
 use engine::{Engine, OpenOptions};
 use hyper::Response;
@@ -9,8 +9,12 @@ use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use tokio::sync::Semaphore;
 
-/// Uploads and downloads at once, and followers of logs and events: each has a thread.
+/// Calls of the engine at once that may wait; fewer than there are threads ([`crate::server`]), so that others find one.
+const MOST_CALLS: usize = 192;
+static CALLS: Semaphore = Semaphore::const_new(MOST_CALLS);
+/// Downloads at once, what clients send or other hosts answer, and followers of logs and events: each has a thread.
 static STREAMS: Semaphore = Semaphore::const_new(128);
+static APART: Semaphore = Semaphore::const_new(128);
 static FOLLOWERS: Semaphore = Semaphore::const_new(2048);
 
 fn full() -> Fault {
@@ -46,8 +50,23 @@ fn with<T>(options: &OpenOptions, job: impl FnOnce(&Engine) -> Result<T, Fault>)
     job(&engine)
 }
 
-/// Runs one call of the engine.
+/// Runs one call of the engine, that may wait for what somebody else does. A client that goes before its turn takes its call
+/// along.
 pub async fn run<T: Send + 'static>(
+    options: &'static OpenOptions,
+    job: impl FnOnce(&Engine) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    let turn = CALLS.acquire().await.map_err(|_| Fault::internal("the server ends"))?;
+    look(options, move |engine| {
+        let done = job(engine);
+        drop(turn);
+        done
+    })
+    .await
+}
+
+/// Runs one call of the engine that waits for nobody.
+pub async fn look<T: Send + 'static>(
     options: &'static OpenOptions,
     job: impl FnOnce(&Engine) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
@@ -72,8 +91,9 @@ pub async fn stream(
     late: Late,
     job: impl FnOnce(&Engine, &mut BodyWriter) -> Result<(), Fault> + Send + 'static,
 ) -> Result<Response<Body>, Fault> {
-    let (writer, begun, body) = BodyWriter::pair();
-    let done = apart(move || with(options, |engine| conclude(writer, late, |out| job(engine, out))))?;
+    let (writer, begun, body) = BodyWriter::pair(Some(DOWNLOAD_PATIENCE));
+    let done =
+        apart(&STREAMS, move || with(options, |engine| conclude(writer, late, |out| job(engine, out))))?;
     answer(head, begun, body, done).await
 }
 
@@ -83,14 +103,15 @@ pub async fn run_apart<T: Send + 'static>(
     options: &'static OpenOptions,
     job: impl FnOnce(&Engine) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
-    apart(move || with(options, job))?.await
+    apart(&APART, move || with(options, job))?.await
 }
 
 /// A thread, and its result.
 fn apart<T: Send + 'static>(
+    places: &'static Semaphore,
     job: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<impl Future<Output = Result<T, Fault>>, Fault> {
-    let place = STREAMS.try_acquire().map_err(|_| full())?;
+    let place = places.try_acquire().map_err(|_| full())?;
     let (tell, told) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("stream".into())
@@ -108,7 +129,8 @@ pub async fn follow(
     head: hyper::http::response::Builder,
     job: impl FnOnce(&mut BodyWriter) -> Result<(), Fault> + Send + 'static,
 ) -> Result<Response<Body>, Fault> {
-    let (writer, begun, body) = BodyWriter::pair();
+    // Who follows may look away as long as he likes.
+    let (writer, begun, body) = BodyWriter::pair(None);
     let (tell, done) = tokio::sync::oneshot::channel();
     let place = FOLLOWERS.try_acquire().map_err(|_| full())?;
     let thread = std::thread::Builder::new().name("follow".into()).stack_size(256 << 10);

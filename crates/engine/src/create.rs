@@ -14,6 +14,9 @@ use types::{ImageRef, RestartPolicy};
 /// Attempts at a made-up name before giving up.
 const NAME_ATTEMPTS: u32 = 50;
 
+/// Most bytes of a container's configuration, as it is stored.
+const LARGEST: usize = 512 << 10;
+
 impl Engine {
     /// Creates a container: fetches its image if need be, checks all that can be checked, and remembers it.
     pub fn create(&self, request: CreateRequest, progress: &dyn Progress) -> Result<Created> {
@@ -50,6 +53,7 @@ impl Engine {
             host,
             mounts,
         };
+        refuse_large(&container)?;
         self.check(&container, &mut warnings)?;
         let endpoints = self.new_endpoints(&container, request.networks)?;
         self.commit_new(&mut container, &endpoints, &image, request.name.is_none())?;
@@ -209,6 +213,17 @@ pub fn insecure_registries() -> Vec<String> {
 
 fn familiar(name: &str) -> String {
     ImageRef::parse(name).map_or_else(|_| name.to_owned(), |r| r.familiar())
+}
+
+/// What lists and events tell of a container they tell to each who asks.
+fn refuse_large(container: &Container) -> Result<()> {
+    let length = store::json(&container.config).len() + store::json(&container.host).len();
+    match length > LARGEST {
+        true => Err(EngineError::Invalid(format!(
+            "the container's configuration has {length} bytes: at most {LARGEST} are kept"
+        ))),
+        false => Ok(()),
+    }
 }
 
 fn refuse_unsupported(host: &HostConfig) -> Result<()> {

@@ -10,13 +10,17 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use types::{Bundle, Event, EventType};
 
+/// Labels that are longer than this are not told: each follower would have to hold them.
+const LONGEST_LABEL: usize = 4096;
+
 /// Attributes that events carry of a container.
 pub(crate) fn event_attributes(
     name: &str,
     image: &str,
     labels: impl Iterator<Item = (String, String)>,
 ) -> BTreeMap<String, String> {
-    let mut out: BTreeMap<String, String> = labels.collect();
+    let mut out: BTreeMap<String, String> =
+        labels.filter(|(_, value)| value.len() <= LONGEST_LABEL).collect();
     out.insert("name".into(), name.to_owned());
     out.insert("image".into(), image.to_owned());
     out

@@ -67,7 +67,7 @@ pub use feed::Feed;
 pub use footprint::Footprint;
 pub use info::{API_VERSION, BuildInfo, MIN_API_VERSION, version};
 pub use inside::inside;
-pub use lifecycle::failed_start;
+pub use lifecycle::{DEATH, failed_start};
 pub use list::Summary;
 pub use listed::{Text, Words};
 pub use logs::ContainerLog;

@@ -1,5 +1,6 @@
 //! Verbs on a container that exists: stop, restart, kill, pause, update, rename, wait, attach.
 
+use crate::mounts::Kind;
 use crate::recover::Liveness;
 use crate::spec::invalid;
 use crate::store::{self, Container, json};
@@ -15,7 +16,7 @@ pub(crate) const ATTEMPTS: u32 = 5;
 /// SIGKILL.
 const KILL: i32 = 9;
 /// How long a killed process may take to die: one that waits for a disk does so first.
-const DEATH: Duration = Duration::from_secs(10);
+pub const DEATH: Duration = Duration::from_secs(10);
 
 impl Engine {
     pub(crate) fn find(&self, name: &str) -> Result<Container> {
@@ -142,6 +143,15 @@ impl Engine {
     /// Sends a signal to the main process. One that it cannot survive has ended it when this returns, as in Docker, or has
     /// not within [`DEATH`].
     pub fn kill(&self, name: &str, signal: Option<&str>) -> Result<()> {
+        if let Some(mut end) = self.begin_kill(name, signal)? {
+            // What fails is that the supervisor ended with its container.
+            let _ = end.answer_until(Some(Instant::now() + DEATH));
+        }
+        Ok(())
+    }
+
+    /// The same without waiting: what tells of the end, where the signal is one that cannot be survived.
+    pub fn begin_kill(&self, name: &str, signal: Option<&str>) -> Result<Option<sandbox::client::Waiting>> {
         let signal = signals::parse(signal.unwrap_or("KILL"))?;
         let killed = self.running(name).and_then(|(container, _, mut client)| {
             let end = match signal {
@@ -149,11 +159,7 @@ impl Engine {
                 _ => None,
             };
             client.signal(signal).map_err(|e| self.refused(&container, e))?;
-            if let Some(mut end) = end {
-                // What fails is that the supervisor ended with its container.
-                let _ = end.answer_until(Some(Instant::now() + DEATH));
-            }
-            Ok(())
+            Ok(end)
         });
         killed.map_err(|e| match e {
             EngineError::NotRunning(name) => {
@@ -296,6 +302,24 @@ impl Engine {
             )?;
             Ok(())
         })
+    }
+
+    /// Whether what runs of a container has a bind mount that was not found beneath its directory, though its next start
+    /// will find it there ([`Engine::confine`]).
+    pub fn runs_unconfined(&self, name: &str) -> Result<bool> {
+        let container = self.find(name)?;
+        if !self.state(&container)?.status.is_active() {
+            return Ok(false);
+        }
+        let bundle = self.read_bundle(&container.id)?;
+        let is_confined = |mount: &types::oci::Mount| {
+            mount.options().iter().flatten().any(|word| word.starts_with(types::SUBPATH))
+        };
+        let runs_as = |target: &std::path::Path| {
+            bundle.spec.mounts().iter().flatten().find(|mount| mount.destination() == target)
+        };
+        let binds = container.mounts.iter().filter(|m| m.kind == Kind::Bind && !m.subpath.is_empty());
+        Ok(binds.filter_map(|mount| runs_as(&mount.target)).any(|mount| !is_confined(mount)))
     }
 
     /// Gives it another name.

@@ -432,6 +432,22 @@ mod tests {
     }
 
     #[test]
+    fn binds_are_found_beneath_the_outermost_directory() {
+        let of = |source: &str, subpath: &str, beneath: &[&str]| {
+            let mut mount = UserMount { subpath: subpath.into(), ..UserMount::bind(source.into()) };
+            mount.confine(&beneath.iter().map(PathBuf::from).collect::<Vec<_>>());
+            (mount.source.display().to_string(), mount.subpath)
+        };
+        let is = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(of("/srv/ci/x", "", &["/srv"]), is("/srv", "ci/x"));
+        assert_eq!(of("/srv/ci/x", "", &["/srv/ci", "/srv"]), is("/srv", "ci/x"));
+        assert_eq!(of("/srv", "ci/x", &["/srv/ci"]), is("/srv/ci", "x"));
+        assert_eq!(of("/srv/ci", "x", &["/srv"]), is("/srv/ci", "x"));
+        assert_eq!(of("/srv", "", &["/srv"]), is("/srv", ""));
+        assert_eq!(of("/etc", "", &["/srv"]), is("/etc", ""));
+    }
+
+    #[test]
     fn wrong_ones_are_refused() {
         for bad in
             ["", ":/a", "/tmp:a", "/tmp:/", "/tmp:/a/..", "/tmp:/a:xx", "a/b:/c", "..:/c", "/a:/b:ro:x"]

@@ -136,7 +136,9 @@ impl Engine {
                             container.name
                         )));
                     }
-                    std::thread::sleep(Duration::from_millis(1));
+                    // A start is over in milliseconds; what takes longer may be looked at less often.
+                    let pause = begin.elapsed() / 8;
+                    std::thread::sleep(pause.clamp(Duration::from_millis(1), Duration::from_millis(100)));
                 }
                 settled => return Ok(settled),
             }

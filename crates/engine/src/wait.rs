@@ -11,7 +11,12 @@ pub enum Waiting {
     /// Nothing: it ended, with this code.
     Ended(i64),
     /// Its supervisor answers when it has. Without an answer, ask again.
-    Running(sandbox::client::Waiting),
+    Running {
+        /// What to wait for.
+        answer: sandbox::client::Waiting,
+        /// How the run ended, where the supervisor is on its way out.
+        last: Option<i64>,
+    },
     /// It does not run.
     NotStarted {
         /// When it last was started, in nanoseconds since the epoch: give that when asking again.
@@ -31,13 +36,16 @@ impl Engine {
                 // Another command holds it, perhaps to start it.
                 Ok(Waiting::NotStarted { since: since.unwrap_or(state.started_ns), last: None })
             }
-            Liveness::Supervised(_) => match self.client(&container) {
-                Ok(client) => Ok(Waiting::Running(client.waiting(condition)?)),
-                Err(EngineError::NotRunning(_) | EngineError::Client(ClientError::Gone)) => {
-                    Ok(Waiting::NotStarted { since: since.unwrap_or(0), last: None })
+            Liveness::Supervised(state) => {
+                let last = (state.status == Status::Exited).then(|| state.exit_code.into());
+                match self.client(&container) {
+                    Ok(client) => Ok(Waiting::Running { answer: client.waiting(condition)?, last }),
+                    Err(EngineError::NotRunning(_) | EngineError::Client(ClientError::Gone)) => {
+                        Ok(Waiting::NotStarted { since: since.unwrap_or(0), last })
+                    }
+                    Err(e) => Err(e),
                 }
-                Err(e) => Err(e),
-            },
+            }
             Liveness::Ended(state, _lock) => {
                 let ended = match condition {
                     WaitCondition::NotRunning => true,

@@ -116,6 +116,9 @@ impl EventLog {
     }
 }
 
+/// Room for a line that is kept from one to the next.
+const LINE: usize = 16 << 10;
+
 /// A reader that gives whole lines only.
 struct Tail {
     file: BufReader<File>,
@@ -137,6 +140,8 @@ fn drain(tail: &mut Tail, give: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> io:
         if tail.line.ends_with(b"\n") {
             let done = give(&tail.line);
             tail.line.clear();
+            // One long line is no reason to keep its room.
+            tail.line.shrink_to(LINE);
             if done.is_break() {
                 return Ok(done);
             }

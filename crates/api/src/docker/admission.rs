@@ -3,7 +3,7 @@
 
 use crate::ask::Ask;
 use crate::fault::Fault;
-use crate::policy::Restrict;
+use crate::policy::{Restrict, refused};
 use engine::{CreateRequest, Engine};
 use types::docker::MountType;
 
@@ -18,6 +18,36 @@ pub(super) async fn entered(ask: &Ask, name: &str) -> Result<String, Fault> {
         Ok(id)
     })
     .await
+}
+
+/// The same for a look at a container's files. Those of one that does not run are prepared for it, which makes what is missing
+/// of its mounts, and boots a microVM.
+pub(super) async fn looked_into(ask: &Ask, name: &str) -> Result<String, Fault> {
+    let id = entered(ask, name).await?;
+    if !ask.server.settings.policy.read_only {
+        return Ok(id);
+    }
+    let of = id.clone();
+    match ask.run(move |engine| Ok(engine.status(&of)?.is_active())).await? {
+        true => Ok(id),
+        false => Err(refused("readonly", "only the files of what runs are looked at")),
+    }
+}
+
+/// The same for a restart, which the supervisor does by what the run began with.
+pub(super) async fn restarted(ask: &Ask, name: &str) -> Result<String, Fault> {
+    let id = entered(ask, name).await?;
+    if ask.server.settings.policy.restrict.is_none() {
+        return Ok(id);
+    }
+    let of = id.clone();
+    match ask.run(move |engine| Ok(engine.runs_unconfined(&of)?)).await? {
+        true => Err(refused(
+            "bind",
+            "it runs with binds that were not found beneath their directory: stop it, and start it",
+        )),
+        false => Ok(id),
+    }
 }
 
 /// Whether a container that exists keeps to a server's rules: what is entered must be as harmless as what is made.

@@ -1,5 +1,6 @@
 //! Files in and out of a container: `archive` and `export`.
 
+use super::admission::looked_into;
 use super::{Answer, Ask, ask};
 use crate::body::BodyReader;
 use crate::fault::Fault;
@@ -23,7 +24,7 @@ fn path(ask: &Ask) -> Result<PathBuf, Fault> {
 /// The description of a path, as the header has it.
 async fn stat(ask: &Ask, id: &str) -> Result<(String, PathBuf), Fault> {
     let path = path(ask)?;
-    let name = super::entered(ask, id).await?;
+    let name = looked_into(ask, id).await?;
     let asked = path.clone();
     let shown = ask
         .run(move |engine| {
@@ -47,7 +48,7 @@ pub async fn head(ask: Ask, id: &str) -> Answer {
 
 pub async fn get(ask: Ask, id: &str) -> Answer {
     let (stat, path) = stat(&ask, id).await?;
-    let name = super::entered(&ask, id).await?;
+    let name = looked_into(&ask, id).await?;
     let head = ask::head(TAR).header(STAT, stat);
     ask.stream(head, Late::BrokenOff, move |engine, out| Ok(engine.copy_from(&name, &path, None, out)?)).await
 }
@@ -70,7 +71,7 @@ pub async fn put(mut ask: Ask, id: &str) -> Answer {
 }
 
 pub async fn export(ask: Ask, id: &str) -> Answer {
-    let name = super::entered(&ask, id).await?;
+    let name = looked_into(&ask, id).await?;
     ask.stream(ask::head("application/octet-stream"), Late::BrokenOff, move |engine, out| {
         Ok(engine.export(&name, out)?)
     })

@@ -23,13 +23,13 @@ pub async fn list(ask: Ask) -> Answer {
         filters: ask.query.filters()?,
     };
     let version = ask.version;
-    let found = ask.run(move |engine| shapes::containers(engine, &options, version)).await?;
+    let found = ask.look(move |engine| shapes::containers(engine, &options, version)).await?;
     ask::document(StatusCode::OK, found)
 }
 
 pub async fn inspect(ask: Ask, id: &str) -> Answer {
     let (name, size, version) = (id.to_owned(), ask.query.flag("size"), ask.version);
-    let shown = ask.run(move |engine| Ok(shapes::container(engine.inspect(&name, size)?, version)?)).await?;
+    let shown = ask.look(move |engine| Ok(shapes::container(engine.inspect(&name, size)?, version)?)).await?;
     ask::json(StatusCode::OK, &shown)
 }
 
@@ -49,7 +49,7 @@ pub async fn top(ask: Ask, id: &str) -> Answer {
 }
 
 pub async fn changes(ask: Ask, id: &str) -> Answer {
-    let name = id.to_owned();
+    let name = super::admission::looked_into(&ask, id).await?;
     let mut found = ask.run(move |engine| Ok(serde_json::to_value(engine.changes(&name)?)?)).await?;
     shapes::null_if_empty(&mut found);
     ask::json(StatusCode::OK, &found)
@@ -85,13 +85,17 @@ pub async fn act(mut ask: Ask, id: &str, verb: &str) -> Answer {
         }
         "restart" => {
             let timeout = ask.query.number("t")?;
-            let name = super::entered(&ask, &name).await?;
+            let name = super::admission::restarted(&ask, &name).await?;
             // A client that goes leaves nothing half done.
             let done = tokio::spawn(restart(ask, name, signal, timeout)).await;
             done.unwrap_or_else(|e| Err(Fault::internal(format!("the restart broke off: {e}"))))
         }
         "kill" => {
-            ask.run(move |engine| Ok(engine.kill(&name, signal.as_deref())?)).await?;
+            let end = ask.look(move |engine| Ok(engine.begin_kill(&name, signal.as_deref())?)).await?;
+            if let Some(end) = end {
+                // What fails is that the supervisor ended with its container.
+                let _ = tokio::time::timeout(engine::DEATH, super::wait::answered(end)).await;
+            }
             ask::empty(StatusCode::NO_CONTENT)
         }
         "pause" => {
@@ -134,7 +138,7 @@ async fn stop(ask: &Ask, name: &str, signal: Option<String>, timeout: Option<i64
     let mut ran = false;
     for _ in 0..ATTEMPTS {
         let (name, signal) = (name.to_owned(), signal.clone());
-        let begun = ask.run(move |engine| Ok(engine.begin_stop(&name, signal.as_deref(), timeout)?)).await;
+        let begun = ask.look(move |engine| Ok(engine.begin_stop(&name, signal.as_deref(), timeout)?)).await;
         match begun {
             Ok(None) => return Ok(ran),
             Ok(Some(end)) => {

@@ -214,7 +214,7 @@ async fn import(mut ask: Ask) -> Answer {
             message: &message,
             platform: platform.as_ref(),
         };
-        let id = engine.images().import(&mut tar, &request)?;
+        let id = engine.images().import(&mut tar, &request).map_err(Fault::of_what_was_sent)?;
         engine.image_event(
             "import",
             &id.to_string(),

@@ -70,7 +70,8 @@ async fn until_the_end(
     loop {
         match waiting {
             Waiting::Ended(code) => return Ok(End::Exited(code)),
-            Waiting::Running(answer) => {
+            Waiting::Running { answer, last: code } => {
+                last = code.or(last);
                 if let Some(code) = answered(answer).await? {
                     return Ok(End::Exited(code));
                 }

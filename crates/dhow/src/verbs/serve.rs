@@ -18,7 +18,7 @@ pub struct Serve {
     /// Change nothing: every request that would is refused
     #[arg(long)]
     readonly: bool,
-    /// Keep clients behind rules: default, vm, bind=DIRECTORY, image=PATTERN
+    /// Keep clients behind rules: default, vm, bind=DIRECTORY, image=PATTERN, ports=FIRST-LAST
     #[arg(long, value_name = "rule")]
     restrict: Vec<String>,
     /// Path of the Unix socket (default /run/dhow/dhow.sock, or $XDG_RUNTIME_DIR/dhow.sock)
