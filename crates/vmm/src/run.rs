@@ -7,7 +7,8 @@ use crate::console::Console;
 use crate::devices::balloon::Balloon;
 use crate::devices::rng::Rng;
 use crate::error::VmmError;
-use crate::mmio::{QUEUE_NOTIFY, Transport};
+use crate::mmio::{INTERRUPT_ACK, QUEUE_NOTIFY, Transport, USED_BUFFERS};
+use crate::registers::Registers;
 use crate::seccomp::{Filter, Filters};
 use crate::serve::Server;
 use crate::vcpu::{Machine, Vcpus};
@@ -66,9 +67,10 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
 
     let mut bus = Bus::default();
     let memory = Memory::new(memory);
-    let mut workers = vec![plug(&vm, &memory, &mut bus, shared)?];
+    let pages = memory::map_registers(&vm, count)?;
+    let mut workers = vec![plug(&vm, &memory, &mut bus, pages, shared)?];
     for device in own {
-        workers.push(plug(&vm, &memory, &mut bus, vec![device])?);
+        workers.push(plug(&vm, &memory, &mut bus, pages, vec![device])?);
     }
     let ports = Ports::new(console, com1_line(&vm)?);
     let end = EventFd::new(EFD_NONBLOCK).map_err(VmmError::system("make an event"))?;
@@ -206,11 +208,13 @@ fn plug(
     vm: &VmFd,
     memory: &Memory,
     bus: &mut Bus,
+    pages: &'static [Registers],
     devices: Vec<Box<dyn Device>>,
 ) -> Result<Worker, VmmError> {
     let mut shared: Vec<Shared> = Vec::with_capacity(devices.len());
-    for device in devices {
-        let transport = Transport::new(device, memory.clone())
+    let seen = EventFd::new(EFD_NONBLOCK).map_err(VmmError::system("make an event"))?;
+    for (device, page) in devices.into_iter().zip(pages.iter().skip(bus.windows.len())) {
+        let transport = Transport::new(device, memory.clone(), page)
             .map_err(VmmError::system("make the events of a device"))?;
         shared.push(Arc::new(Mutex::new(transport)));
     }
@@ -223,6 +227,10 @@ fn plug(
             for (queue, kick) in (0u32..).zip(transport.kicks()) {
                 vm.register_ioevent(kick, &notify, queue).map_err(VmmError::kvm("connect a queue"))?;
             }
+            // Nobody waits for it: what this saves is the way to here.
+            let acknowledge = IoEventAddress::Mmio(start + INTERRUPT_ACK);
+            vm.register_ioevent(&seen, &acknowledge, USED_BUFFERS)
+                .map_err(VmmError::kvm("connect an acknowledgement"))?;
             vm.register_irqfd(transport.line(), line).map_err(VmmError::kvm("connect an interrupt"))?;
         }
         let worker = worker.mailbox();

@@ -8,9 +8,8 @@
 
 use super::{IN, RING_FEATURES, Ring, Segments, read_config};
 use crate::memory::HUGE_PAGE;
-use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Interrupt, Memory};
+use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Memory};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use vm_memory::{
     GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     VolatileSlice,
@@ -55,7 +54,6 @@ pub struct Balloon {
 struct Active {
     memory: Memory,
     rings: Vec<Ring>,
-    interrupt: Arc<dyn Interrupt>,
 }
 
 impl Balloon {
@@ -64,12 +62,9 @@ impl Balloon {
         Self::default()
     }
 
-    /// Asks the guest to give so much of its memory.
+    /// Asks the guest to give so much of its memory, once it is told that the configuration changed.
     pub fn set_target(&mut self, mib: u64) {
         self.target = u32::try_from(mib.saturating_mul(PAGES_PER_MIB)).unwrap_or(u32::MAX);
-        if let Some(active) = &self.active {
-            active.interrupt.config();
-        }
     }
 
     /// Serves a queue.
@@ -218,10 +213,9 @@ impl Device for Balloon {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        let interrupt = Arc::clone(&activation.interrupt);
         let (memory, rings) = Ring::all(activation, 2)?;
         let count = rings.len();
-        self.active = Some(Active { memory, rings, interrupt });
+        self.active = Some(Active { memory, rings });
         (0..count).try_for_each(|index| self.serve(index))
     }
 
