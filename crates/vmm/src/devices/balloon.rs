@@ -22,8 +22,6 @@ pub const KIND: u32 = 5;
 const SIZES: [u16; 3] = [128, 128, 128];
 /// Most huge pages that stay small: each may split a mapping, of which a process has 65530 (vm.max_map_count).
 const MOST_SMALL: usize = 16 << 10;
-/// The one for reports.
-const REPORTS: usize = 2;
 /// The unit of the device, whatever the host's and guest's pages are (VIRTIO_BALLOON_PFN_SHIFT).
 const PAGE: u64 = 4096;
 /// Pages of a MiB.
@@ -44,8 +42,6 @@ pub struct Balloon {
     target: u32,
     /// Pages that it has given, as it says.
     actual: [u8; 4],
-    /// It has reported free memory, as it does some seconds after its boot.
-    settled: bool,
     /// Where the huge pages of this process are that are to stay small.
     small: BTreeSet<usize>,
     active: Option<Active>,
@@ -69,10 +65,6 @@ impl Balloon {
 
     /// Serves a queue.
     fn serve(&mut self, index: usize) -> Result<(), DeviceError> {
-        if index == REPORTS && !std::mem::replace(&mut self.settled, true) {
-            // What a boot asks of the devices is not asked again.
-            sys::memory::unmap_program();
-        }
         let Some(Active { memory, rings, .. }) = &mut self.active else { return Ok(()) };
         let Some(ring) = rings.get_mut(index) else { return Ok(()) };
         let memory = memory.memory();

@@ -62,6 +62,45 @@ pub fn load(
     Ok(kernel.entry)
 }
 
+/// Where in guest memory most of what is loaded will lie, `(address, bytes)`, as the files say without being checked.
+pub fn places(images: &Images, size: u64) -> Vec<(u64, u64)> {
+    let length = |file: &File| file.metadata().map_or(0, |metadata| metadata.len());
+    let low_end = size.min(layout::HOLE);
+    let mut places = Vec::new();
+    if let Some((initrd, _)) = &images.initrd {
+        let length = length(initrd);
+        places.push((low_end.saturating_sub(length), length));
+    }
+    let kernel = &images.kernel.0;
+    let mut head = [0; HEADERS];
+    let read = kernel.read_at(&mut head, 0).unwrap_or(0);
+    match head[..4] == *b"\x7fELF" {
+        true => places.extend(segments(head.get(..read).unwrap_or_default())),
+        false => places.push((layout::HIGH_MEMORY, length(kernel))),
+    }
+    places.retain(|(start, length)| start.checked_add(*length).is_some_and(|end| end <= low_end));
+    places
+}
+
+/// As much of an ELF file as has its headers.
+const HEADERS: usize = 4096;
+
+/// The segments that are to be loaded, by their physical addresses (elf(5): `Elf64_Ehdr`, `Elf64_Phdr`).
+fn segments(head: &[u8]) -> Vec<(u64, u64)> {
+    const LOAD: u64 = 1;
+    const HEADER: usize = 56;
+    let number = |at: usize, bytes: usize| {
+        let found = at.checked_add(bytes).and_then(|end| head.get(at..end));
+        found.map(|found| found.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    let first = number(0x20, 8).and_then(|at| usize::try_from(at).ok()).unwrap_or(usize::MAX);
+    let headers = (0..number(0x38, 2).unwrap_or(0) as usize).map_while(|n| {
+        let at = first.checked_add(n * HEADER)?;
+        Some((number(at, 4)?, number(at + 0x18, 8)?, number(at + 0x20, 8)?))
+    });
+    headers.filter(|(kind, ..)| *kind == LOAD).map(|(_, start, length)| (start, length)).collect()
+}
+
 fn write(memory: &GuestMemoryMmap, bytes: &[u8], at: u64) -> Result<(), VmmError> {
     memory
         .write_slice(bytes, GuestAddress(at))
@@ -264,6 +303,32 @@ mod tests {
         elf[0x18..0x20].copy_from_slice(&0x100_0000u64.to_le_bytes());
         (elf[0x20], elf[0x36]) = (64, 56);
         assert!(matches!(kernel(&elf), Err(BootError::NoKernel(_))));
+    }
+
+    #[test]
+    fn what_is_loaded_will_lie_where_the_headers_say() {
+        let images = |kernel: &[u8]| Images {
+            kernel: (file(kernel), "/k".into()),
+            initrd: Some((file(&[7; 5000]), "/i".into())),
+        };
+        let initrd = (SIZE - 5000, 5000);
+        assert_eq!(places(&images(&bzimage(0, 1)), SIZE), [initrd, (1 << 20, 1024 + 4096)]);
+        let mut elf = vec![0; 64 + 2 * 56];
+        elf[..4].copy_from_slice(b"\x7fELF");
+        (elf[0x20], elf[0x38]) = (64, 200);
+        for (at, kind, start) in [(64, 1u8, 0x100_0000u64), (120, 4, 0x200_0000)] {
+            elf[at] = kind;
+            elf[at + 0x18..at + 0x20].copy_from_slice(&start.to_le_bytes());
+            elf[at + 0x20..at + 0x28].copy_from_slice(&0x1234u64.to_le_bytes());
+        }
+        assert_eq!(places(&images(&elf), SIZE), [initrd, (0x100_0000, 0x1234)]);
+        // A header that lies nowhere, and a segment that would.
+        elf[0x20..0x28].fill(0xff);
+        assert_eq!(places(&images(&elf), SIZE), [initrd]);
+        elf[0x20..0x28].copy_from_slice(&64u64.to_le_bytes());
+        elf[64 + 0x18..64 + 0x20].fill(0xff);
+        assert_eq!(places(&images(&elf), SIZE), [initrd]);
+        assert_eq!(places(&images(b"\x7fELF"), 4096), []);
     }
 
     #[test]

@@ -152,6 +152,7 @@ fn devices(dir: &Path, tap: Tap) -> [(Box<dyn Device>, usize); 7] {
 }
 
 fn work() {
+    prepare();
     let filters = Filters::new().unwrap();
     let _ = rustix::param::page_size();
     let dir = tempfile::tempdir().unwrap();
