@@ -80,35 +80,6 @@ pub fn attach(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), VmmError> {
     Ok(())
 }
 
-/// `MADV_POPULATE_WRITE` (madvise(2), Linux 5.14).
-const POPULATE_WRITE: i32 = 23;
-
-/// Has the host give the memory at these places, `(address, bytes)`, each from its end to its beginning: who fills it from its
-/// beginning meanwhile meets memory that is there. What the host cannot do now is done when the memory is used.
-pub fn touch(memory: &GuestMemoryMmap, places: &[(u64, u64)]) {
-    const PAGE: u64 = 4096;
-    for (start, length) in places {
-        let (start, end) = (start / PAGE * PAGE, start.saturating_add(*length));
-        let mut at = end.checked_next_multiple_of(PAGE).unwrap_or(start);
-        while at > start {
-            let from = ((at - 1) / HUGE_PAGE as u64 * HUGE_PAGE as u64).max(start);
-            if let Some((address, length)) = memory.iter().find_map(|region| place(region, from, at)) {
-                // SAFETY: the range is guest memory, which lasts as long as the process; its content stays what it is.
-                unsafe { libc::madvise(address, length, POPULATE_WRITE) };
-            }
-            at = from;
-        }
-    }
-}
-
-/// Where a range of the guest's addresses lies, and its bytes, if it is all in this region.
-fn place(region: &GuestRegionMmap, from: u64, to: u64) -> Option<(*mut libc::c_void, usize)> {
-    let offset = usize::try_from(from.checked_sub(region.start_addr().0)?).ok()?;
-    let length = usize::try_from(to - from).ok()?;
-    let inside = offset.checked_add(length)? <= region.size();
-    inside.then(|| (region.as_ptr().wrapping_add(offset).cast(), length))
-}
-
 /// Slot of the registers; memory has those before it.
 const REGISTERS_SLOT: u32 = 2;
 
@@ -130,18 +101,6 @@ pub fn map_registers(vm: &VmFd, devices: usize) -> Result<&'static [Registers], 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
-
-    #[test]
-    fn memory_that_is_touched_stays_what_it_is() {
-        let memory = map(16).unwrap();
-        memory.write_obj(7u8, GuestAddress(0x40_0001)).unwrap();
-        let nowhere = [(15 << 20, 4 << 20), (u64::MAX - 5, 9), (0, 0)];
-        touch(&memory, &[(0x20_1000, 0x40_0000)]);
-        touch(&memory, &nowhere);
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x40_0001)).unwrap(), 7);
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x20_0000)).unwrap(), 0);
-    }
 
     #[test]
     fn a_huge_page_of_the_guest_can_be_one_of_the_host() {

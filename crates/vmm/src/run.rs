@@ -62,13 +62,9 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
         crate::seccomp::prepare();
     }
     // Most of it is the host's giving of memory, and the copy of the kernel: meanwhile the machine is made.
-    let places = arch::boot::places(&images, size);
     let (loaded, made) = thread::scope(|scope| {
         let load = || arch::boot::load(&memory, size, &mut images, &config.cmdline, config.vcpus, count);
         let loading = thread::Builder::new().name("load".into()).spawn_scoped(scope, load);
-        // What it does not do the loading does.
-        let touch = || memory::touch(&memory, &places);
-        let _ = thread::Builder::new().name("touch".into()).spawn_scoped(scope, touch);
         let made = Made::new(&config, &memory, shared, own);
         let loaded = loading.map_err(VmmError::system("start a thread")).and_then(|loading| {
             loading.join().unwrap_or(Err(VmmError::Internal("the kernel could not be loaded")))
