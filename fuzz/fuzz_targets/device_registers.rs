@@ -14,6 +14,7 @@ use vmm::devices::net::Net;
 use vmm::devices::net_tap::Tap;
 use vmm::devices::rng::Rng;
 use vmm::mmio::Transport;
+use vmm::registers::Registers;
 use vmm::virtio::{Command, Device};
 
 /// What a driver writes, and some beyond.
@@ -34,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
         }
     };
     let mut driver = Driver::small(queues);
-    let mut transport = Transport::new(device, driver.memory.clone()).unwrap();
+    let mut transport = Transport::new(device, driver.memory.clone(), &Registers::pages(1)[0]).unwrap();
     while !input.0.is_empty() {
         match input.byte() % 8 {
             0 => driver.start(&mut transport, if input.byte() % 2 == 0 { 0 } else { u64::MAX }),
@@ -61,7 +62,7 @@ fuzz_target!(|data: &[u8]| {
                     transport.carry_out(deferred);
                 }
                 let mut read = vec![0; width];
-                transport.read(offset, &mut read);
+                transport.page().read(offset, &mut read);
             }
             5 => drop(transport.command(Command::Balloon(u64::from(input.half())))),
             _ => {
@@ -71,7 +72,7 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         let mut status = [0; 4];
-        transport.read(0x70, &mut status);
+        transport.page().read(0x70, &mut status);
         // Nothing is waited for that is not running.
         assert!(status[0] & 0x44 == 4 || transport.interests().is_empty());
     }

@@ -395,6 +395,10 @@ fn two_families() {
         ["run", "--rm", "--network", "six", "busybox", "ping", "-6", "-c", "1", "-w", "5", "fd00:d40:41::77"];
     assert!(store.ok(&ping).contains(" 0% packet loss"));
     assert_eq!(store.ok(&["network", "ls", "--format", "{{.IPv6}}", "-f", "name=both"]), "true");
+    // CVE-2024-32473: without it there is none, not even a link-local address.
+    store.ok(&["network", "create", "four"]);
+    let all = store.ok(&["run", "--rm", "--network", "four", "busybox", "cat", "/proc/net/if_inet6"]);
+    assert!(all.lines().all(|line| line.ends_with(" lo")), "{all}");
 }
 
 #[test]

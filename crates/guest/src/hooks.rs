@@ -8,6 +8,8 @@ use types::{Attachment, Bundle, ErrorKind, PortBinding, RunState};
 pub struct GuestHooks {
     /// The mounted root, until it is taken.
     pub root: Option<OwnedFd>,
+    /// Nobody reads the disks once the workload has ended.
+    pub forgotten: bool,
 }
 
 /// The workload has the network namespace of the guest itself, and the devices in it are what the machine was made with.
@@ -59,7 +61,9 @@ impl Hooks for GuestHooks {
 
     /// Whoever is told of the end may pull the plug.
     fn ended(&mut self, _: &Bundle) {
-        rustix::fs::sync();
+        if !self.forgotten {
+            rustix::fs::sync();
+        }
     }
 
     fn event(&mut self, _: &Bundle, _: &str, _: &[(&str, String)]) {}

@@ -53,7 +53,7 @@ pub fn serve() -> Result<()> {
         }
         Ok((bundle, root)) => {
             boot::write(&mut host, &Answer::Prepared).told("answer the host")?;
-            run(bundle, root, host, listener)
+            run(bundle, root, host, listener, boot.forgotten)
         }
         Err(e) => {
             boot::write(&mut host, &refusal(&e)).told("answer the host")?;
@@ -131,7 +131,7 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
     Ok((bundle, root))
 }
 
-fn run(bundle: Bundle, root: OwnedFd, host: UnixStream, listener: OwnedFd) -> Result<()> {
+fn run(bundle: Bundle, root: OwnedFd, host: UnixStream, listener: OwnedFd, forgotten: bool) -> Result<()> {
     let kept = host.try_clone().told("duplicate a descriptor")?;
     let lock = sys::file::Lock::exclusive(&Path::new(STATE).join("lock")).told("lock")?;
     let orders = Supervise {
@@ -143,7 +143,7 @@ fn run(bundle: Bundle, root: OwnedFd, host: UnixStream, listener: OwnedFd) -> Re
         listener: Some(listener),
         adopt: None,
     };
-    supervise(orders, &ContainerHull, &mut GuestHooks { root: Some(root) });
+    supervise(orders, &ContainerHull, &mut GuestHooks { root: Some(root), forgotten });
     wait_for_reader(kept);
     Ok(())
 }

@@ -248,13 +248,14 @@ pub(crate) fn configure_interface(socket: &mut Socket, a: &Attachment) -> Result
     let index = rustix::net::netdevice::name_to_index(&*socket, &a.ifname)
         .map_err(|e| NetError::link("find interface", &a.ifname)(e.into()))?;
     link::add_address(&mut batch, index, a.ipv4.into(), a.bridge.prefix4);
-    if sysctl::has_ipv6() {
-        // Routes and addresses are the engine's to give, and not any neighbour's.
-        sysctl::set(&format!("ipv6/conf/{}/accept_ra", a.ifname), "0")?;
-    }
     let ipv6 = a.ipv6.zip(a.bridge.gateway6).filter(|_| sysctl::has_ipv6());
     if let Some((address, _)) = ipv6 {
+        // Routes and addresses are the engine's to give, and not any neighbour's.
+        sysctl::set(&format!("ipv6/conf/{}/accept_ra", a.ifname), "0")?;
         link::add_address(&mut batch, index, address.into(), a.bridge.prefix6);
+    } else if sysctl::has_ipv6() {
+        // Nor a link-local address, by which a neighbour would reach what listens everywhere (CVE-2024-32473).
+        sysctl::set(&format!("ipv6/conf/{}/disable_ipv6", a.ifname), "1")?;
     }
     link::set_up(&mut batch, index);
     if a.default_route {

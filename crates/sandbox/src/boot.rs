@@ -47,6 +47,9 @@ pub struct Boot {
     /// Of such a machine with a volume: the part of that, a path beneath it, whose files are served instead.
     #[serde(default)]
     pub part: String,
+    /// Nobody reads the disks once the workload has ended.
+    #[serde(default)]
+    pub forgotten: bool,
     /// PID 1 is our small init.
     pub init: bool,
     /// stdin is fed.

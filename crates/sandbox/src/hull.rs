@@ -40,6 +40,8 @@ pub struct CreateRequest<'a> {
     pub console_size: Option<(u16, u16)>,
     /// PID 1 is our own small init, which reaps and forwards signals.
     pub init: bool,
+    /// What the workload changes of its root filesystem goes with its end.
+    pub removed: bool,
     /// Configures the network from outside, given the new network namespace. Not called where the spec has no
     /// new network namespace.
     pub network_outside: &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<(), HullError>,
@@ -255,6 +257,10 @@ pub trait Sandbox {
     fn oom_notifier(&self) -> Option<BorrowedFd<'_>>;
     /// Reaps the main process; call it when `pidfd` is readable.
     fn wait(&mut self) -> Result<ExitStatus, HullError>;
+    /// Kills what is left once the main process has ended, and need not wait until it is gone: [`Self::destroy`] does.
+    fn end_rest(&mut self) -> Result<(), HullError> {
+        self.destroy()
+    }
     /// Kills what is left and removes cgroups.
     fn destroy(&mut self) -> Result<(), HullError>;
 }

@@ -1,6 +1,7 @@
 //! Which device answers at a guest-physical address.
 
-use crate::mmio::{CONFIG, INTERRUPT_ACK, INTERRUPT_STATUS, MmioInterrupt};
+use crate::mmio::{CONFIG, INTERRUPT_ACK, MmioInterrupt};
+use crate::registers::Registers;
 use crate::virtio::Command;
 use crate::worker::{Commanded, Mailbox, Shared, lock};
 use std::sync::Arc;
@@ -15,7 +16,8 @@ pub struct Window {
     pub device: Shared,
     /// Its type, at hand also while the device works.
     kind: u32,
-    /// Its interrupt, at hand also while the device works.
+    /// What the guest reads of it, and its interrupt, at hand also while the device works.
+    page: &'static Registers,
     interrupt: Arc<MmioInterrupt>,
     /// The worker that runs it.
     pub worker: Mailbox,
@@ -26,11 +28,11 @@ pub struct Window {
 impl Window {
     /// A window in front of a device, which is number `number` of a worker.
     pub fn new(start: u64, length: u64, device: Shared, worker: Mailbox, number: usize) -> Self {
-        let (interrupt, kind) = {
+        let (interrupt, kind, page) = {
             let device = lock(&device);
-            (device.interrupt(), device.kind())
+            (device.interrupt(), device.kind(), device.page())
         };
-        Self { start, length, device, kind, interrupt, worker, number }
+        Self { start, length, device, kind, page, interrupt, worker, number }
     }
 }
 
@@ -51,7 +53,7 @@ impl Bus {
     /// Reads the configuration space of one device of this type, counted as for [`Self::command`]; whether there is one.
     pub fn read_config(&self, kind: u32, number: usize, offset: u64, data: &mut [u8]) -> bool {
         let found = self.windows.iter().filter(|window| window.kind == kind).nth(number);
-        found.map(|window| lock(&window.device).read(CONFIG + offset, data)).is_some()
+        found.map(|window| window.page.read(CONFIG + offset, data)).is_some()
     }
 
     fn find(&self, address: u64) -> Option<(&Window, u64)> {
@@ -61,13 +63,10 @@ impl Bus {
         })
     }
 
-    /// A vCPU reads; where nothing is, all bits are 1.
+    /// A vCPU reads, where KVM does not do it by itself; where nothing is, all bits are 1.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
-            Some((window, INTERRUPT_STATUS)) if data.len() == 4 => {
-                data.copy_from_slice(&window.interrupt.pending().to_le_bytes());
-            }
-            Some((window, offset)) => lock(&window.device).read(offset, data),
+            Some((window, offset)) => window.page.read(offset, data),
             None => data.fill(0xff),
         }
     }

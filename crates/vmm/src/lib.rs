@@ -12,6 +12,7 @@ pub mod fs;
 pub mod gpt;
 pub mod jail;
 pub mod mmio;
+pub mod registers;
 pub mod tsc;
 pub mod vhost;
 pub mod virtio;

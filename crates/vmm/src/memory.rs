@@ -6,7 +6,8 @@
 
 use crate::arch::layout;
 use crate::error::VmmError;
-use kvm_bindings::kvm_userspace_memory_region;
+use crate::registers::Registers;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use std::io;
 use std::ptr::null_mut;
@@ -77,6 +78,24 @@ pub fn attach(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), VmmError> {
         unsafe { vm.set_user_memory_region(region) }.map_err(VmmError::kvm("give the guest its memory"))?;
     }
     Ok(())
+}
+
+/// Slot of the registers; memory has those before it.
+const REGISTERS_SLOT: u32 = 2;
+
+/// Pages of registers for so many devices, which the guest reads in their windows.
+pub fn map_registers(vm: &VmFd, devices: usize) -> Result<&'static [Registers], VmmError> {
+    let pages = Registers::pages(devices);
+    let region = kvm_userspace_memory_region {
+        slot: REGISTERS_SLOT,
+        guest_phys_addr: layout::MMIO,
+        memory_size: size_of_val(pages) as u64,
+        userspace_addr: pages.as_ptr() as u64,
+        flags: KVM_MEM_READONLY,
+    };
+    // SAFETY: the pages last as long as the process, the guest only reads them, and all here are atomic.
+    unsafe { vm.set_user_memory_region(region) }.map_err(VmmError::kvm("let the guest read registers"))?;
+    Ok(pages)
 }
 
 #[cfg(test)]

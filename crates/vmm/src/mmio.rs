@@ -5,16 +5,17 @@
 //!                                                                           └─error─► NEEDS_RESET ─0─► RESET
 //! ```
 //!
-//! Registers are read and written by vCPU threads. What calls the device is handed back as [`Deferred`], for the
-//! device's own thread to carry out.
+//! What the guest reads is memory ([`Registers`]), brought up to date whenever something changes. Registers are written by
+//! vCPU threads. What the device has to act on is handed back as [`Deferred`], for the device's own thread to carry out.
 //!
 //! Source: VIRTIO 1.2, sections 2.1 to 2.3, 3.1 and 4.2.2.
 
 use crate::note::note;
+use crate::registers::Registers;
 use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Interrupt, Memory};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -25,8 +26,17 @@ pub const QUEUE_NOTIFY: u64 = 0x50;
 pub const INTERRUPT_STATUS: u64 = 0x60;
 /// Offset of the one that takes note of it.
 pub const INTERRUPT_ACK: u64 = 0x64;
+/// An interrupt because of used buffers. KVM takes an acknowledgement of this alone by itself, and it stays pending until
+/// one of both bits: a driver looks at its queues at each interrupt, and at its configuration when that has changed.
+pub const USED_BUFFERS: u32 = 1;
+/// An interrupt because the configuration changed.
+const CONFIG_CHANGED: u32 = 2;
+/// Where there is a counter of such changes.
+const GENERATION: u64 = 0xfc;
 /// Where configuration space begins.
 pub(crate) const CONFIG: u64 = 0x100;
+/// As much of it as any device has.
+const CONFIG_BYTES: usize = 256;
 /// VIRTIO_F_VERSION_1, which each driver must accept.
 const VERSION_1: u64 = 1 << 32;
 
@@ -40,24 +50,18 @@ mod status {
 
 /// The interrupt line of a device.
 pub struct MmioInterrupt {
-    status: AtomicU32,
-    generation: AtomicU32,
+    page: &'static Registers,
     line: EventFd,
 }
 
 impl MmioInterrupt {
-    /// What the driver has not acknowledged yet.
-    pub fn pending(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
-    }
-
     /// The driver has seen these.
     pub fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::SeqCst);
+        self.page.word(INTERRUPT_STATUS).fetch_and(!bits.to_le(), Ordering::SeqCst);
     }
 
     fn raise(&self, bit: u32) {
-        self.status.fetch_or(bit, Ordering::SeqCst);
+        self.page.word(INTERRUPT_STATUS).fetch_or(bit.to_le(), Ordering::SeqCst);
         // It fails only when 2^64 - 2 interrupts are pending.
         let _ = self.line.write(1);
     }
@@ -65,12 +69,12 @@ impl MmioInterrupt {
 
 impl Interrupt for MmioInterrupt {
     fn queue(&self, _index: u16) {
-        self.raise(1);
+        self.raise(USED_BUFFERS);
     }
 
     fn config(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        self.raise(2);
+        self.page.word(GENERATION).fetch_add(1, Ordering::SeqCst);
+        self.raise(CONFIG_CHANGED);
     }
 }
 
@@ -92,6 +96,7 @@ pub enum Deferred {
 pub struct Transport {
     device: Box<dyn Device>,
     memory: Memory,
+    page: &'static Registers,
     interrupt: Arc<MmioInterrupt>,
     kicks: Vec<EventFd>,
     /// As the driver sets them up; the device owns them while it is active.
@@ -106,17 +111,23 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Registers in reset.
-    pub fn new(device: Box<dyn Device>, memory: Memory) -> io::Result<Self> {
-        let interrupt =
-            MmioInterrupt { status: 0.into(), generation: 0.into(), line: EventFd::new(EFD_NONBLOCK)? };
+    /// Registers in reset, which the guest reads on this page.
+    pub fn new(device: Box<dyn Device>, memory: Memory, page: &'static Registers) -> io::Result<Self> {
+        let interrupt = MmioInterrupt { page, line: EventFd::new(EFD_NONBLOCK)? };
         let kicks =
             device.queue_sizes().iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<Result<_, _>>()?;
         let queues = new_queues(&*device)?;
-        Ok(Self {
+        page.set(0x00, u32::from_le_bytes(*b"virt"));
+        page.set(0x04, 2);
+        page.set(0x08, device.kind());
+        page.set(0x0c, u32::from_le_bytes(*b"dhow"));
+        // Shared memory regions: none has all-ones as length.
+        (0xb0..=0xbc).step_by(4).for_each(|offset| page.set(offset, u32::MAX));
+        let transport = Self {
             queue_ready: vec![false; queues.len()],
             device,
             memory,
+            page,
             interrupt: Arc::new(interrupt),
             kicks,
             queues,
@@ -126,7 +137,26 @@ impl Transport {
             driver_features: 0,
             status: 0,
             active: false,
-        })
+        };
+        transport.show();
+        transport.show_config();
+        Ok(transport)
+    }
+
+    /// Brings the page up to date with what a write to a register can change.
+    fn show(&self) {
+        let selected = self.selected();
+        self.page.set(0x10, half(self.offered(), self.device_features_select));
+        self.page.set(0x34, selected.map_or(0, |index| self.queues[index].max_size().into()));
+        self.page.set(0x44, selected.map_or(0, |index| self.queue_ready[index].into()));
+        self.page.set(0x70, self.status);
+    }
+
+    /// The same with the device's configuration.
+    fn show_config(&self) {
+        let mut space = [0; CONFIG_BYTES];
+        self.device.read_config(0, &mut space);
+        self.page.set_bytes(CONFIG, &space);
     }
 
     /// One event per queue, for KVM to signal when the driver writes the queue's index to [`QUEUE_NOTIFY`].
@@ -149,38 +179,19 @@ impl Transport {
         self.device.kind()
     }
 
-    /// The guest reads; what is not a register is 0.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some(offset) = offset.checked_sub(CONFIG) {
-            self.device.read_config(offset, data);
-        } else if offset.is_multiple_of(4)
-            && let Ok(data) = <&mut [u8; 4]>::try_from(data)
-        {
-            *data = self.register(offset).to_le_bytes();
-        }
-    }
-
-    fn register(&self, offset: u64) -> u32 {
-        match offset {
-            0x00 => u32::from_le_bytes(*b"virt"),
-            0x04 => 2,
-            0x08 => self.device.kind(),
-            0x0c => u32::from_le_bytes(*b"dhow"),
-            0x10 => half(self.offered(), self.device_features_select),
-            0x34 => self.selected().map_or(0, |index| self.queues[index].max_size().into()),
-            0x44 => self.selected().map_or(0, |index| self.queue_ready[index].into()),
-            INTERRUPT_STATUS => self.interrupt.pending(),
-            0x70 => self.status,
-            // shared memory regions: none has all-ones as length
-            0xb0..=0xbc => u32::MAX,
-            0xfc => self.interrupt.generation.load(Ordering::SeqCst),
-            _ => 0,
-        }
+    /// What the guest reads; what is not a register is 0.
+    pub fn page(&self) -> &'static Registers {
+        self.page
     }
 
     /// The guest writes; what is not allowed now is ignored.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<Deferred> {
+        let deferred = self.take(offset, data);
+        self.show();
+        deferred
+    }
+
+    fn take(&mut self, offset: u64, data: &[u8]) -> Option<Deferred> {
         if let Some(offset) = offset.checked_sub(CONFIG) {
             return Some(Deferred::Config { offset, data: data.to_vec() });
         }
@@ -196,6 +207,9 @@ impl Transport {
                 }
             }
             INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            // The device has to act only when it begins, and when it ends.
+            0x70 if value == 0 && !self.active => self.reset(),
+            0x70 if value != 0 && value & status::DRIVER_OK == 0 => self.set_status(value),
             0x70 => return Some(Deferred::Status(value)),
             _ => self.write_queue(offset, value),
         }
@@ -249,6 +263,8 @@ impl Transport {
             Deferred::Status(0) => self.reset(),
             Deferred::Status(value) => self.set_status(value),
         }
+        self.show();
+        self.show_config();
     }
 
     fn set_status(&mut self, value: u32) {
@@ -313,12 +329,13 @@ impl Transport {
             // Without a kick this is EAGAIN.
             let _ = kick.read();
         }
-        self.interrupt.status.store(0, Ordering::SeqCst);
+        self.page.set(INTERRUPT_STATUS, 0);
     }
 
     fn fail(&mut self, error: &DeviceError) {
         note(format_args!("virtio device of type {} needs a reset: {error}", self.kind()));
         self.status |= status::NEEDS_RESET;
+        self.show();
         self.interrupt.config();
     }
 
@@ -328,7 +345,8 @@ impl Transport {
             self.fail(&e);
             true
         });
-        if done && command == Command::TakeSize {
+        if done && matches!(command, Command::TakeSize | Command::Balloon(_)) {
+            self.show_config();
             self.interrupt.config();
         }
         done

@@ -7,7 +7,8 @@ use crate::console::Console;
 use crate::devices::balloon::Balloon;
 use crate::devices::rng::Rng;
 use crate::error::VmmError;
-use crate::mmio::{QUEUE_NOTIFY, Transport};
+use crate::mmio::{INTERRUPT_ACK, QUEUE_NOTIFY, Transport, USED_BUFFERS};
+use crate::registers::Registers;
 use crate::seccomp::{Filter, Filters};
 use crate::serve::Server;
 use crate::vcpu::{Machine, Vcpus};
@@ -18,6 +19,8 @@ use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// How a guest ended.
@@ -53,43 +56,36 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
     let listener = open::control(&config)?;
 
     let memory = memory::map(config.memory_mib)?;
-    let kvm = open_kvm()?;
-    let vm = create_vm(&kvm)?;
-    memory::attach(&vm, &memory)?;
-    arch::create_interrupt_controllers(&kvm, &vm)?;
-
     let size = config.memory_mib << 20;
     let count = shared.len() + own.len();
-    let entry = arch::boot::load(&memory, size, &mut images, &config.cmdline, config.vcpus, count)?;
+    if config.jail.is_some() {
+        crate::seccomp::prepare();
+    }
+    // Most of it is the host's giving of memory, and the copy of the kernel: meanwhile the machine is made.
+    let (loaded, made) = thread::scope(|scope| {
+        let load = || arch::boot::load(&memory, size, &mut images, &config.cmdline, config.vcpus, count);
+        let loading = thread::Builder::new().name("load".into()).spawn_scoped(scope, load);
+        let made = Made::new(&config, &memory, shared, own);
+        let loaded = loading.map_err(VmmError::system("start a thread")).and_then(|loading| {
+            loading.join().unwrap_or(Err(VmmError::Internal("the kernel could not be loaded")))
+        });
+        (loaded, made)
+    });
+    let (entry, Made { kvm, vm, bus, workers, filters }) = (loaded?, made?);
     drop(images);
     let vcpus = create_vcpus(&kvm, &vm, config.vcpus, entry)?;
-
-    let mut bus = Bus::default();
-    let memory = Memory::new(memory);
-    let mut workers = vec![plug(&vm, &memory, &mut bus, shared)?];
-    for device in own {
-        workers.push(plug(&vm, &memory, &mut bus, vec![device])?);
-    }
     let ports = Ports::new(console, com1_line(&vm)?);
     let end = EventFd::new(EFD_NONBLOCK).map_err(VmmError::system("make an event"))?;
     let told = end.try_clone().map_err(VmmError::system("copy an event"))?;
     let server = Server::new(listener, end).map_err(VmmError::system("wait for the control socket"))?;
     let machine = Arc::new(Machine::new(bus, ports, told));
 
-    let filters = match &config.jail {
-        Some(walls) => {
-            let mut keep = walls.keep.clone();
-            keep.extend(config.nets.iter().map(|net| net.tap).chain(config.fs.iter().map(|fs| fs.socket)));
-            jail::close_inherited(&inherited, &keep);
-            let filters = Filters::new()?;
-            jail::enter(walls, largest_file(&config))?;
-            Some(filters)
-        }
-        None => None,
-    };
-
-    // What made the machine is not needed any more.
-    sys::memory::unmap_program();
+    if let Some(walls) = &config.jail {
+        let mut keep = walls.keep.clone();
+        keep.extend(config.nets.iter().map(|net| net.tap).chain(config.fs.iter().map(|fs| fs.socket)));
+        jail::close_inherited(&inherited, &keep);
+        jail::enter(walls, largest_file(&config))?;
+    }
     let threads = Threads::start(vcpus, workers, &machine, filters.as_ref())?;
     threads.vcpus.resume();
     let served = server.run(&config, &machine, &threads.vcpus);
@@ -100,6 +96,39 @@ pub fn run(config: Config) -> Result<Ended, VmmError> {
         Ended::Crashed(why) => Ended::Crashed(with_console(why, &machine.ports.tail(CRASH_TAIL))),
         other => other,
     })
+}
+
+/// The machine, but for its vCPUs.
+struct Made {
+    kvm: Kvm,
+    vm: VmFd,
+    bus: Bus,
+    workers: Vec<Worker>,
+    filters: Option<Filters>,
+}
+
+impl Made {
+    /// With devices that share a worker, and some that have one of their own.
+    fn new(
+        config: &Config,
+        memory: &GuestMemoryMmap,
+        shared: Vec<Box<dyn Device>>,
+        own: Vec<Box<dyn Device>>,
+    ) -> Result<Self, VmmError> {
+        let kvm = open_kvm()?;
+        let vm = create_vm(&kvm)?;
+        memory::attach(&vm, memory)?;
+        arch::create_interrupt_controllers(&kvm, &vm)?;
+        let mut bus = Bus::default();
+        let pages = memory::map_registers(&vm, shared.len() + own.len())?;
+        let memory = Memory::new(memory.clone());
+        let mut workers = vec![plug(&vm, &memory, &mut bus, pages, shared)?];
+        for device in own {
+            workers.push(plug(&vm, &memory, &mut bus, pages, vec![device])?);
+        }
+        let filters = config.jail.as_ref().map(|_| Filters::new()).transpose()?;
+        Ok(Self { kvm, vm, bus, workers, filters })
+    }
 }
 
 /// The console, or the largest of the disks that a guest may write. Those that others may want, too, can grow.
@@ -206,11 +235,13 @@ fn plug(
     vm: &VmFd,
     memory: &Memory,
     bus: &mut Bus,
+    pages: &'static [Registers],
     devices: Vec<Box<dyn Device>>,
 ) -> Result<Worker, VmmError> {
     let mut shared: Vec<Shared> = Vec::with_capacity(devices.len());
-    for device in devices {
-        let transport = Transport::new(device, memory.clone())
+    let seen = EventFd::new(EFD_NONBLOCK).map_err(VmmError::system("make an event"))?;
+    for (device, page) in devices.into_iter().zip(pages.iter().skip(bus.windows.len())) {
+        let transport = Transport::new(device, memory.clone(), page)
             .map_err(VmmError::system("make the events of a device"))?;
         shared.push(Arc::new(Mutex::new(transport)));
     }
@@ -223,6 +254,10 @@ fn plug(
             for (queue, kick) in (0u32..).zip(transport.kicks()) {
                 vm.register_ioevent(kick, &notify, queue).map_err(VmmError::kvm("connect a queue"))?;
             }
+            // Nobody waits for it: what this saves is the way to here.
+            let acknowledge = IoEventAddress::Mmio(start + INTERRUPT_ACK);
+            vm.register_ioevent(&seen, &acknowledge, USED_BUFFERS)
+                .map_err(VmmError::kvm("connect an acknowledgement"))?;
             vm.register_irqfd(transport.line(), line).map_err(VmmError::kvm("connect an interrupt"))?;
         }
         let worker = worker.mailbox();

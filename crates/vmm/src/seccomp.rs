@@ -80,6 +80,11 @@ const TUNSETOFFLOAD: i64 = 0x4004_54d0;
 /// Heaps: who has more of them opens files now and then, which the filters forbid.
 const ONE: i32 = 1;
 
+/// To be called before a process whose threads get filters has a second one.
+pub fn prepare() {
+    sys::memory::share_heaps(ONE);
+}
+
 /// A compiled filter.
 #[derive(Clone)]
 pub struct Filter(BpfProgram);
@@ -92,7 +97,7 @@ impl Filter {
 
     /// For the process that serves files: memory, locks and time as all have them, locks of files, and these calls.
     pub fn file_server(calls: &[i64]) -> io::Result<Self> {
-        sys::memory::share_heaps(ONE);
+        prepare();
         let rules = || -> Result<Self, seccompiler::Error> {
             let mut rules = common()?;
             rules.extend(calls.iter().map(|call| (*call, Vec::new())));
@@ -118,15 +123,11 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Compiles them, while the process has one thread.
+    /// Compiles them.
     pub fn new() -> Result<Self, VmmError> {
-        sys::memory::share_heaps(ONE);
         let compiled = || -> Result<Self, seccompiler::Error> {
-            Ok(Self {
-                main: compile(io_rules()?)?,
-                worker: compile(io_rules()?)?,
-                vcpu: compile(vcpu_rules()?)?,
-            })
+            let main = compile(io_rules()?)?;
+            Ok(Self { worker: main.clone(), main, vcpu: compile(vcpu_rules()?)? })
         };
         compiled()
             .map_err(|e| VmmError::Jail { step: "compile its seccomp filters", source: io::Error::other(e) })

@@ -21,6 +21,9 @@ const CLIENTS: usize = 16;
 /// Pause after a connection that could not be taken.
 const BREATH: Duration = Duration::from_millis(20);
 
+/// Milliseconds in which a guest has booted; one that ends before keeps what its VMM has in memory.
+const SETTLED: i32 = 5000;
+
 /// What the main thread waits for. Made before the thread is confined.
 pub struct Server {
     listener: UnixListener,
@@ -46,11 +49,17 @@ impl Server {
         let mut control = Control { config, machine, vcpus, state: State::Running };
         let mut clients: BTreeMap<RawFd, Client> = BTreeMap::new();
         let mut events = [EpollEvent::default(); CLIENTS];
+        let mut patience = SETTLED;
         loop {
-            let count = match self.epoll.wait(-1, &mut events) {
+            let count = match self.epoll.wait(patience, &mut events) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
             };
+            if count == 0 {
+                // What made the machine, and what a boot asked of its devices, is not needed any more.
+                sys::memory::unmap_program();
+                patience = -1;
+            }
             for event in events.iter().take(count) {
                 let fd = event.data() as RawFd;
                 if fd == self.listener.as_raw_fd() {

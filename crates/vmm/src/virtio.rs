@@ -67,8 +67,8 @@ pub enum Command {
     TakeSize,
 }
 
-/// A virtio device. One thread makes all calls but those of [`Self::read_config`], which never run at the same time
-/// as another; nothing in it may block but on the host's disks.
+/// A virtio device. One thread makes all calls but those that only look, which never run at the same time as another;
+/// nothing in it may block but on the host's disks.
 pub trait Device: Send {
     /// Device type, VIRTIO 1.2 section 5.
     fn kind(&self) -> u32;

@@ -239,6 +239,7 @@ mod tests {
     use super::*;
     use crate::bus::{Bus, Window};
     use crate::devices::rng::Rng;
+    use crate::devices::testing::page;
     use crate::virtio::Memory;
     use std::time::{Duration, Instant};
     use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
@@ -277,7 +278,7 @@ mod tests {
     fn a_kick_reaches_the_device_and_its_interrupt_comes_back() {
         let memory = Memory::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
         let device: Shared =
-            Arc::new(Mutex::new(Transport::new(Box::<Rng>::default(), memory.clone()).unwrap()));
+            Arc::new(Mutex::new(Transport::new(Box::<Rng>::default(), memory.clone(), page()).unwrap()));
         let worker = Worker::new(vec![device.clone()]).unwrap();
         let window = Window::new(WINDOW, 0x1000, device.clone(), worker.mailbox(), 0);
         let bus = Bus { windows: vec![window] };

@@ -144,7 +144,12 @@ fn template(size: u64, dir: &Path, of: Use) -> Result<PathBuf> {
             // It would make holes of the journal's zeros.
             .envs(of.is_laid_out().then_some(("UNIX_IO_NOZEROOUT", "1")))
             .args(journal.as_slice())
-            .args(if of == Use::FastVolume { &["-O", "fast_commit"][..] } else { &[] })
+            .args(match of {
+                // A volume may grow. Room for that is 4 MiB to copy, and to write, for each machine.
+                Use::Machine => &["-O", "^resize_inode"][..],
+                Use::FastVolume => &["-O", "fast_commit"],
+                Use::Volume => &[],
+            })
             .arg(&half);
         tool(&mut mke2fs, &format!("make a filesystem of {size} bytes"))?;
         if of != Use::Machine {

@@ -12,7 +12,7 @@ use super::policy::BackOff;
 use super::starting::{Starting, TAKES_TIME};
 use super::{Hooks, Supervise};
 use crate::client::SOCKET;
-use crate::hull::Hull;
+use crate::hull::{Hull, Sandbox};
 use crate::logs::{LogWriter, Source};
 use crate::protocol::{ExecInfo, Failure, Request, Response};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -71,6 +71,8 @@ pub(super) struct Core<'a> {
     pub(super) state: RunState,
     pub(super) log: Option<LogWriter>,
     pub(super) main: Option<Main>,
+    /// What is left of the one before, killed.
+    pub(super) rest: Option<Box<dyn Sandbox>>,
     /// The run that is to become `main`.
     pub(super) starting: Option<Starting>,
     /// What a guest is asked.
@@ -138,6 +140,7 @@ pub(super) fn run(supervise: Supervise, hull: &dyn Hull, hooks: &mut dyn Hooks) 
         state,
         log: None,
         main: None,
+        rest: None,
         starting: None,
         asked: Vec::new(),
         postponed: Vec::new(),

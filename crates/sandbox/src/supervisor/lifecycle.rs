@@ -169,6 +169,7 @@ impl Core<'_> {
             stdio: ends.borrow(),
             console_size: bundle.console_size,
             init: bundle.init,
+            removed: bundle.auto_remove,
             network_outside: &mut |netns| {
                 let decided = hooks.borrow_mut().network_outside(bundle, netns).map_err(keep_refusal)?;
                 *ports.borrow_mut() = decided;
@@ -289,7 +290,7 @@ impl Core<'_> {
         self.end_execs();
         if let Some(main) = &mut self.main {
             // Whatever of it is left would keep its pipes open.
-            let _ = main.sandbox.destroy();
+            let _ = main.sandbox.end_rest();
         }
         self.last_words();
         self.reap_orphans();
@@ -307,7 +308,7 @@ impl Core<'_> {
             log.end(Source::Stderr, now);
         }
         let ran = main.started.elapsed();
-        drop(main);
+        self.rest = Some(main.sandbox);
         self.oom_quiet = None;
         self.after_run(ran);
     }
@@ -322,6 +323,10 @@ impl Core<'_> {
         self.state.status = if wait.is_some() { Status::Restarting } else { Status::Exited };
         self.save();
         self.event("die", &[("exitCode", code.to_string())]);
+        if let Some(mut rest) = self.rest.take() {
+            // The next run, or who removes it, finds nobody at its files.
+            let _ = rest.destroy();
+        }
         match wait {
             Some(wait) => {
                 if std::mem::take(&mut self.stopping) {

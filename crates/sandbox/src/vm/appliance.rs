@@ -105,6 +105,7 @@ impl Order {
             network: NetworkPlan::None,
             layers: self.layers.len(),
             files_only: true,
+            forgotten: false,
             part: self.part.clone(),
             init: false,
             open_stdin: false,

@@ -169,6 +169,11 @@ impl Sandbox for MicroVm {
         })
     }
 
+    /// The memory of a hypervisor takes its time to go.
+    fn end_rest(&mut self) -> Result<(), HullError> {
+        self.host.kill_all()
+    }
+
     fn destroy(&mut self) -> Result<(), HullError> {
         self.host.destroy()
     }

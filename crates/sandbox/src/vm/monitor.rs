@@ -154,7 +154,10 @@ impl Monitor<'_> {
         }
         // What it has on its disks is synced before its agent tells of the end.
         hypervisor.kill();
-        let _ = hypervisor.wait();
+        // Of one that told its code the supervisor waits for the end, when it has done what else there is to do.
+        if !matches!(done, Ok(Some(_))) {
+            let _ = hypervisor.wait();
+        }
         drop(server);
         done.map(|code| code.unwrap_or(UNKNOWN))
     }
@@ -230,8 +233,6 @@ impl Monitor<'_> {
         let stream = self.start_workload(agent, console)?;
         // As execve closes it for a container.
         self.wire.shut();
-        // It does little more than copy from here on.
-        sys::memory::unmap_program();
         let Ok(Some((code, oom))) = pump::run(stream, stdio, self.boot.open_stdin) else {
             return Ok(None);
         };

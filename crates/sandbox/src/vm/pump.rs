@@ -1,9 +1,14 @@
 //! Copies between a process's descriptors and its stream in the guest.
 
 use crate::client::{ClientError, OwnedFrame, Stream};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// After which a workload is one that stays.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// Copies until the process has ended, and returns its exit code, and whether the guest's OOM killer struck; none if the
 /// guest went without telling it.
@@ -23,7 +28,13 @@ pub(super) fn run(
             .spawn(move || feed(stdin, &input))?;
     }
     let (mut out, mut err) = (File::from(stdout), File::from(stderr));
+    let mut settles = Some(Instant::now() + SETTLED);
     loop {
+        if settles.is_some_and(|at| is_quiet_until(&stream, at)) {
+            // It does little more than copy from here on.
+            sys::memory::unmap_program();
+            settles = None;
+        }
         match stream.next_frame()? {
             // Nobody reads any more: the workload is told by nobody but its supervisor.
             Some(OwnedFrame::Stdout(bytes)) => drop(out.write_all(&bytes)),
@@ -32,6 +43,14 @@ pub(super) fn run(
             None => return Ok(None),
         }
     }
+}
+
+/// Whether nothing comes until then, or then is past.
+fn is_quiet_until(stream: &Stream, at: Instant) -> bool {
+    let left = at.saturating_duration_since(Instant::now());
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    let within = Timespec::try_from(left).unwrap_or_default();
+    left.is_zero() || rustix::io::retry_on_intr(|| poll(&mut fds, Some(&within))) == Ok(0)
 }
 
 fn feed(stdin: OwnedFd, stream: &Stream) {

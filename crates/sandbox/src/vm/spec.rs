@@ -45,13 +45,15 @@ pub(super) fn boot(
         process.set_oom_score_adj(None);
     }
     spec.set_hooks(None);
+    let volumes = volumes(plan, layers);
     let boot = Boot {
         version: VERSION,
         id: request.id.to_owned(),
         spec,
         files,
         shares: !shares.is_empty(),
-        volumes: volumes(plan, layers),
+        forgotten: request.removed && volumes.is_empty() && shares.is_empty(),
+        volumes,
         network: network.clone(),
         layers,
         files_only: false,

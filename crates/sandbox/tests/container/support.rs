@@ -151,6 +151,7 @@ pub fn create_with(root: &Rootfs, spec: &Value, init: bool) -> Result<Box_, Hull
         cgroup: &cgroup,
         stdio: [null.as_fd(), out_w.as_fd(), err_w.as_fd()],
         console_size: Some((25, 81)),
+        removed: false,
         init,
         network_outside: &mut |_| Ok(()),
         taps: &mut || Ok(Vec::new()),

@@ -8,9 +8,8 @@
 
 use super::{IN, RING_FEATURES, Ring, Segments, read_config};
 use crate::memory::HUGE_PAGE;
-use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Interrupt, Memory};
+use crate::virtio::{Activation, Command, Device, DeviceError, Interest, Memory};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use vm_memory::{
     GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     VolatileSlice,
@@ -23,8 +22,6 @@ pub const KIND: u32 = 5;
 const SIZES: [u16; 3] = [128, 128, 128];
 /// Most huge pages that stay small: each may split a mapping, of which a process has 65530 (vm.max_map_count).
 const MOST_SMALL: usize = 16 << 10;
-/// The one for reports.
-const REPORTS: usize = 2;
 /// The unit of the device, whatever the host's and guest's pages are (VIRTIO_BALLOON_PFN_SHIFT).
 const PAGE: u64 = 4096;
 /// Pages of a MiB.
@@ -45,8 +42,6 @@ pub struct Balloon {
     target: u32,
     /// Pages that it has given, as it says.
     actual: [u8; 4],
-    /// It has reported free memory, as it does some seconds after its boot.
-    settled: bool,
     /// Where the huge pages of this process are that are to stay small.
     small: BTreeSet<usize>,
     active: Option<Active>,
@@ -55,7 +50,6 @@ pub struct Balloon {
 struct Active {
     memory: Memory,
     rings: Vec<Ring>,
-    interrupt: Arc<dyn Interrupt>,
 }
 
 impl Balloon {
@@ -64,20 +58,13 @@ impl Balloon {
         Self::default()
     }
 
-    /// Asks the guest to give so much of its memory.
+    /// Asks the guest to give so much of its memory, once it is told that the configuration changed.
     pub fn set_target(&mut self, mib: u64) {
         self.target = u32::try_from(mib.saturating_mul(PAGES_PER_MIB)).unwrap_or(u32::MAX);
-        if let Some(active) = &self.active {
-            active.interrupt.config();
-        }
     }
 
     /// Serves a queue.
     fn serve(&mut self, index: usize) -> Result<(), DeviceError> {
-        if index == REPORTS && !std::mem::replace(&mut self.settled, true) {
-            // What a boot asks of the devices is not asked again.
-            sys::memory::unmap_program();
-        }
         let Some(Active { memory, rings, .. }) = &mut self.active else { return Ok(()) };
         let Some(ring) = rings.get_mut(index) else { return Ok(()) };
         let memory = memory.memory();
@@ -218,10 +205,9 @@ impl Device for Balloon {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        let interrupt = Arc::clone(&activation.interrupt);
         let (memory, rings) = Ring::all(activation, 2)?;
         let count = rings.len();
-        self.active = Some(Active { memory, rings, interrupt });
+        self.active = Some(Active { memory, rings });
         (0..count).try_for_each(|index| self.serve(index))
     }
 

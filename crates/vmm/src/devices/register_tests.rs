@@ -6,7 +6,7 @@ use super::net::Net;
 use super::net_tap::Tap;
 use super::rng::Rng;
 use super::storage::Storage;
-use super::testing::{Driver, Registers, SMALL_BUFFERS, SMALL_MEMORY, WRITE};
+use super::testing::{Driver, Registers, SMALL_BUFFERS, SMALL_MEMORY, WRITE, page};
 use super::vsock::Vsock;
 use crate::config::RateLimit;
 use crate::mmio::Transport;
@@ -61,7 +61,7 @@ impl Rig {
             }
         };
         let driver = Driver::small(queues);
-        let device = Transport::new(device, driver.memory.clone()).unwrap();
+        let device = Transport::new(device, driver.memory.clone(), page()).unwrap();
         Self { name, device, driver, queue, request, _host: (dir, peer) }
     }
 

@@ -52,6 +52,11 @@ pub trait Registers {
     fn get(&self, register: u64) -> u32;
 }
 
+/// Where a guest reads the registers of one device.
+pub fn page() -> &'static crate::registers::Registers {
+    &crate::registers::Registers::pages(1)[0]
+}
+
 impl Registers for Transport {
     fn set(&mut self, register: u64, value: u32) {
         if let Some(deferred) = self.write(register, &value.to_le_bytes()) {
@@ -61,7 +66,7 @@ impl Registers for Transport {
 
     fn get(&self, register: u64) -> u32 {
         let mut value = [0; 4];
-        self.read(register, &mut value);
+        self.page().read(register, &mut value);
         u32::from_le_bytes(value)
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
-use crate::devices::testing::Registers;
+use crate::devices::balloon::Balloon;
+use crate::devices::testing::{Registers as _, page};
 use proptest::prelude::*;
 use std::sync::Mutex;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -59,7 +60,7 @@ impl Device for Recorder {
 fn transport() -> (Transport, Recorder) {
     let memory = Memory::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
     let recorder = Recorder::default();
-    (Transport::new(Box::new(recorder.clone()), memory).unwrap(), recorder)
+    (Transport::new(Box::new(recorder.clone()), memory, page()).unwrap(), recorder)
 }
 
 fn negotiate(transport: &mut Transport, features: u64) {
@@ -165,6 +166,36 @@ fn interrupts_are_raised_and_acknowledged() {
 }
 
 #[test]
+fn a_configuration_is_shown_when_it_is_told_of() {
+    let memory = Memory::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
+    let mut transport = Transport::new(Box::<Balloon>::default(), memory, page()).unwrap();
+    assert!(transport.command(Command::Balloon(1)));
+    assert_eq!((transport.get(0x60), transport.get(0xfc), transport.get(0x100)), (2, 1, 256));
+    transport.set(0x104, 7);
+    assert_eq!(transport.get(0x104), 7);
+}
+
+#[test]
+fn only_the_beginning_and_the_end_are_the_devices() {
+    let (mut transport, recorder) = transport();
+    let mut write = |value: u32| {
+        let deferred = transport.write(0x70, &value.to_le_bytes());
+        let status = transport.get(0x70);
+        (deferred.map(|deferred| transport.carry_out(deferred)).is_some(), status)
+    };
+    assert_eq!([0, 1, 3].map(&mut write), [(false, 0), (false, 1), (false, 3)]);
+    assert_eq!(write(7), (true, 3), "without features it does not begin");
+    assert_eq!(write(0), (false, 0));
+    negotiate(&mut transport, VERSION_1);
+    let mut write = |value: u32| {
+        let deferred = transport.write(0x70, &value.to_le_bytes());
+        deferred.map(|deferred| transport.carry_out(deferred)).is_some()
+    };
+    assert_eq!([15, 15 | 0x80, 0, 0].map(&mut write), [true, true, true, false]);
+    assert_eq!(recorder.0.lock().unwrap().resets, 1);
+}
+
+#[test]
 fn queues_do_not_change_under_a_running_device() {
     let (mut transport, _) = transport();
     negotiate(&mut transport, VERSION_1);
@@ -191,7 +222,7 @@ proptest! {
                         transport.carry_out(deferred);
                     }
                 }
-                false => transport.read(offset, &mut data),
+                false => transport.page().read(offset, &mut data),
             }
         }
         for (features, _) in &recorder.0.lock().unwrap().activations {

@@ -23,6 +23,7 @@ fn apart(name: &str, action: impl FnOnce()) -> ExitStatus {
 /// The same, and the filter of a worker binds the thread that calls `action`.
 fn confined(name: &str, action: impl FnOnce()) -> ExitStatus {
     apart(name, || {
+        prepare();
         Filters::new().unwrap().worker.apply().unwrap();
         action();
     })
@@ -52,6 +53,7 @@ fn a_worker_that_opens_a_file_dies_with_its_process() {
 #[test]
 fn threads_free_memory_without_opening_a_file() {
     let status = apart("seccomp::tests::threads_free_memory_without_opening_a_file", || {
+        prepare();
         let filters = Filters::new().unwrap();
         let work = move || {
             filters.worker.apply().unwrap();

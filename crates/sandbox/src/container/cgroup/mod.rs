@@ -212,7 +212,7 @@ impl Cgroup {
             // after the parent could see the exit.
             self.kill()?;
             std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
+            pause = (pause * 2).min(Duration::from_millis(5));
         }
     }
 

@@ -144,7 +144,7 @@ fn load_elf(
     Ok(Kernel { entry: loaded.kernel_load.0, end: loaded.kernel_end, header })
 }
 
-/// The initramfs goes to the top of low memory, where it is in nobody's way.
+/// The initramfs goes behind the kernel, into the huge page in which that ends: the host clears one less.
 fn load_initrd(
     memory: &GuestMemoryMmap,
     low_end: u64,
@@ -158,8 +158,8 @@ fn load_initrd(
         max => low_end.min(u64::from(max) + 1),
     };
     let too_small = || BootError::Memory { path: path.into(), need: mib(kernel.end.saturating_add(length)) };
-    let start = highest.checked_sub(length).ok_or_else(too_small)? & !0xfff;
-    if start < kernel.end.next_multiple_of(0x1000) {
+    let start = kernel.end.checked_next_multiple_of(0x1000).ok_or_else(too_small)?;
+    if start.checked_add(length).is_none_or(|end| end > highest) {
         return Err(too_small());
     }
     let size = usize::try_from(length).map_err(|_| too_small())?;
@@ -287,7 +287,7 @@ mod tests {
         load(&memory, SIZE, &mut images, "console=ttyS0", 2, 1).unwrap();
         let params: boot_params = memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
         let (start, length) = (params.hdr.ramdisk_image, params.hdr.ramdisk_size);
-        assert_eq!((u64::from(start), length), ((SIZE - 5000) & !0xfff, 5000));
+        assert_eq!((start, length), (0x200_0000, 5000));
         let table = params.e820_table;
         let (address, size) = (table[2].addr, table[2].size);
         assert_eq!((params.e820_entries, address, size), (3, 1 << 20, SIZE - (1 << 20)));

@@ -3,7 +3,7 @@
 //! ```text
 //! 0            zero page, command line, page tables, GDT, stack     (RAM)
 //! 0x9fc00      ACPI tables at 0xe0000, reset vector                 (reserved)
-//! 1 MiB        kernel, then free, initramfs at the top              (RAM, up to 3 GiB)
+//! 1 MiB        kernel, initramfs, then free                         (RAM, up to 3 GiB)
 //! 3 GiB        virtio-mmio windows, IOAPIC, LAPIC, TSS              (hole)
 //! 4 GiB        the rest of memory                                   (RAM)
 //! ```

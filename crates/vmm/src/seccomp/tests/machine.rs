@@ -13,7 +13,7 @@ use crate::devices::net::Net;
 use crate::devices::net_tap::Tap;
 use crate::devices::rng::Rng;
 use crate::devices::storage::Storage;
-use crate::devices::testing::{BUFFERS, Driver, Registers, WRITE, tap};
+use crate::devices::testing::{BUFFERS, Driver, Registers, WRITE, page, tap};
 use crate::devices::vsock::Vsock;
 use crate::gpt::Layout;
 use crate::mmio::Transport;
@@ -152,6 +152,7 @@ fn devices(dir: &Path, tap: Tap) -> [(Box<dyn Device>, usize); 7] {
 }
 
 fn work() {
+    prepare();
     let filters = Filters::new().unwrap();
     let _ = rustix::param::page_size();
     let dir = tempfile::tempdir().unwrap();
@@ -163,7 +164,7 @@ fn work() {
     let (mut bus, mut drivers, mut running) = (Bus::default(), Vec::new(), Vec::new());
     for (number, (device, queues)) in devices(dir.path(), tap.unwrap()).into_iter().enumerate() {
         let driver = Driver::new(queues);
-        let device = Arc::new(Mutex::new(Transport::new(device, driver.memory.clone()).unwrap()));
+        let device = Arc::new(Mutex::new(Transport::new(device, driver.memory.clone(), page()).unwrap()));
         let worker = Worker::new(vec![device.clone()]).unwrap();
         let start = 0x1000 * number as u64;
         bus.windows.push(Window::new(start, 0x1000, device, worker.mailbox(), 0));
