@@ -8,8 +8,6 @@ use types::{Attachment, Bundle, ErrorKind, PortBinding, RunState};
 pub struct GuestHooks {
     /// The mounted root, until it is taken.
     pub root: Option<OwnedFd>,
-    /// Nobody reads the disks once the workload has ended.
-    pub forgotten: bool,
 }
 
 /// The workload has the network namespace of the guest itself, and the devices in it are what the machine was made with.
@@ -60,8 +58,9 @@ impl Hooks for GuestHooks {
     fn serve(&mut self) {}
 
     /// Whoever is told of the end may pull the plug.
-    fn ended(&mut self, _: &Bundle) {
-        if !self.forgotten {
+    fn ended(&mut self, bundle: &Bundle) {
+        // Nobody reads the disks of one that is removed now.
+        if !bundle.auto_remove {
             rustix::fs::sync();
         }
     }

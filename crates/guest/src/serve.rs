@@ -53,7 +53,7 @@ pub fn serve() -> Result<()> {
         }
         Ok((bundle, root)) => {
             boot::write(&mut host, &Answer::Prepared).told("answer the host")?;
-            run(bundle, root, host, listener, boot.forgotten)
+            run(bundle, root, host, listener)
         }
         Err(e) => {
             boot::write(&mut host, &refusal(&e)).told("answer the host")?;
@@ -115,7 +115,7 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
         init: boot.init,
         console_size: boot.console_size,
         restart: RestartPolicy::No,
-        auto_remove: false,
+        auto_remove: boot.forgotten,
         stop_signal: 15,
         stop_timeout: 10,
         health: None,
@@ -131,7 +131,7 @@ fn prepare(boot: &Boot) -> Result<(Bundle, OwnedFd)> {
     Ok((bundle, root))
 }
 
-fn run(bundle: Bundle, root: OwnedFd, host: UnixStream, listener: OwnedFd, forgotten: bool) -> Result<()> {
+fn run(bundle: Bundle, root: OwnedFd, host: UnixStream, listener: OwnedFd) -> Result<()> {
     let kept = host.try_clone().told("duplicate a descriptor")?;
     let lock = sys::file::Lock::exclusive(&Path::new(STATE).join("lock")).told("lock")?;
     let orders = Supervise {
@@ -143,7 +143,7 @@ fn run(bundle: Bundle, root: OwnedFd, host: UnixStream, listener: OwnedFd, forgo
         listener: Some(listener),
         adopt: None,
     };
-    supervise(orders, &ContainerHull, &mut GuestHooks { root: Some(root), forgotten });
+    supervise(orders, &ContainerHull, &mut GuestHooks { root: Some(root) });
     wait_for_reader(kept);
     Ok(())
 }

@@ -99,10 +99,12 @@ impl Core<'_> {
             Request::Exec(options) => self.exec_request(id, client, *options),
             Request::Signal { signal } => self.signal((id, client), signal),
             Request::Stop { signal, timeout } => self.stop(client, signal, timeout),
-            Request::Restart { signal, timeout } if TAKES_TIME => {
-                self.restart_for((id, client), signal, timeout)
+            Request::Restart { signal, timeout } if TAKES_TIME => self.restart_for(id, signal, timeout),
+            Request::Restart { .. } => {
+                // Of a guest the host asks that its disks be whole after this run.
+                self.bundle.auto_remove = false;
+                Ok(Outcome::Now(Response::Done))
             }
-            Request::Restart { .. } => Err(self.not_running()),
             Request::KillAll => self.kill_all(client),
             Request::Pause => self.pause().map(Outcome::Now),
             Request::Hold => {
@@ -278,7 +280,7 @@ impl Core<'_> {
     }
 
     /// A frozen process cannot die.
-    fn thaw(&mut self) {
+    pub(super) fn thaw(&mut self) {
         if self.state.status == Status::Paused
             && let Some(main) = &self.main
             && main.sandbox.resume().is_ok()
@@ -288,17 +290,21 @@ impl Core<'_> {
         }
     }
 
-    pub(super) fn stop(
+    fn stop(
         &mut self,
         client: &mut Connection,
         signal: Option<i32>,
         timeout: Option<i64>,
     ) -> Result<Outcome, Failure> {
         self.mark_stopped(client);
+        self.begin_stop(signal, timeout);
+        Ok(Outcome::Later)
+    }
+
+    pub(super) fn begin_stop(&mut self, signal: Option<i32>, timeout: Option<i64>) {
         self.stopping = true;
         if self.waiting.is_some() {
-            self.end_wait();
-            return Ok(Outcome::Later);
+            return self.end_wait();
         }
         let signal = signal.unwrap_or(self.bundle.stop_signal);
         match self.under_way_mut() {
@@ -314,7 +320,6 @@ impl Core<'_> {
             let at = later(seconds.saturating_mul(1_000_000_000));
             self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
         }
-        Ok(Outcome::Later)
     }
 
     /// Passes on the signal of a stop.
