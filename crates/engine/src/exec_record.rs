@@ -7,16 +7,19 @@ use crate::recover::remove_tree;
 use crate::spec::invalid;
 use crate::store::Container;
 use crate::{Engine, EngineError, Result};
+use sandbox::client::ExecInfo;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use types::docker::{ExecConfig, ExecInspectResponse, ProcessConfig};
 
 /// How long a session is remembered that nobody starts, and one that the supervisor does not remember either, from its start
 /// on.
 const UNSTARTED: Duration = Duration::from_secs(24 * 3600);
 const ENDED: Duration = Duration::from_secs(300);
+/// How long a supervisor may take to take a session up, or to die.
+const SETTLES: Duration = Duration::from_secs(3);
 /// 128 and SIGKILL.
 const KILLED: i64 = 137;
 
@@ -127,18 +130,32 @@ impl Engine {
         Ok(!state.status.is_active() || (state.supervisor, state.started_ns) != run)
     }
 
+    /// A session, what the supervisor says of it, and whether it is over without a word of that. One that was started is known
+    /// or over, but for the moments in which its supervisor takes it up, or dies.
+    fn told_of(&self, id: &str) -> Result<(CreatedExec, Option<ExecInfo>, bool)> {
+        let begin = Instant::now();
+        loop {
+            let made = self.created_exec(id)?;
+            let execs = match self.execs(&made.container) {
+                Err(EngineError::NoSuchContainer(_)) => {
+                    return Err(EngineError::NoSuchObject(format!("exec instance {id}")));
+                }
+                execs => execs?,
+            };
+            let info = execs.into_iter().find(|e| e.id == made.id);
+            let lost = info.is_none() && self.is_lost(&made)?;
+            let awaited = made.started.is_some() && made.failed.is_none() && info.is_none() && !lost;
+            if !awaited || begin.elapsed() > SETTLES {
+                return Ok((made, info, lost));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// A session in Docker's shape.
     pub fn inspect_exec(&self, id: &str) -> Result<ExecInspectResponse> {
-        let made = self.created_exec(id)?;
-        let execs = match self.execs(&made.container) {
-            Err(EngineError::NoSuchContainer(_)) => {
-                return Err(EngineError::NoSuchObject(format!("exec instance {id}")));
-            }
-            execs => execs?,
-        };
-        let info = execs.into_iter().find(|e| e.id == made.id);
+        let (made, info, killed) = self.told_of(id)?;
         let running = info.as_ref().is_some_and(|e| e.exit_code.is_none());
-        let killed = info.is_none() && self.is_lost(&made)?;
         let config = &made.config;
         let words = config.cmd.clone().unwrap_or_default();
         Ok(ExecInspectResponse {
