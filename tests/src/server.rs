@@ -44,7 +44,24 @@ impl Answer {
     }
 }
 
+/// A store with an image and a server over it, where this host can have them.
+pub fn served(args: &[&str]) -> Option<(Store, Server)> {
+    let store = busybox::store()?;
+    let server = Server::start(&store, args);
+    Some((store, server))
+}
+
+/// The body that makes a container which does nothing.
+pub fn sleeper() -> serde_json::Value {
+    serde_json::json!({"Image": "busybox", "Cmd": ["sleep", "600"], "HostConfig": {"NetworkMode": "none"}})
+}
+
 impl Server {
+    /// Makes a container.
+    pub fn create(&self, name: &str, body: serde_json::Value) -> Answer {
+        self.ask("POST", &format!("/containers/create?name={name}"), Some(&body))
+    }
+
     /// Serves a store at the socket of its run directory.
     pub fn start(store: &Store, args: &[&str]) -> Self {
         Self::at(store, store.run().join("api.sock"), args)

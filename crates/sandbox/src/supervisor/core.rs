@@ -14,7 +14,7 @@ use super::{Hooks, Supervise};
 use crate::client::SOCKET;
 use crate::hull::{Hull, Sandbox};
 use crate::logs::{LogWriter, Source};
-use crate::protocol::{ExecInfo, Failure, Request, Response};
+use crate::protocol::{ExecInfo, Failure, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -189,33 +189,6 @@ impl Core<'_> {
         }
         self.listen().map_err(|e| failed("cannot make the control socket", e))?;
         if adopt { self.adopt() } else { self.first_start() }
-    }
-
-    /// Tells the commands that wait, if there are any, and ends what could not begin.
-    pub(super) fn report(&mut self, begun: Result<(), Failure>) {
-        let ready = std::mem::take(&mut self.ready);
-        let failed = begun.is_err();
-        let response = match begun {
-            Ok(()) => Response::Started { pid: self.state.pid },
-            Err(failure) => {
-                // They get the reason, not a stream's end.
-                for client in ready.iter() {
-                    if let Some(client) = self.clients.get_mut(client) {
-                        client.role = Role::Idle;
-                    }
-                }
-                self.failed_start(&failure);
-                self.finish();
-                Response::Failed(failure)
-            }
-        };
-        for client in ready {
-            let Some(client) = self.clients.get_mut(&client) else { continue };
-            client.answer(response.clone());
-            if failed || !matches!(client.role, Role::Attached(_)) {
-                client.closing = true;
-            }
-        }
     }
 
     fn listen(&mut self) -> io::Result<()> {

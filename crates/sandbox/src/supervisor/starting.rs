@@ -15,7 +15,7 @@ use super::connection::{Connection, Role};
 use super::core::Core;
 use super::requests::SIGKILL;
 use crate::hull::{Pending, Sandbox};
-use crate::protocol::{Failure, Request};
+use crate::protocol::{Failure, Request, Response};
 use types::{ErrorKind, Status};
 
 /// Whether there is such a start, or such a command. In a guest there is none, and its agent must be small.
@@ -109,6 +109,33 @@ impl Core<'_> {
         match &mut self.starting {
             Some(next) => next.stop = stop,
             None => self.start_over(begun, stop),
+        }
+    }
+
+    /// Tells the commands that wait, if there are any, and ends what could not begin.
+    pub(super) fn report(&mut self, begun: Result<(), Failure>) {
+        let ready = std::mem::take(&mut self.ready);
+        let failed = begun.is_err();
+        let response = match begun {
+            Ok(()) => Response::Started { pid: self.state.pid },
+            Err(failure) => {
+                // They get the reason, not a stream's end.
+                for client in ready.iter() {
+                    if let Some(client) = self.clients.get_mut(client) {
+                        client.role = Role::Idle;
+                    }
+                }
+                self.failed_start(&failure);
+                self.finish();
+                Response::Failed(failure)
+            }
+        };
+        for client in ready {
+            let Some(client) = self.clients.get_mut(&client) else { continue };
+            client.answer(response.clone());
+            if failed || !matches!(client.role, Role::Attached(_)) {
+                client.closing = true;
+            }
         }
     }
 
