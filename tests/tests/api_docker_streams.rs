@@ -1,9 +1,11 @@
 //! The `docker` command where answers go on: terminals, follows, archives by pipe, registries, and servers that die
 //! meanwhile. Verbs that are answered at once are in `api_docker.rs`.
 
+use dhow_tests::layout::{Tar, arch, noise};
+use dhow_tests::liar::Liar;
 use dhow_tests::registry::{Registry, USER};
 use dhow_tests::server::{Server, for_docker as served};
-use dhow_tests::{clients, have, vm};
+use dhow_tests::{Store, clients, have, vm};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -221,6 +223,85 @@ fn clients_go_on_with_the_next_server() {
     assert_eq!(again.ends().1, 3);
     next.ok(&["rm", "mine", "box"]);
     assert_eq!(store.ok(&["ps", "-aq"]), "");
+}
+
+/// Files of images that are half there.
+fn halves(store: &Store) -> Vec<String> {
+    let list = |dir: &str, of: fn(&str) -> bool| {
+        let entries = std::fs::read_dir(store.root().join(dir)).into_iter().flatten().flatten();
+        entries.map(|e| e.file_name().into_string().unwrap()).filter(|n| of(n)).collect::<Vec<_>>()
+    };
+    [list("content/tmp", |n| !n.ends_with(".lock")), list("layers", |n| n.starts_with('.'))].concat()
+}
+
+/// What is on its way in or out when the server dies is nobody's afterwards, and goes the next time.
+#[test]
+fn transfers_begin_again_with_the_next_server() {
+    let Some((store, mut server)) = served() else { return };
+    let liar = Liar::start();
+    let layer = Tar::new().file("f", &noise(1, 300_000)).end();
+    let blob = liar.serve(&[layer], arch()).remove(0);
+    liar.change(&blob, |answer| answer.speed = 4000);
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let away = format!("{}/busybox", silent.local_addr().unwrap());
+    store.ok(&["tag", "busybox", &away]);
+    let big = "dd if=/dev/urandom of=/big bs=1M count=8 2>/dev/null; sleep 600";
+    server.ok(&["run", "-d", "--name", "box", "--network", "none", "busybox", "sh", "-c", big]);
+    eventually("the file", || server.ok(&["exec", "box", "stat", "-c", "%s", "/big"]) == "8388608");
+    server.ok(&["commit", "box", "made"]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    server.ok(&["save", "-o", &path("image.tar"), "made"]);
+    server.ok(&["export", "-o", &path("files.tar"), "box"]);
+
+    let ins: [(&[&str], &str); 3] = [
+        (&["load"], "image.tar"),
+        (&["import", "-", "imported"], "files.tar"),
+        (&["cp", "-", "box:/tmp"], "files.tar"),
+    ];
+    let outs: [&[&str]; 3] = [&["save", "made"], &["export", "box"], &["cp", "box:/big", "-"]];
+    let mut streams = Vec::new();
+    for (args, archive) in ins {
+        let mut stream = Stream::of(&server, args);
+        let bytes = std::fs::read(path(archive)).unwrap();
+        stream.child.stdin.as_mut().unwrap().write_all(&bytes[..bytes.len() / 2]).unwrap();
+        streams.push(stream);
+    }
+    for args in outs {
+        let mut stream = Stream::of(&server, args);
+        stream.out.read_exact(&mut [0; 512]).unwrap();
+        streams.push(stream);
+    }
+    streams.push(Stream::of(&server, &["pull", &liar.image()]));
+    streams.push(Stream::of(&server, &["push", &away]));
+    eventually("the pull", || liar.requests(&blob) > 0);
+    let (pushed, _) = silent.accept().unwrap();
+    let socket = server.socket.clone();
+    server.kill();
+    drop(pushed);
+    for mut stream in streams {
+        // Who is in the middle of a write notices, and so does who reads.
+        drop(stream.child.stdin.take());
+        let mut rest = Vec::new();
+        stream.out.read_to_end(&mut rest).unwrap();
+        eventually("a client does not notice", || stream.child.try_wait().unwrap().is_some());
+    }
+
+    let next = Server::at(&store, socket, &[]);
+    liar.change(&blob, |answer| answer.speed = 0);
+    for (args, archive) in ins {
+        let file = std::fs::File::open(path(archive)).unwrap();
+        let done = next.docker(args).stdin(file).output().unwrap();
+        assert!(done.status.success(), "{args:?}: {done:?}");
+    }
+    for args in outs {
+        assert!(next.docker(args).output().unwrap().stdout.len() > 8 << 20, "{args:?}");
+    }
+    next.ok(&["pull", &liar.image()]);
+    assert_eq!(next.ok(&["exec", "box", "stat", "-c", "%s", "/tmp/big"]), "8388608");
+    next.ok(&["rm", "-f", "box"]);
+    store.ok(&["system", "recover"]);
+    assert_eq!(halves(&store), [""; 0]);
 }
 
 #[test]
