@@ -77,10 +77,27 @@ fn tcp_is_for_those_with_a_certificate() {
             .unwrap()
     };
     let (cert, key) = (file("client.pem"), file("client-key.pem"));
-    let known = docker(&["--tlsverify", "--tlscacert", &ca, "--tlscert", &cert, "--tlskey", &key]);
-    assert!(known.status.success(), "{known:?}");
-    assert!(!docker(&["--tlsverify", "--tlscacert", &ca]).stdout.starts_with(b"0."), "without a certificate");
-    assert!(!docker(&[]).stdout.starts_with(b"0."), "without TLS");
+    let known = || {
+        let out = docker(&["--tlsverify", "--tlscacert", &ca, "--tlscert", &cert, "--tlskey", &key]);
+        assert!(out.status.success() && !out.stdout.trim_ascii().is_empty(), "{out:?}");
+    };
+    known();
+    // Signed by another authority of the same name.
+    let strangers = tempfile::tempdir().unwrap();
+    certificates(strangers.path());
+    let theirs = |name: &str| strangers.path().join(name).to_str().unwrap().to_owned();
+    let (their_cert, their_key) = (theirs("client.pem"), theirs("client-key.pem"));
+    for (with, why) in [
+        (&["--tlsverify", "--tlscacert", &ca, "--tlscert", &their_cert, "--tlskey", &their_key][..], "tls: "),
+        (&["--tlsverify", "--tlscacert", &ca], "tls: "),
+        (&[], "HTTP"),
+    ] {
+        let out = docker(with);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!out.status.success() && out.stdout.trim_ascii().is_empty(), "{with:?}: {out:?}");
+        assert!(said.contains(why), "{with:?}: {said}");
+    }
+    known();
 }
 
 /// Listens at descriptor 3 as systemd does, and becomes the server.
