@@ -356,7 +356,7 @@ fn networks_come_and_go_with_a_container() {
     // It keeps them over restarts.
     store.ok(&["restart", "-t", "0", "web"]);
     assert_eq!(address(&store, "web", "b"), on_b);
-    assert_eq!(links().trim(), "eth0 lo");
+    assert_eq!(links().trim(), "eth1 lo");
     store.ok(&["network", "disconnect", "b", "web"]);
     assert_eq!(links().trim(), "lo");
     store.ok(&["network", "connect", "bridge", "web"]);
