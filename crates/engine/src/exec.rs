@@ -111,10 +111,4 @@ impl Engine {
             Liveness::Ended(..) => Ok(Vec::new()),
         }
     }
-
-    /// Sets the size of the terminal of an exec session.
-    pub fn resize_exec(&self, name: &str, exec: &str, rows: u16, columns: u16) -> Result<()> {
-        let container = self.find(name)?;
-        Ok(self.client(&container)?.resize(Some(exec), rows, columns)?)
-    }
 }

@@ -20,6 +20,8 @@ const UNSTARTED: Duration = Duration::from_secs(24 * 3600);
 const ENDED: Duration = Duration::from_secs(300);
 /// How long a supervisor may take to take a session up, or to die.
 const SETTLES: Duration = Duration::from_secs(3);
+/// How long the size of a terminal waits for that, as in Docker: a client has its stream before the command begins.
+const COMING: Duration = Duration::from_secs(10);
 /// 128 and SIGKILL.
 const KILLED: i64 = 137;
 
@@ -132,7 +134,7 @@ impl Engine {
 
     /// A session, what the supervisor says of it, and whether it is over without a word of that. One that was started is known
     /// or over, but for the moments in which its supervisor takes it up, or dies.
-    fn told_of(&self, id: &str) -> Result<(CreatedExec, Option<ExecInfo>, bool)> {
+    fn told_of(&self, id: &str, patience: Duration) -> Result<(CreatedExec, Option<ExecInfo>, bool)> {
         let begin = Instant::now();
         loop {
             let made = self.created_exec(id)?;
@@ -145,16 +147,23 @@ impl Engine {
             let info = execs.into_iter().find(|e| e.id == made.id);
             let lost = info.is_none() && self.is_lost(&made)?;
             let awaited = made.started.is_some() && made.failed.is_none() && info.is_none() && !lost;
-            if !awaited || begin.elapsed() > SETTLES {
+            if !awaited || begin.elapsed() > patience {
                 return Ok((made, info, lost));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
+    /// Sets the size of a session's terminal.
+    pub fn resize_exec(&self, id: &str, rows: u16, columns: u16) -> Result<()> {
+        let (made, ..) = self.told_of(id, COMING)?;
+        let container = self.find(&made.container)?;
+        Ok(self.client(&container)?.resize(Some(id), rows, columns)?)
+    }
+
     /// A session in Docker's shape.
     pub fn inspect_exec(&self, id: &str) -> Result<ExecInspectResponse> {
-        let (made, info, killed) = self.told_of(id)?;
+        let (made, info, killed) = self.told_of(id, SETTLES)?;
         let running = info.as_ref().is_some_and(|e| e.exit_code.is_none());
         let config = &made.config;
         let words = config.cmd.clone().unwrap_or_default();

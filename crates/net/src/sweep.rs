@@ -102,7 +102,8 @@ pub fn sweep_forsaken() -> Result<usize, NetError> {
     Ok(published.len())
 }
 
-fn all_published(rules: &mut Socket) -> Result<Vec<firewall::Published>, NetError> {
+/// Those of both families; none where the kernel lacks what leads them.
+pub(crate) fn all_published(rules: &mut Socket) -> Result<Vec<firewall::Published>, NetError> {
     let mut published = Vec::new();
     for family in [Family::V4, Family::V6] {
         match firewall::published_in(rules, family) {

@@ -8,13 +8,8 @@ use engine::{Engine, EngineError, ExecRequest};
 use hyper::StatusCode;
 use sandbox::client::{AttachOptions, Stream};
 use serde_json::json;
-use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use types::docker::{ExecConfig, ExecStartConfig};
-
-/// How long the size of a terminal waits for its command to begin, as in Docker, and how often it looks.
-const COMING: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(20);
 
 pub async fn create(mut ask: Ask, id: &str) -> Answer {
     let config: ExecConfig = ask.shape().await?;
@@ -117,24 +112,9 @@ async fn run(
 
 pub async fn resize(ask: Ask, id: &str) -> Answer {
     let (rows, columns) = (ask.query.size("h")?, ask.query.size("w")?);
-    let begun = Instant::now();
-    loop {
-        let session = id.to_owned();
-        let done = ask.run(move |engine| {
-            let made = engine.created_exec(&session)?;
-            let done = engine.resize_exec(&made.container, &session, rows, columns);
-            let is_coming = done.is_err() && made.started.is_some() && {
-                engine.inspect_exec(&session)?.exit_code.is_none()
-            };
-            Ok((done.map_err(Fault::from), is_coming))
-        });
-        match done.await? {
-            (Ok(()), _) => return ask::empty(StatusCode::OK),
-            // Its client has the connection before the command begins, and may be faster, as in Docker.
-            (Err(_), true) if begun.elapsed() < COMING => tokio::time::sleep(LOOK).await,
-            (Err(fault), _) => return Err(fault),
-        }
-    }
+    let session = id.to_owned();
+    ask.run(move |engine| Ok(engine.resize_exec(&session, rows, columns)?)).await?;
+    ask::empty(StatusCode::OK)
 }
 
 pub async fn inspect(ask: Ask, id: &str) -> Answer {

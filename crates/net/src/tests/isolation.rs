@@ -52,8 +52,7 @@ fn free_ports_are_chosen_alike_for_both_families() {
 }
 
 pub(super) fn all_published() -> Vec<firewall::Published> {
-    let mut rules = firewall::open().unwrap();
-    [Family::V4, Family::V6].iter().flat_map(|f| firewall::published_in(&mut rules, *f).unwrap()).collect()
+    crate::sweep::all_published(&mut firewall::open().unwrap()).unwrap()
 }
 
 #[test]
